@@ -1,0 +1,60 @@
+"""One cross-entropy for NumPy, PyTorch, JAX and MindSpore: one meaning, one call, every framework.
+
+    import unixent
+    loss = unixent.cross_entropy(logits, target)     # the arrays' own framework, or backend="torch", "jax", ...
+
+Importing unixent imports NumPy and no framework.
+"""
+
+from __future__ import annotations
+
+from unixent.api import cross_entropy, loss_terms, value_and_grad
+from unixent.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DTypeError,
+    EmptyMeanError,
+    NonFiniteError,
+    OptionError,
+    ShapeError,
+    TargetRangeError,
+    UnixentError,
+    UnknownBackendError,
+)
+from unixent.linear import linear_cross_entropy, linear_value_and_grad
+from unixent.loss import CrossEntropyLoss
+from unixent.options import LossOptions, ParallelConfig
+from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.registry import BackendStatus, backends, get_backend
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArrayInfo",
+    "Backend",
+    "BackendError",
+    "BackendStatus",
+    "BackendUnavailableError",
+    "Capabilities",
+    "CrossEntropyLoss",
+    "DTypeError",
+    "EmptyMeanError",
+    "LinearProblem",
+    "LossOptions",
+    "LossTerms",
+    "NonFiniteError",
+    "OptionError",
+    "ParallelConfig",
+    "Problem",
+    "ShapeError",
+    "TargetRangeError",
+    "UnixentError",
+    "UnknownBackendError",
+    "backends",
+    "cross_entropy",
+    "get_backend",
+    "linear_cross_entropy",
+    "linear_value_and_grad",
+    "loss_terms",
+    "value_and_grad",
+]

@@ -1,0 +1,228 @@
+"""The public loss functions. A call goes four hops: options, registry, checks, adapter."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from unixent import checks
+from unixent.errors import OptionError
+from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
+from unixent.protocol import Array, LossTerms
+
+
+def cross_entropy(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    mask: Array | None = None,
+    axis: int = -1,
+    reduction: str = "mean",
+    ignore_index: int = DEFAULT_IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    normalizer: Array | float | None = None,
+    on_empty: str = "zero",
+    dtype: Any = None,
+    validate: str = "auto",
+    parallel: Any = None,
+    backend: str | None = None,
+) -> Array:
+    r"""Cross-entropy between logits and targets, in nats, with one meaning on every framework.
+
+    Let P be the shape of ``logits`` without the class axis, C the number of classes, x the logits (after
+    ``softcap``), lse the log-sum-exp of a position over its classes, and L_c = lse - x_c >= 0 the negative
+    log-probability of class c. With w the class weights, v the position weight (``mask``, and 0 where the target is
+    ``ignore_index``), s the label smoothing and z the coefficient of the squared log-normaliser:
+
+    .. code-block:: text
+
+        class indices y   loss = v * [(1 - s) * w_y * L_y + s/C * sum_c w_c L_c + z * lse**2],   d = v * w_y
+        probabilities q   loss = v * [sum_c w_c * ((1 - s) * q_c + s/C) * L_c + z * lse**2],     d = v
+
+        "none" -> loss, shape P      "sum" -> sum loss      "mean" -> sum loss / sum d  (or / normalizer)
+
+    A confident row keeps its relative accuracy (logits ``[20, 0]`` with target 0 give 2.06e-9, not 0), -inf logits
+    mean probability 0, and a position that is masked or ignored adds nothing whatever its logits hold. The gradient,
+    where the framework has one, is defined for logits and for probability targets.
+
+    Args:
+        logits: unnormalised scores: P with C inserted at ``axis``; float16, bfloat16, float32 or float64.
+        target: class indices of shape P and any integer dtype, in [0, C) or ``ignore_index``; or probabilities of the
+            shape of logits and any floating dtype, which need not sum to 1.
+        weight: class weights, shape (C,), floating. A constant: it has no gradient.
+        mask: position weights, shape P, bool, integer or floating (fractions allowed). A constant.
+        axis: the class axis of logits.
+        reduction: "mean", "sum" or "none".
+        ignore_index: positions with this target do not exist; may lie inside or outside [0, C). Class indices only.
+        label_smoothing: in [0, 1]; the share of the target that is spread evenly over the C classes.
+        z_loss: coefficient >= 0 of the squared log-normaliser.
+        softcap: None, or a > 0 that replaces x by a * tanh(x / a) first.
+        normalizer: replaces the denominator of "mean": a float or a 0-d array, e.g. the number of tokens of a whole
+            gradient-accumulation step. A constant.
+        on_empty: value of a mean whose denominator is 0: "zero", "nan", or "raise" (`EmptyMeanError` where values can
+            be read, NaN elsewhere).
+        dtype: dtype of the result, by name; None for the dtype of logits. Arithmetic is done in float32 for half
+            inputs and in the dtype of logits otherwise; only the finished result is rounded.
+        validate: when to read target values: "auto" where that does not stall, "full" also on an accelerator, "off".
+            Unread, an index outside [0, C) gives NaN at its position.
+        parallel: a `ParallelConfig` when positions or classes are split over processes.
+        backend: name of a backend, or None for the framework that ``logits`` belongs to.
+
+    Returns:
+        An array of the backend: shape P for "none", 0-d otherwise.
+
+    Raises:
+        ShapeError: an argument's shape does not fit that of logits.
+        DTypeError: an argument's dtype or type is not taken.
+        OptionError: an option is out of range, or does not go with another.
+        TargetRangeError: a class index is outside [0, C) and not ``ignore_index``, and could be read.
+        EmptyMeanError: the mean's denominator is 0 under ``on_empty="raise"``, and could be read.
+        BackendError: frameworks or devices are mixed, or the backend lacks a capability.
+        UnknownBackendError: no backend of that name, or for arrays of that type.
+        BackendUnavailableError: the backend's framework is not installed.
+
+    Example:
+        >>> import numpy as np, unixent
+        >>> logits = np.array([[2.0, 0.5, -1.0], [0.0, 3.0, 0.0]])
+        >>> print(unixent.cross_entropy(logits, np.array([0, 1])).round(6))
+        0.168151
+        >>> print(unixent.cross_entropy(logits, np.array([0, -100]), reduction="none").round(6))
+        [0.241311 0.      ]
+        >>> print(unixent.cross_entropy([20.0, 0.0], 0))
+        2.061153620314381e-09
+
+    See also:
+        `loss_terms` for the two sums of a mean, `value_and_grad` for the gradient without autodiff,
+        `linear_cross_entropy` for the form that never holds the logits.
+
+    References:
+        Szegedy et al., Rethinking the Inception Architecture, 2016 (label smoothing); de Brebisson and Vincent, The
+        Z-loss, 2016, and Chowdhery et al., PaLM, 2022 (z-loss); Gemma Team, Gemma 2, 2024 (soft-cap); Blanchard,
+        Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
+    """
+    found = checks.resolve(backend, logits, "logits")
+    options = LossOptions(
+        axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
+    )
+    sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, _ = checks.logits_problem(found, logits, sides, options)
+    return found.cross_entropy(problem)
+
+
+def loss_terms(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    mask: Array | None = None,
+    axis: int = -1,
+    ignore_index: int = DEFAULT_IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    dtype: Any = None,
+    validate: str = "auto",
+    parallel: Any = None,
+    backend: str | None = None,
+) -> LossTerms:
+    """The numerator and the denominator of the mean loss, apart: what may be added up over micro-batches or processes.
+
+    numerator = sum of the positions' losses, in nats; denominator = sum of d, as `cross_entropy` defines both. The
+    mean over several batches is ``sum(numerators) / sum(denominators)``, which the mean of their means is not.
+
+    Args:
+        logits, target, weight, mask, axis, ignore_index, label_smoothing, z_loss, softcap, validate, parallel, backend:
+            as in `cross_entropy`.
+        dtype: dtype of both terms; None for the accumulation dtype (float32 for half and float32 logits, float64
+            otherwise), since a float16 count is infinite beyond 65504.
+
+    Returns:
+        `LossTerms` of two 0-d arrays.
+
+    Raises:
+        UnixentError: as `cross_entropy`.
+
+    Example:
+        >>> import numpy as np, unixent
+        >>> rng = np.random.default_rng(0)
+        >>> logits, target = rng.normal(size=(6, 5)), rng.integers(5, size=6)
+        >>> first, second = unixent.loss_terms(logits[:2], target[:2]), unixent.loss_terms(logits[2:], target[2:])
+        >>> mean = (first.numerator + second.numerator) / (first.denominator + second.denominator)
+        >>> bool(np.isclose(mean, unixent.cross_entropy(logits, target), rtol=1e-14))
+        True
+    """
+    found = checks.resolve(backend, logits, "logits")
+    options = LossOptions(
+        axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate
+    )
+    sides = checks.Sides(target, weight, mask, None, parallel, True)
+    problem, _ = checks.logits_problem(found, logits, sides, options)
+    return cast(LossTerms, found.cross_entropy(problem))
+
+
+def value_and_grad(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    mask: Array | None = None,
+    axis: int = -1,
+    reduction: str = "mean",
+    ignore_index: int = DEFAULT_IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    normalizer: Array | float | None = None,
+    on_empty: str = "zero",
+    dtype: Any = None,
+    validate: str = "auto",
+    parallel: Any = None,
+    backend: str | None = None,
+    grad_output: Array | float | None = None,
+    wrt: str | tuple[str, ...] = "logits",
+) -> tuple[Array, Any]:
+    """The loss and its gradient in one pass, on every backend: NumPy has no autodiff of its own.
+
+    The gradient is that of ``sum(grad_output * loss)``. For class indices without smoothing and z-loss it is, with p
+    the softmax of a position and d the denominator of the reduction,
+
+    .. code-block:: text
+
+        c != y    v * w_y * p_c / d              c == y    -v * w_y * r / (r + e_y) / d
+
+    where r sums the exponentials of the other classes: p_y - 1 without its cancellation.
+
+    Args:
+        logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, softcap, normalizer,
+        on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
+        grad_output: upstream gradient, of the shape of the loss (P for "none", 0-d otherwise); None for ones.
+        wrt: "logits", "target" (probability targets only), or a tuple of these.
+
+    Returns:
+        ``(loss, gradient)``; a gradient has the shape and dtype of what it is taken with respect to. With a tuple
+        ``wrt`` the second item is the tuple of gradients.
+
+    Raises:
+        UnixentError: as `cross_entropy`; `OptionError` for an unknown ``wrt`` or for "target" with class indices.
+
+    Example:
+        >>> import numpy as np, unixent
+        >>> loss, grad = unixent.value_and_grad(np.array([[0.0, 0.0]]), np.array([1]))
+        >>> print(loss.round(6), grad)
+        0.693147 [[ 0.5 -0.5]]
+    """
+    found = checks.resolve(backend, logits, "logits")
+    names = checks.wanted(wrt, ("logits", "target"))
+    options = LossOptions(
+        axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
+    )
+    sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, lead = checks.logits_problem(found, logits, sides, options)
+    if "target" in names and problem.target_kind == "index":
+        raise OptionError("wrt: expected 'logits', since class indices have no gradient; got 'target'")
+    positions = lead.info.shape[: problem.axis] + lead.info.shape[problem.axis + 1 :]
+    grad_output = checks.upstream(found, grad_output, lead, positions, options)
+    loss, grads = found.value_and_grad(problem, grad_output, names)
+    return loss, grads[0] if isinstance(wrt, str) else grads

@@ -1,0 +1,174 @@
+"""What a call is configured with: validated once on construction, frozen, hashable (a static argument under jit)."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from unixent.errors import OptionError
+
+FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_REDUCTIONS = ("none", "mean", "sum")
+_ON_EMPTY = ("zero", "nan", "raise")
+_VALIDATE = ("auto", "full", "off")
+DEFAULT_IGNORE_INDEX = -100
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, (bool, np.bool_)):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise OptionError(f"{name}: expected an int; got {value!r}")
+
+
+def _number(name: str, value: Any, expected: str, low: float, high: float) -> float:
+    """A finite float in ``[low, high]``; strings and booleans are no numbers."""
+    if type(value) is float and low <= value <= high and value != math.inf:
+        return value
+    try:
+        number = float(value) if not isinstance(value, (bool, np.bool_, str, bytes)) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if low <= number <= high and math.isfinite(number):
+        return number
+    raise OptionError(f"{name}: expected {expected}; got {value!r}")
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise OptionError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def _dtype_name(value: Any) -> str:
+    """The canonical name of a dtype given as a name or as any framework's own dtype object."""
+    name = str(value)
+    if not isinstance(value, str):
+        try:
+            name = np.dtype(value).name
+        except TypeError:
+            pass
+    name = name.rpartition(".")[2].lower()
+    if name in FLOAT_DTYPES:
+        return name
+    raise OptionError(f"dtype: expected None or one of {', '.join(map(repr, FLOAT_DTYPES))}; got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """The static options of a loss; see `unixent.cross_entropy` for the meaning of each.
+
+    Arrays (weight, mask, normalizer) are not options: they may be traced. A `LossOptions` is hashable, so that it can
+    be a static argument of ``jax.jit`` or a key of a cache.
+
+    Raises:
+        OptionError: a value is outside its range; the message names the option.
+
+    Example:
+        >>> from unixent import LossOptions
+        >>> options = LossOptions(label_smoothing=0.1)
+        >>> options.reduction, options.label_smoothing
+        ('mean', 0.1)
+        >>> LossOptions(label_smoothing=1.5)
+        Traceback (most recent call last):
+        ...
+        unixent.errors.OptionError: label_smoothing: expected a float in [0, 1]; got 1.5
+    """
+
+    axis: int = -1
+    reduction: str = "mean"
+    ignore_index: int = DEFAULT_IGNORE_INDEX
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    on_empty: str = "zero"
+    dtype: str | None = None
+    validate: str = "auto"
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "axis", _integer("axis", self.axis))
+        _choice("reduction", self.reduction, _REDUCTIONS)
+        put(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+        put(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0.0, 1.0))
+        put(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0.0, math.inf))
+        if self.softcap is not None:
+            # 0 is excluded: the smallest positive double is the bound below.
+            expected = "None or a finite float > 0"
+            put(self, "softcap", _number("softcap", self.softcap, expected, 5e-324, math.inf))
+        _choice("on_empty", self.on_empty, _ON_EMPTY)
+        if self.dtype is not None:
+            put(self, "dtype", _dtype_name(self.dtype))
+        _choice("validate", self.validate, _VALIDATE)
+
+
+def _degree(name: str, value: Any) -> int:
+    degree = _integer(name, value)
+    if degree < 1:
+        raise OptionError(f"{name}: expected an int >= 1; got {value!r}")
+    return degree
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelConfig:
+    """How positions and classes are split over processes.
+
+    Positions are split over ``data_parallel * context_parallel`` processes (the token group), classes over
+    ``model_parallel`` processes (the model group).
+
+    Args:
+        data_parallel: number of parts the batch is split into, >= 1.
+        model_parallel: number of parts the classes are split into, >= 1.
+        context_parallel: number of parts the sequence is split into, >= 1.
+        model_group: the framework's own handle of the group that shares the classes (a torch ProcessGroup, a jax mesh
+            axis name, a MindSpore group name, an mpi4py communicator).
+        token_group: the handle of the group that shares the positions.
+
+    Raises:
+        OptionError: a degree is not an int >= 1.
+
+    Example:
+        >>> from unixent import ParallelConfig
+        >>> ParallelConfig(data_parallel=2, model_parallel=4).degree
+        8
+    """
+
+    data_parallel: int = 1
+    model_parallel: int = 1
+    context_parallel: int = 1
+    model_group: Any = field(default=None, kw_only=True)
+    token_group: Any = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("data_parallel", "model_parallel", "context_parallel"):
+            object.__setattr__(self, name, _degree(name, getattr(self, name)))
+
+    @property
+    def degree(self) -> int:
+        """Number of processes that one loss is spread over."""
+        return self.data_parallel * self.model_parallel * self.context_parallel
+
+    @classmethod
+    def of(cls, config: Any) -> ParallelConfig:
+        """A `ParallelConfig` from any object with ``data_parallel`` and ``model_parallel`` attributes."""
+        if isinstance(config, cls):
+            return config
+        missing = [name for name in ("data_parallel", "model_parallel") if not hasattr(config, name)]
+        if missing:
+            raise OptionError(
+                "parallel: expected a ParallelConfig or an object with data_parallel and model_parallel attributes; "
+                f"got {type(config).__name__} without {' and '.join(missing)}"
+            )
+        return cls(
+            config.data_parallel,
+            config.model_parallel,
+            getattr(config, "context_parallel", 1),
+            model_group=getattr(config, "model_group", None),
+            token_group=getattr(config, "token_group", None),
+        )

@@ -1,0 +1,188 @@
+"""The contract between unixent and a backend: for authors of plug-ins.
+
+A backend is a module-level object registered under the entry-point group ``unixent.backends``::
+
+    [project.entry-points."unixent.backends"]
+    mylib = "unixent_mylib:backend"
+
+unixent validates the call (options, shapes, dtypes, devices, capabilities) and raises every error; a backend holds
+arithmetic only. It receives a `Problem` in which every array is its own and every option is normalised, and it returns
+its own array. What the loss means is in ``docs/semantics.md``; run ``unixent conformance --backend mylib`` to learn,
+case by case, whether yours matches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from unixent.options import LossOptions, ParallelConfig
+
+Array = Any  # whatever the framework calls its array
+
+
+class LossTerms(NamedTuple):
+    """The two sums behind a mean: what gradient accumulation and data parallelism add up.
+
+    ``numerator`` is the sum of the positions' losses in nats and ``denominator`` the sum of their weights, both 0-d
+    arrays of the backend; the mean is ``numerator / denominator``.
+    """
+
+    numerator: Array
+    denominator: Array
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInfo:
+    """What the checks need to know of an array, without touching its values.
+
+    Attributes:
+        shape: its shape; entries may be symbolic under a trace.
+        dtype: canonical NumPy-style name: "float16", "bfloat16", "float32", "float64", "int8", ..., "uint64", "bool".
+        device: where it lives, as the framework prints it; compared between the arguments of one call.
+        readable: its values can be read without stalling: an eager array in host memory.
+        concrete: it has values at all; False under a trace.
+        requires_grad: the framework can tell that a gradient is asked of this array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str = "cpu"
+    readable: bool = True
+    concrete: bool = True
+    requires_grad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, as data: the checks, the docs table and the suite's expectations are made from it.
+
+    Attributes:
+        dtypes: dtypes of logits that are taken.
+        targets: kinds of target that are taken: "index", "probability".
+        transforms: names of the framework's transforms that the loss goes through: "grad", "jit", "vmap", "jvp", ...
+        linear: `unixent.linear_cross_entropy` is served.
+        parallel: a `ParallelConfig` of degree above 1 is served.
+        batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
+    """
+
+    dtypes: frozenset[str]
+    targets: frozenset[str] = frozenset({"index", "probability"})
+    transforms: frozenset[str] = frozenset()
+    linear: bool = False
+    parallel: bool = False
+    batch_invariant: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossProblem:
+    """What a logits-level and a fused linear problem share; every array belongs to the backend.
+
+    Attributes:
+        target: class indices of shape P, or probabilities of the shape of logits.
+        weight: class weights (C,), or None.
+        mask: position weights P (bool, integer or floating), or None.
+        normalizer: replaces the denominator of "mean": a Python float, a 0-d array, or None.
+        options: the validated options.
+        classes: C.
+        target_kind: "index" or "probability".
+        accumulation: "float32" or "float64": the dtype of every exp, log and sum.
+        result_dtype: dtype that the finished result is rounded to.
+        terms: return `LossTerms` instead of the reduced loss.
+        check_empty: raise `unixent.checks.empty_mean` when the mean's denominator reads 0.
+        parallel: how the problem is split over processes, or None.
+    """
+
+    target: Array
+    weight: Array | None = None
+    mask: Array | None = None
+    normalizer: Array | float | None = None
+    options: LossOptions
+    classes: int
+    target_kind: str
+    accumulation: str
+    result_dtype: str
+    terms: bool = False
+    check_empty: bool = False
+    parallel: ParallelConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem(LossProblem):
+    """One call of `unixent.cross_entropy`: ``logits`` with the classes along ``axis`` (normalised, >= 0)."""
+
+    logits: Array
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearProblem(LossProblem):
+    """One call of `unixent.linear_cross_entropy`.
+
+    ``hidden`` is P + (D,), ``classifier`` (C, D), ``bias`` (C,) or None; ``chunk`` is the number of positions whose
+    logits may exist at a time, or None for the backend's choice.
+    """
+
+    hidden: Array
+    classifier: Array
+    bias: Array | None = None
+    chunk: int | None = None
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a backend provides. Everything is arithmetic on its own arrays; unixent raises the errors.
+
+    A class index outside ``[0, C)`` that is not ``ignore_index`` must come out as NaN (value and gradient row),
+    whatever was validated before: under a trace nothing could be.
+    """
+
+    name: str
+    version: str
+    capabilities: Capabilities
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices that the framework sees, as it prints them."""
+        ...
+
+    def owns(self, array: object) -> bool:
+        """Whether ``array`` is an array of this framework (traced ones included)."""
+        ...
+
+    def describe(self, array: Array) -> ArrayInfo:
+        """Shape, dtype, device and readability of an array of this framework. Must be cheap: it is on every call."""
+        ...
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
+        """Hand a NumPy array over, to the device of ``like`` where given; zero-copy where the framework allows."""
+        ...
+
+    def first_invalid_target(self, target: Array, classes: int, ignore_index: int) -> tuple[int, int] | None:
+        """Flat C-order position and value of the first index outside ``[0, classes)`` that is not ``ignore_index``."""
+        ...
+
+    def first_nonfinite(self, array: Array) -> int | None:
+        """Flat C-order position of the first NaN or infinity."""
+        ...
+
+    def cross_entropy(self, problem: Problem) -> Array | LossTerms:
+        """The loss, or its two terms when ``problem.terms``."""
+        ...
+
+    def value_and_grad(
+        self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The loss and the gradient of ``sum(grad_output * loss)`` for each of ``wrt``: "logits", "target"."""
+        ...
+
+    def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
+        """The fused linear form; asked only where ``capabilities.linear``."""
+        ...
+
+    def linear_value_and_grad(
+        self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """The fused loss and its gradients for each of ``wrt``: "hidden", "classifier", "bias", "target"."""
+        ...
