@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
-from unixent_numpy._layout import Array, Rows, for_each_block
+from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._loss import Coefficients, Positions, equals, mixed_block, plain_block, reduce, row_factors
 from unixent_numpy._rows import cap
 
@@ -85,15 +85,18 @@ def _losses(problem: Problem, positions: Positions, factors: Array | None, grads
     losses = np.empty(logits.count, kind)
     skipped = (positions.v == 0)
     inplace = outputs["logits"].in_place(kind) if "logits" in outputs else None
+    step = rows_per_block(logits.count, logits.classes, kind.itemsize)
+    scratch = Scratch(step, logits.classes, kind)
 
     def work(start: int, stop: int) -> None:
         # NumPy's error state is a thread's own.
         with np.errstate(all="ignore"):
-            block = np.empty((stop - start, logits.classes), kind) if inplace is None else inplace[start:stop]
+            rows = stop - start
+            block = scratch.block("logits", rows) if inplace is None else inplace[start:stop]
             logits.read(start, stop, block)
             slope = None
             if options.softcap is not None:
-                slope = np.empty_like(block) if "logits" in outputs else None
+                slope = scratch.block("slope", rows) if "logits" in outputs else None
                 cap(block, options.softcap, slope)
             index = None if positions.index is None else positions.index[start:stop]
             w = None if positions.w is None else positions.w[start:stop]
@@ -105,10 +108,11 @@ def _losses(problem: Problem, positions: Positions, factors: Array | None, grads
             else:
                 shares = None
                 if probabilities is not None:
-                    shares = np.empty_like(block)
+                    shares = scratch.block("shares", rows)
                     probabilities.read(start, stop, shares)
-                    target_grad = np.empty_like(block) if "target" in outputs else None
-                loss = mixed_block(block, index, shares, w, fixed, options.z_loss, coefficient, target_grad)
+                    target_grad = scratch.block("target", rows) if "target" in outputs else None
+                gaps = scratch.block("gaps", rows)
+                loss = mixed_block(block, gaps, index, shares, w, fixed, options.z_loss, coefficient, target_grad)
             if slope is not None:
                 block *= slope
             loss = loss * positions.v[start:stop]
@@ -126,5 +130,5 @@ def _losses(problem: Problem, positions: Positions, factors: Array | None, grads
                     if grad is not block or inplace is None:
                         outputs[name].write(start, stop, grad)
 
-    for_each_block(logits.count, logits.classes, kind.itemsize, work)
+    for_each_block(logits.count, step, work)
     return losses

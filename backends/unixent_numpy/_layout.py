@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# A block of this many bytes stays in a core's own cache while about five passes go over it.
-BLOCK_BYTES = 1 << 19
+# A block of this many bytes stays in cache while about six passes go over it, and is long enough that the work between
+# two passes, which holds the interpreter lock, does not count.
+BLOCK_BYTES = 1 << 21
 # Below this many elements a call is over before a second thread has started.
 THREADED_ELEMENTS = 1 << 16
 
@@ -86,18 +88,38 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def for_each_block(rows: int, classes: int, itemsize: int, work: Callable[[int, int], None]) -> None:
-    """Call ``work(start, stop)`` for blocks that cover ``range(rows)``, on all cores where that pays."""
+class Scratch:
+    """Blocks of one shape, one set for each thread: fresh pages for every block would cost more than the arithmetic."""
+
+    def __init__(self, rows: int, classes: int, dtype: np.dtype[Any]) -> None:
+        self._shape, self._dtype = (rows, classes), dtype
+        self._own = threading.local()
+
+    def block(self, name: str, rows: int) -> Array:
+        """The calling thread's uninitialised block of that name."""
+        found = getattr(self._own, name, None)
+        if found is None:
+            found = np.empty(self._shape, self._dtype)
+            setattr(self._own, name, found)
+        return found[:rows]
+
+
+def rows_per_block(rows: int, classes: int, itemsize: int) -> int:
+    """How many rows a block holds: what fits in cache, and no more than one core's share."""
+    fitting = max(1, BLOCK_BYTES // (classes * itemsize))
+    return max(1, min(fitting, rows if rows * classes < THREADED_ELEMENTS else -(-rows // _cores())))
+
+
+def for_each_block(rows: int, step: int, work: Callable[[int, int], None]) -> None:
+    """Call ``work(start, stop)`` for blocks of ``step`` rows that cover ``range(rows)``, on all cores where that pays."""
     global _pool
-    step = max(1, BLOCK_BYTES // (classes * itemsize))
+    blocks = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     cores = _cores()
-    if cores == 1 or rows * classes < THREADED_ELEMENTS:
-        for start in range(0, rows, step):
-            work(start, min(start + step, rows))
+    if cores == 1 or len(blocks) == 1:
+        for block in blocks:
+            work(*block)
         return
-    step = min(step, -(-rows // cores))
     if _pool is None:
         _pool = ThreadPoolExecutor(cores, thread_name_prefix="unixent")
-    blocks = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     for _ in _pool.map(lambda block: work(*block), blocks):
         pass

@@ -10,7 +10,7 @@ import numpy as np
 from unixent.checks import empty_mean
 from unixent.protocol import LossProblem, LossTerms
 from unixent_numpy._layout import Array
-from unixent_numpy._rows import cap, pivot_statistics, times
+from unixent_numpy._rows import pivot_statistics, times, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ def plain_block(
 
 def mixed_block(
     block: Array,
+    gaps: Array,
     index: Array | None,
     probabilities: Array | None,
     w: Array | None,
@@ -114,15 +115,23 @@ def mixed_block(
         loss = sum_c t_c (x_j - x_c) + T L_j,      T = sum_c t_c
         d loss / d x_c = T p_c - t_c (c != j),      d loss / d x_j = (T - t_j) p_j - t_j (1 - p_j)
 
-    ``probabilities`` is overwritten; ``target_grad``, where given, receives the gradient of the probabilities.
+    ``gaps`` is scratch, ``probabilities`` is overwritten, and ``target_grad``, where given, receives the gradient of
+    the probabilities.
     """
     rows = np.arange(len(block))
     top = block.argmax(axis=1)
-    gaps = block[rows, top][:, None] - block
+    np.subtract(block[rows, top][:, None], block, out=gaps)
     found = pivot_statistics(block, top)
+    if target_grad is not None and coefficient is not None:
+        slope = np.full(block.shape[1], fixed.share, block.dtype) if fixed.weight is None else fixed.share * fixed.weight
+        np.add(gaps, found.loss[:, None], out=target_grad)
+        weigh(target_grad, slope)
+        target_grad *= coefficient[:, None]
+    own: Any = None
     if index is not None:
+        shares = fixed.base
         own = np.full(len(block), fixed.share, block.dtype) if w is None else fixed.share * w
-        loss = times(fixed.base, gaps).sum(axis=1) + times(own, gaps[rows, index])
+        at_target = times(own, gaps[rows, index])
         total = fixed.total + own
         top_share = fixed.base[top] + np.where(top == index, own, 0)
         others = fixed.without[top] + np.where(top == index, 0, own)
@@ -133,24 +142,21 @@ def mixed_block(
         if fixed.weight is not None:
             shares *= fixed.weight
         shares += fixed.base
-        loss = times(shares, gaps).sum(axis=1)
+        at_target = 0
         total = shares.sum(axis=1)
         top_share = shares[rows, top]
-    loss = loss + total * found.loss
+    weigh(gaps, shares)
+    loss = gaps.sum(axis=1) + at_target + total * found.loss
     if z_loss:
         loss = loss + z_loss * np.square(found.lse)
     if coefficient is None:
         return loss
-    if target_grad is not None:
-        slope: Any = fixed.share if fixed.weight is None else fixed.share * fixed.weight
-        target_grad[...] = coefficient[:, None] * times(slope, gaps + found.loss[:, None])
     push = total + 2 * z_loss * found.lse if z_loss else total
     block *= (push * found.scale)[:, None]
+    block -= shares
     if index is not None:
-        block -= fixed.base
         block[rows, index] -= own
     else:
-        block -= shares
         shares[rows, top] = 0
         others = shares.sum(axis=1)
     at_top = others * found.p - top_share * found.q
@@ -217,5 +223,3 @@ def row_factors(
         return np.full_like(factors, 0 if problem.options.on_empty == "zero" else np.nan)
     return factors / denominator
 
-
-__all__ = ["Coefficients", "Positions", "cap", "mixed_block", "plain_block", "reduce", "row_factors"]

@@ -83,6 +83,14 @@ def times(coefficient: Array | float, value: Array) -> Array:
     return np.where((np.equal(coefficient, 0)) & np.isinf(value), 0, product)
 
 
+def weigh(values: Array, coefficients: Array) -> None:
+    """``values *= coefficients`` for whole rows, where a coefficient of 0 adds nothing even to an infinite value."""
+    values *= coefficients
+    dead = coefficients == 0
+    if dead.any():
+        np.copyto(values, 0, where=dead)
+
+
 def cap(block: Array, softcap: float, slope: Array | None) -> None:
     """Replace the block by a tanh(x / a) and fill ``slope`` with its derivative, sech^2, free of cancellation."""
     block /= softcap
