@@ -103,9 +103,7 @@ def cross_entropy(
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
     found = checks.resolve(backend, logits, "logits")
-    options = LossOptions(
-        axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
-    )
+    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.logits_problem(found, logits, sides, options)
     return found.cross_entropy(problem)
@@ -154,9 +152,7 @@ def loss_terms(
         True
     """
     found = checks.resolve(backend, logits, "logits")
-    options = LossOptions(
-        axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate
-    )
+    options = LossOptions(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate)
     sides = checks.Sides(target, weight, mask, None, parallel, True)
     problem, _ = checks.logits_problem(found, logits, sides, options)
     return cast(LossTerms, found.cross_entropy(problem))
@@ -215,9 +211,7 @@ def value_and_grad(
     """
     found = checks.resolve(backend, logits, "logits")
     names = checks.wanted(wrt, ("logits", "target"))
-    options = LossOptions(
-        axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
-    )
+    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, lead = checks.logits_problem(found, logits, sides, options)
     if "target" in names and problem.target_kind == "index":

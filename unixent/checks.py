@@ -83,14 +83,17 @@ def _expect(found: Argument, shape: tuple[int, ...], dtypes: frozenset[str]) -> 
         raise DTypeError(f"{found.name}: expected {_KINDS[dtypes]} of shape {shape}; got {found.info.dtype}")
     if found.info.shape != shape:
         raise ShapeError(
-            f"{found.name}: expected {_KINDS[dtypes]} of shape {shape}; got {found.info.dtype} of shape {found.info.shape}"
+            f"{found.name}: expected {_KINDS[dtypes]} of shape {shape}; "
+            f"got {found.info.dtype} of shape {found.info.shape}"
         )
     return found.array
 
 
 def _constant(found: Argument) -> Argument:
     if found.info.requires_grad:
-        raise OptionError(f"{found.name}: expected a constant, since it has no gradient; got an array that requires one")
+        raise OptionError(
+            f"{found.name}: expected a constant, since it has no gradient; got an array that requires one"
+        )
     return found
 
 
@@ -160,16 +163,16 @@ def _reads_values(info: ArrayInfo, options: LossOptions) -> bool:
 def _parallel(backend: Backend, config: Any) -> ParallelConfig | None:
     if config is None:
         return None
-    config = ParallelConfig.of(config)
-    if config.degree == 1:
+    split = ParallelConfig.of(config)
+    if split.degree == 1:
         return None
     if not backend.capabilities.parallel:
         raise BackendError(
             f"parallel: the {backend.name} backend does not split a loss over processes; expected degrees of 1, got "
-            f"data_parallel={config.data_parallel}, model_parallel={config.model_parallel}, "
-            f"context_parallel={config.context_parallel}"
+            f"data_parallel={split.data_parallel}, model_parallel={split.model_parallel}, "
+            f"context_parallel={split.context_parallel}"
         )
-    return config
+    return split
 
 
 class Sides(NamedTuple):
@@ -232,7 +235,9 @@ def logits_problem(backend: Backend, logits: Any, sides: Sides, options: LossOpt
     shape = lead.info.shape
     axis = options.axis
     if not -len(shape) <= axis < len(shape):
-        raise OptionError(f"axis: expected an int in [{-len(shape)}, {len(shape)}) for logits of shape {shape}; got {axis}")
+        raise OptionError(
+            f"axis: expected an int in [{-len(shape)}, {len(shape)}) for logits of shape {shape}; got {axis}"
+        )
     axis %= len(shape)
     if shape[axis] < 1:
         raise ShapeError(f"logits: expected at least 1 class along axis {axis}; got shape {shape}")

@@ -62,9 +62,7 @@ def linear_cross_entropy(
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
     """
     found = checks.resolve(backend, hidden, "hidden")
-    options = LossOptions(
-        -1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
-    )
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
     return found.linear_cross_entropy(problem)
@@ -114,13 +112,13 @@ def linear_value_and_grad(
         wrt = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
     allowed = ("hidden", "classifier", "target") if bias is None else ("hidden", "classifier", "bias", "target")
     names = checks.wanted(wrt, allowed)
-    options = LossOptions(
-        -1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
-    )
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, lead = checks.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
     if "target" in names and problem.target_kind == "index":
-        raise OptionError("wrt: expected 'hidden', 'classifier' or 'bias', since class indices have no gradient; got 'target'")
+        raise OptionError(
+            "wrt: expected 'hidden', 'classifier' or 'bias', since class indices have no gradient; got 'target'"
+        )
     grad_output = checks.upstream(found, grad_output, lead, lead.info.shape[:-1], options)
     loss, grads = found.linear_value_and_grad(problem, grad_output, names)
     return loss, grads[0] if isinstance(wrt, str) else grads

@@ -97,9 +97,16 @@ class CrossEntropyLoss:
             for name in ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap", "dtype", "validate")
         }
         shared |= {
-            "weight": self.weight, "mask": input_mask, "parallel": self.parallel_config, "backend": self.backend,
+            "weight": self.weight,
+            "mask": input_mask,
+            "parallel": self.parallel_config,
+            "backend": self.backend,
         }
-        reduced = {"reduction": self.options.reduction, "on_empty": self.options.on_empty, "normalizer": normalizer}
+        reduced: dict[str, Any] = {
+            "reduction": self.options.reduction,
+            "on_empty": self.options.on_empty,
+            "normalizer": normalizer,
+        }
         if self.calculate_per_token_loss:
             result: Array | LossTerms = loss_terms(logits, label, **shared)
             reduced = {"reduction": "sum"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from dataclasses import dataclass, field
@@ -50,10 +51,8 @@ def _dtype_name(value: Any) -> str:
     """The canonical name of a dtype given as a name or as any framework's own dtype object."""
     name = str(value)
     if not isinstance(value, str):
-        try:
+        with contextlib.suppress(TypeError):
             name = np.dtype(value).name
-        except TypeError:
-            pass
     name = name.rpartition(".")[2].lower()
     if name in FLOAT_DTYPES:
         return name

@@ -1,7 +1,8 @@
-"""Finding backends: by name or by the type of an array, through entry points, importing nothing that isn't asked for."""
+"""Finding backends by name or by the type of an array: entry points, loaded only when asked for."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -138,10 +139,8 @@ def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:
         return BackendStatus(entry.name, True, backend.version, backend.devices(), backend.capabilities, None)
     version = None
     if installed:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             version = metadata.version(framework)
-        except metadata.PackageNotFoundError:
-            pass
     return BackendStatus(entry.name, installed, version, None, None, None if installed else _hint(entry))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
-from unixent_numpy._loss import Coefficients, Positions, equals, mixed_block, plain_block, reduce, row_factors
-from unixent_numpy._rows import cap
+from unixent_numpy._loss import BlockLoss
+from unixent_numpy._positions import Positions, equals, reduce, row_factors
 
 
 class NumpyBackend:
@@ -48,7 +48,8 @@ class NumpyBackend:
         return int(bad.argmax()) if bad.any() else None
 
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
-        return self._solve(problem, None, ())[0]
+        loss: Array | LossTerms = self._solve(problem, None, ())[0]
+        return loss
 
     def value_and_grad(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
@@ -63,8 +64,9 @@ class NumpyBackend:
     ) -> tuple[Array, tuple[Array, ...]]:
         raise NotImplementedError
 
-    def _solve(self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]) -> tuple[Any, tuple[Array, ...]]:
-        # Infinities and NaN are part of the semantics, not accidents to warn of.
+    def _solve(
+        self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Any, tuple[Array, ...]]:
         with np.errstate(all="ignore"):
             positions = Positions.of(problem)
             factors = row_factors(positions, problem, grad_output) if wrt else None
@@ -76,59 +78,23 @@ class NumpyBackend:
 
 
 def _losses(problem: Problem, positions: Positions, factors: Array | None, grads: dict[str, Array]) -> Array:
-    """The position losses; fills ``grads`` on the way."""
-    options, kind, axis = problem.options, np.dtype(problem.accumulation), problem.axis
+    """The positions' losses; fills ``grads`` on the way."""
+    kind, axis = np.dtype(problem.accumulation), problem.axis
     logits = Rows(np.asarray(problem.logits), axis)
     probabilities = Rows(np.asarray(problem.target), axis) if positions.index is None else None
     outputs = {name: Rows(grad, axis) for name, grad in grads.items()}
-    fixed = Coefficients.of(problem) if probabilities is not None or options.label_smoothing else None
-    losses = np.empty(logits.count, kind)
-    skipped = (positions.v == 0)
-    inplace = outputs["logits"].in_place(kind) if "logits" in outputs else None
+    gradient = outputs.get("logits")
+    inplace = None if gradient is None else gradient.in_place(kind)
     step = rows_per_block(logits.count, logits.classes, kind.itemsize)
     scratch = Scratch(step, logits.classes, kind)
+    loss = BlockLoss(problem, positions, factors, probabilities, outputs.get("target"), scratch)
 
     def work(start: int, stop: int) -> None:
-        # NumPy's error state is a thread's own.
-        with np.errstate(all="ignore"):
-            rows = stop - start
-            block = scratch.block("logits", rows) if inplace is None else inplace[start:stop]
-            logits.read(start, stop, block)
-            slope = None
-            if options.softcap is not None:
-                slope = scratch.block("slope", rows) if "logits" in outputs else None
-                cap(block, options.softcap, slope)
-            index = None if positions.index is None else positions.index[start:stop]
-            w = None if positions.w is None else positions.w[start:stop]
-            coefficient = None if factors is None else factors[start:stop]
-            target_grad = None
-            if fixed is None:
-                assert index is not None
-                loss = plain_block(block, index, w, options.z_loss, coefficient)
-            else:
-                shares = None
-                if probabilities is not None:
-                    shares = scratch.block("shares", rows)
-                    probabilities.read(start, stop, shares)
-                    target_grad = scratch.block("target", rows) if "target" in outputs else None
-                gaps = scratch.block("gaps", rows)
-                loss = mixed_block(block, gaps, index, shares, w, fixed, options.z_loss, coefficient, target_grad)
-            if slope is not None:
-                block *= slope
-            loss = loss * positions.v[start:stop]
-            off = skipped[start:stop]
-            loss[off] = 0
-            bad = None if positions.invalid is None else positions.invalid[start:stop]
-            if bad is not None:
-                loss[bad] = np.nan
-            losses[start:stop] = loss
-            for name, grad in (("logits", block), ("target", target_grad)):
-                if name in outputs and grad is not None:
-                    grad[off] = 0
-                    if bad is not None:
-                        grad[bad] = np.nan
-                    if grad is not block or inplace is None:
-                        outputs[name].write(start, stop, grad)
+        block = scratch.block("logits", stop - start) if inplace is None else inplace[start:stop]
+        logits.read(start, stop, block)
+        loss(start, stop, block)
+        if gradient is not None and inplace is None:
+            gradient.write(start, stop, block)
 
     for_each_block(logits.count, step, work)
-    return losses
+    return loss.losses

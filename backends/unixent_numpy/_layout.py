@@ -111,7 +111,7 @@ def rows_per_block(rows: int, classes: int, itemsize: int) -> int:
 
 
 def for_each_block(rows: int, step: int, work: Callable[[int, int], None]) -> None:
-    """Call ``work(start, stop)`` for blocks of ``step`` rows that cover ``range(rows)``, on all cores where that pays."""
+    """Call ``work(start, stop)`` for blocks of ``step`` rows that cover all ``rows``, on all cores where that pays."""
     global _pool
     blocks = [(start, min(start + step, rows)) for start in range(0, rows, step)]
     cores = _cores()

@@ -1,89 +1,19 @@
-"""The loss on NumPy: position weights, one pass over blocks of rows, a reduction."""
+"""The loss of a block of rows, and its gradient in the same place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from unixent.checks import empty_mean
-from unixent.protocol import LossProblem, LossTerms
-from unixent_numpy._layout import Array
-from unixent_numpy._rows import pivot_statistics, times, weigh
+from unixent.protocol import LossProblem
+from unixent_numpy._layout import Array, Rows, Scratch
+from unixent_numpy._positions import Coefficients, Positions
+from unixent_numpy._rows import cap, pivot_statistics, times, weigh
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """What a loss needs to know of each of N positions before any logit is read.
-
-    ``index`` is safe to gather with: 0 where the target is ignored or invalid. ``v`` is the position weight, ``w`` the
-    class weight of the target (None: 1), ``invalid`` marks indices outside [0, C).
-    """
-
-    v: Array
-    index: Array | None
-    w: Array | None
-    invalid: Array | None
-    denominators: Array
-
-    @classmethod
-    def of(cls, problem: LossProblem) -> Positions:
-        kind = np.dtype(problem.accumulation)
-        if problem.target_kind == "probability":
-            count = problem.target.size // problem.classes
-            v = np.ones(count, kind) if problem.mask is None else _flat(problem.mask, kind)
-            return cls(v, None, None, None, v)
-        target = np.asarray(problem.target).reshape(-1)
-        v = np.ones(target.size, kind) if problem.mask is None else _flat(problem.mask, kind)
-        ignored = equals(target, problem.options.ignore_index)
-        outside = (target < 0) | (target >= problem.classes)
-        invalid = outside & ~ignored
-        v = np.where(ignored, 0, v)
-        index = np.where(outside, 0, target).astype(np.intp)
-        w = None if problem.weight is None else problem.weight.astype(kind)[index]
-        denominators = v if w is None else v * np.where(invalid, 1, w)
-        return cls(v, index, w, invalid if invalid.any() else None, np.where(ignored, 0, denominators))
-
-
-def _flat(array: Array, kind: np.dtype[Any]) -> Array:
-    return np.asarray(array).astype(kind).reshape(-1)
-
-
-def equals(target: Array, value: int) -> Array:
-    """``target == value`` without casting ``value`` into a dtype that can't hold it."""
-    limits = np.iinfo(target.dtype)
-    if limits.min <= value <= limits.max:
-        return np.equal(target, target.dtype.type(value))
-    return np.zeros(target.shape, bool)
-
-
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """The target's coefficients that no position changes: b_c = w_c s / C, and what they sum to without each class."""
-
-    weight: Array | None
-    share: float
-    base: Array
-    total: Any
-    without: Array
-
-    @classmethod
-    def of(cls, problem: LossProblem) -> Coefficients:
-        kind = np.dtype(problem.accumulation)
-        smoothing = problem.options.label_smoothing
-        weight = None if problem.weight is None else problem.weight.astype(kind)
-        # Sums of C numbers each: wider than the accumulation dtype, so that total - base does not cancel.
-        wide = np.ones(problem.classes, np.longdouble) if weight is None else weight.astype(np.longdouble)
-        wide *= np.longdouble(smoothing) / problem.classes
-        total = wide.sum()
-        return cls(weight, 1 - smoothing, wide.astype(kind), kind.type(total), (total - wide).astype(kind))
-
-
-def plain_block(
-    block: Array, index: Array, w: Array | None, z_loss: float, coefficient: Array | None
-) -> Array:
-    """Class indices without smoothing. Returns the losses; with a coefficient per row the block becomes the gradient."""
+def plain_block(block: Array, index: Array, w: Array | None, z_loss: float, coefficient: Array | None) -> Array:
+    """Losses for class indices without smoothing; with a coefficient per row the block becomes the gradient."""
     found = pivot_statistics(block, index)
     loss = found.loss if w is None else times(w, found.loss)
     if z_loss:
@@ -123,7 +53,9 @@ def mixed_block(
     np.subtract(block[rows, top][:, None], block, out=gaps)
     found = pivot_statistics(block, top)
     if target_grad is not None and coefficient is not None:
-        slope = np.full(block.shape[1], fixed.share, block.dtype) if fixed.weight is None else fixed.share * fixed.weight
+        slope = (
+            np.full(block.shape[1], fixed.share, block.dtype) if fixed.weight is None else fixed.share * fixed.weight
+        )
         np.add(gaps, found.loss[:, None], out=target_grad)
         weigh(target_grad, slope)
         target_grad *= coefficient[:, None]
@@ -142,11 +74,11 @@ def mixed_block(
         if fixed.weight is not None:
             shares *= fixed.weight
         shares += fixed.base
-        at_target = 0
+        at_target = np.zeros(len(block), block.dtype)
         total = shares.sum(axis=1)
         top_share = shares[rows, top]
     weigh(gaps, shares)
-    loss = gaps.sum(axis=1) + at_target + total * found.loss
+    loss: Array = gaps.sum(axis=1) + at_target + total * found.loss
     if z_loss:
         loss = loss + z_loss * np.square(found.lse)
     if coefficient is None:
@@ -167,59 +99,73 @@ def mixed_block(
     return loss
 
 
-def mean_of(numerator: Any, denominator: Any, problem: LossProblem) -> Any:
-    """``numerator / denominator``, and what ``on_empty`` says where that is 0."""
-    if denominator == 0 and not np.isnan(numerator):
-        if problem.check_empty:
-            raise empty_mean()
-        return numerator.dtype.type(0 if problem.options.on_empty == "zero" else np.nan)
-    return numerator / denominator
+class BlockLoss:
+    """The loss of one problem, a block of rows at a time; ``losses`` fills up with the positions' losses.
 
+    With ``factors`` (see `row_factors`) a block of logits becomes the block of its gradient; with ``target_grad`` the
+    gradient of the probabilities is written there.
+    """
 
-def denominator_of(positions: Positions, problem: LossProblem) -> Any:
-    kind = np.dtype(problem.accumulation).type
-    if problem.normalizer is not None:
-        return kind(problem.normalizer)
-    return positions.denominators.sum(dtype=kind)
+    def __init__(
+        self,
+        problem: LossProblem,
+        positions: Positions,
+        factors: Array | None,
+        probabilities: Rows | None,
+        target_grad: Rows | None,
+        scratch: Scratch,
+    ) -> None:
+        self._options = problem.options
+        self._positions = positions
+        self._off = positions.v == 0
+        self._factors = factors
+        self._probabilities = probabilities
+        self._target_grad = target_grad
+        self._scratch = scratch
+        mixed = probabilities is not None or problem.options.label_smoothing > 0
+        self._fixed = Coefficients.of(problem) if mixed else None
+        self.losses = np.empty(len(positions.v), problem.accumulation)
 
+    def __call__(self, start: int, stop: int, block: Array) -> None:
+        """Work the rows ``start`` to ``stop``, whose logits ``block`` holds and loses."""
+        # Infinities and NaN are part of the semantics, not accidents to warn of; the state is a thread's own.
+        with np.errstate(all="ignore"):
+            self._work(slice(start, stop), block)
 
-def reduce(losses: Array, positions: Positions, problem: LossProblem, shape: tuple[int, ...]) -> Any:
-    """The finished result: reduced in the accumulation dtype, rounded once."""
-    result = result_dtype(problem.result_dtype)
-    if problem.terms:
-        return LossTerms(_finish(losses.sum(), result), _finish(positions.denominators.sum(), result))
-    if problem.options.reduction == "none":
-        return losses.reshape(shape).astype(result)
-    numerator = losses.sum()
-    if problem.options.reduction == "sum":
-        return _finish(numerator, result)
-    return _finish(mean_of(numerator, denominator_of(positions, problem), problem), result)
+    def _work(self, rows: slice, block: Array) -> None:
+        options, positions, scratch = self._options, self._positions, self._scratch
+        slope = None
+        if options.softcap is not None:
+            slope = None if self._factors is None else scratch.block("slope", len(block))
+            cap(block, options.softcap, slope)
+        index = None if positions.index is None else positions.index[rows]
+        w = None if positions.w is None else positions.w[rows]
+        factors = None if self._factors is None else self._factors[rows]
+        shares = target_grad = None
+        if self._fixed is None:
+            assert index is not None
+            loss = plain_block(block, index, w, options.z_loss, factors)
+        else:
+            if self._probabilities is not None:
+                shares = scratch.block("shares", len(block))
+                self._probabilities.read(rows.start, rows.stop, shares)
+            if self._target_grad is not None:
+                target_grad = scratch.block("target", len(block))
+            gaps = scratch.block("gaps", len(block))
+            loss = mixed_block(block, gaps, index, shares, w, self._fixed, options.z_loss, factors, target_grad)
+        if slope is not None:
+            block *= slope
+        loss = loss * positions.v[rows]
+        self._settle(rows, loss)
+        self.losses[rows] = loss
+        if factors is not None:
+            self._settle(rows, block)
+        if self._target_grad is not None and target_grad is not None:
+            self._settle(rows, target_grad)
+            self._target_grad.write(rows.start, rows.stop, target_grad)
 
-
-def _finish(value: Any, dtype: np.dtype[Any]) -> Array:
-    return np.asarray(value).astype(dtype)
-
-
-def result_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of that name; bfloat16 comes with the package ml_dtypes, without which no such array exists."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
-
-
-def row_factors(
-    positions: Positions, problem: LossProblem, grad_output: Array | None
-) -> Array:
-    """What the derivative of each position's loss is multiplied with: v, the upstream gradient, 1 / denominator."""
-    kind = np.dtype(problem.accumulation)
-    upstream = np.ones((), kind) if grad_output is None else np.asarray(grad_output).astype(kind).reshape(-1)
-    factors = positions.v * upstream
-    if problem.options.reduction != "mean":
-        return factors
-    denominator = denominator_of(positions, problem)
-    if denominator == 0:
-        return np.full_like(factors, 0 if problem.options.on_empty == "zero" else np.nan)
-    return factors / denominator
-
+    def _settle(self, rows: slice, values: Array) -> None:
+        """What a position without weight or with an invalid target comes to, whatever was computed for it."""
+        values[self._off[rows]] = 0
+        if self._positions.invalid is not None:
+            values[self._positions.invalid[rows]] = np.nan

@@ -3,8 +3,9 @@
 A block is a C-contiguous [rows, C] array of the accumulation dtype. Every reduction runs along a row, so the bits of
 a row don't depend on which block it is in.
 
-The usual shift by the row maximum loses a confident row: p_y - 1 cancels, and rounding x - max costs |x - max| units in
-the last place of exp. Here one class per row, the pivot k, is left out, and the others are shifted by their own maximum:
+The usual shift by the row maximum loses a confident row: p_y - 1 cancels, and rounding x - max costs |x - max| units
+in the last place of exp. Here one class per row, the pivot k, is left out, and the others are shifted by their own
+maximum:
 
     m = max_{c != k} x_c,  e_c = exp(x_c - m),  R = sum_{c != k} e_c >= 1,  D = m - x_k
     D <= 0:  t = R exp(D),  L_k = log1p(t),             1 - p_k = t / (1 + t)
