@@ -153,6 +153,7 @@ class CrossEntropyLoss:
             for name in LossOptions.__dataclass_fields__
             if getattr(self.options, name) != getattr(defaults, name)
         }
+        shown = {name: repr(value) for name, value in shown.items()}
         if self.weight is not None:
             shown["weight"] = "..."
-        return f"CrossEntropyLoss({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        return f"CrossEntropyLoss({', '.join(f'{name}={value}' for name, value in shown.items())})"

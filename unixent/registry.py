@@ -7,11 +7,13 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unixent.errors import BackendUnavailableError, UnknownBackendError
 from unixent.protocol import Backend, Capabilities
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 GROUP = "unixent.backends"
 
@@ -37,6 +39,8 @@ class BackendStatus:
 
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:
+    from importlib import metadata  # half of what `import unixent` would cost, and not needed before the first call
+
     found: dict[str, metadata.EntryPoint] = {}
     for entry in metadata.entry_points(group=GROUP):
         # Our own names can't be taken over by another distribution.
@@ -137,6 +141,8 @@ def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:
             installed = False
     if backend is not None:
         return BackendStatus(entry.name, True, backend.version, backend.devices(), backend.capabilities, None)
+    from importlib import metadata
+
     version = None
     if installed:
         with contextlib.suppress(metadata.PackageNotFoundError):

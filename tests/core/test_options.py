@@ -1,0 +1,55 @@
+"""LossOptions and ParallelConfig: validated once, frozen, hashable, forgiving about spellings of a number or a dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from unixent import LossOptions, OptionError, ParallelConfig
+
+
+def test_hashable_and_equal_by_value():
+    assert hash(LossOptions(label_smoothing=np.float32(0.5))) == hash(LossOptions(label_smoothing=0.5))
+    assert LossOptions(axis=np.int64(1)) == LossOptions(axis=1)
+    assert LossOptions() != LossOptions(z_loss=1e-4)
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LossOptions().axis = 0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.float32, np.dtype("f4"), "torch.float32", "Float32"])
+def test_dtype_by_any_spelling(dtype):
+    assert LossOptions(dtype=dtype).dtype == "float32"
+
+
+def test_numbers_of_any_type():
+    options = LossOptions(label_smoothing=0, z_loss=np.float64(0.5), softcap=30)
+    assert (options.label_smoothing, options.z_loss, options.softcap) == (0.0, 0.5, 30.0)
+    assert all(type(x) is float for x in (options.label_smoothing, options.z_loss, options.softcap))
+
+
+@pytest.mark.parametrize("name", ["data_parallel", "model_parallel", "context_parallel"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_degrees_are_positive_integers(name, value):
+    with pytest.raises(OptionError, match=name):
+        ParallelConfig(**{name: value})
+
+
+def test_any_object_with_degrees_is_a_parallel_config():
+    config = ParallelConfig.of(SimpleNamespace(data_parallel=2, model_parallel=3))
+    assert config == ParallelConfig(2, 3)
+    assert config.degree == 6
+    assert ParallelConfig.of(config) is config
+    with pytest.raises(OptionError, match="without model_parallel"):
+        ParallelConfig.of(SimpleNamespace(data_parallel=2))
+
+
+def test_groups_are_keywords():
+    with pytest.raises(TypeError):
+        ParallelConfig(1, 1, 1, "group")  # type: ignore[misc]
+    assert ParallelConfig(model_group="tp").model_group == "tp"

@@ -1,0 +1,104 @@
+"""Backends by name and by type, and that nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+
+import numpy as np
+import pytest
+
+import unixent
+from unixent import registry
+
+FRAMEWORKS = ("torch", "jax", "mindspore")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "",
+        "unixent.backends()",
+        "unixent.cross_entropy([[1.0, 2.0]], [0])",
+        "unixent.cross_entropy(numpy.ones((2, 3)), numpy.zeros(2, int))",
+        "unixent.value_and_grad(numpy.ones((2, 3)), numpy.zeros(2, int), backend='numpy')",
+    ],
+)
+def test_no_framework_is_imported(use):
+    heavy = [*FRAMEWORKS, "scipy", "rich", "typer", "pytest", "unixent_conformance"]
+    code = f"import sys, numpy, unixent\n{use}\nprint([name for name in {heavy!r} if name in sys.modules])"
+    assert run(code).strip() == "[]"
+
+
+def test_importing_unixent_costs_little_more_than_numpy():
+    code = "import time, numpy\nstart = time.perf_counter()\nimport unixent\nprint(time.perf_counter() - start)"
+    # The smallest of several is what the import costs; the rest is what else the machine was doing.
+    assert min(float(run(code)) for _ in range(5)) <= 0.050
+
+
+def test_backends_lists_every_entry_point_once():
+    names = [status.name for status in unixent.backends()]
+    assert names == sorted({entry.name for entry in metadata.entry_points(group="unixent.backends")})
+    assert {"numpy", *FRAMEWORKS} <= set(names)
+
+
+def test_a_missing_framework_is_listed_with_its_hint():
+    missing = [status for status in unixent.backends() if not status.installed and status.name in FRAMEWORKS]
+    for status in missing:
+        assert status.hint == f'pip install "unixent[{status.name}]"'
+        with pytest.raises(unixent.BackendUnavailableError, match=rf"unixent\[{status.name}\]"):
+            unixent.get_backend(status.name)
+    present = [status for status in unixent.backends() if status.installed]
+    assert all(status.hint is None for status in present)
+
+
+def test_a_backend_that_fails_to_import_is_unavailable(monkeypatch):
+    entry = metadata.EntryPoint("broken", "no_such_module_anywhere:backend", registry.GROUP)
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"broken": entry})
+    with pytest.raises(unixent.BackendUnavailableError, match="'broken' is registered but cannot be imported"):
+        unixent.get_backend("broken")
+
+
+def test_named_backends_are_loaded_and_described():
+    (status,) = unixent.backends("numpy")
+    assert status.devices == ("cpu",)
+    assert status.capabilities is not None
+    assert status.capabilities.batch_invariant
+    assert status.version == np.__version__
+    with pytest.raises(unixent.UnknownBackendError):
+        unixent.backends("nunpy")
+
+
+def test_a_backend_satisfies_the_protocol():
+    assert isinstance(unixent.get_backend("numpy"), unixent.Backend)
+
+
+def test_subclasses_and_scalars_belong_to_numpy_and_masked_arrays_to_nobody():
+    class Sub(np.ndarray):
+        pass
+
+    logits = np.zeros((2, 3)).view(Sub)
+    assert float(unixent.cross_entropy(logits, np.zeros(2, int))) == pytest.approx(np.log(3))
+    with pytest.raises(unixent.UnknownBackendError):
+        unixent.cross_entropy(np.ma.masked_array(np.zeros((2, 3))), np.zeros(2, int))
+    with pytest.raises(unixent.UnixentError):
+        unixent.cross_entropy(np.zeros((2, 3)), np.ma.masked_array(np.zeros(2, int)))
+
+
+def test_threads_variable_is_honoured():
+    code = (
+        "import numpy, threading, unixent\n"
+        "unixent.value_and_grad(numpy.ones((512, 512), 'f'), numpy.zeros(512, int))\n"
+        "print(sum(t.name.startswith('unixent') for t in threading.enumerate()))"
+    )
+    environment = {**os.environ, "UNIXENT_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == "0"
