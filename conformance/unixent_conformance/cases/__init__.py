@@ -1,0 +1,50 @@
+"""The catalogue: every case, by family."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from unixent_conformance.cases import options
+from unixent_conformance.cases.model import Call, Case, Finding, Raises
+
+__all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
+
+
+@cache
+def _by_id() -> dict[str, Case]:
+    found: dict[str, Case] = {}
+    for family in (options,):
+        for case in family.cases():
+            if case.id in found:
+                raise ValueError(f"two cases are called {case.id}")
+            found[case.id] = case
+    return found
+
+
+def catalogue(*, quick: bool = False, features: tuple[str, ...] = ()) -> list[Case]:
+    """The cases in a fixed order; `quick` keeps the few that make a run of seconds, `features` those of some features.
+
+    >>> from unixent_conformance.cases import catalogue
+    >>> {case.feature for case in catalogue(features=("mask",))}
+    {'mask'}
+    """
+    unknown = set(features) - {case.feature for case in _by_id().values()}
+    if unknown:
+        raise ValueError(f"features: no such feature: {', '.join(sorted(unknown))}")
+    return [
+        case
+        for case in _by_id().values()
+        if (case.quick or not quick) and (not features or case.feature in features)
+    ]
+
+
+def find(id: str) -> Case:
+    """The case of an id.
+
+    >>> find("mask/bool/float32-mean/value").feature
+    'mask'
+    """
+    try:
+        return _by_id()[id]
+    except KeyError:
+        raise LookupError(f"no case is called {id!r}") from None

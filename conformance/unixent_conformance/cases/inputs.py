@@ -1,0 +1,134 @@
+"""Inputs made from a seed: one recipe with every option as a field, so that a case says only what is special to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from unixent_conformance.cases.model import Call
+from unixent_conformance.oracle import Array
+
+try:
+    from ml_dtypes import bfloat16 as _bfloat16
+except ImportError:  # the cases in bfloat16 are left out, which the report's header says
+    _bfloat16 = None  # type: ignore[assignment,misc]
+
+HALF = ("float16", "bfloat16") if _bfloat16 is not None else ("float16",)
+DTYPES = (*HALF, "float32", "float64")
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """NumPy's dtype of a name, bfloat16 included."""
+    return np.dtype(_bfloat16 if name == "bfloat16" else name)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A call to make. The defaults are the plainest: float32 logits (5, 7), class indices, the mean."""
+
+    target: str = "index"  # "index", "probability", "unnormalised", "one-hot"
+    dtype: str = "float32"
+    positions: tuple[int, ...] = (5,)
+    classes: int = 7
+    axis: int = -1
+    weight: str = "none"  # "none", "plain", "zeros"
+    ignore: str = "none"  # "none"; some positions ignored by "default" -100, an index "inside" [0, C) or "outside" it
+    mask: str = "none"  # "none", "bool", "int", "fraction"
+    smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    reduction: str = "mean"
+    normalizer: str = "none"  # "none", "float", "array"
+    result: str | None = None
+    target_dtype: str = "int64"
+    spread: float = 3.0  # standard deviation of the logits
+    offset: float = 0.0
+    confident: float = 0.0  # added to the target's logit
+    upstream: str = "none"  # "none", "uneven"
+    seed: int = 0
+
+    def but(self, **changes: Any) -> Recipe:
+        return replace(self, **changes)
+
+    def call(self) -> Call:
+        """The same arrays for the same recipe, always. Seeded from the recipe less the options that draw nothing, so
+        that e.g. every reduction sees the same logits."""
+        rng = np.random.default_rng(crc32(f"{self.positions}{self.classes}{self.seed}".encode()))
+        floating = dtype_of(self.dtype)
+        n = int(np.prod(self.positions, dtype=np.int64))
+        x = rng.normal(self.offset, self.spread, (n, self.classes))
+        y = rng.integers(0, self.classes, n)
+        x[np.arange(n), y] += self.confident
+        logits = _place(x, self.positions, self.axis).astype(floating)
+        options = self._options()
+        weight = None
+        if self.weight != "none":
+            w = rng.uniform(0.25, 2.0, self.classes)
+            w[:: 3 if self.weight == "zeros" else self.classes + 1] = 0.0
+            weight = w.astype(floating)
+            if self.weight == "plain":
+                weight[0] = 1.5
+        mask = self._mask(rng, n, floating)
+        if self.target != "index":
+            target = _place(self._probabilities(rng, y), self.positions, self.axis).astype(floating)
+        else:
+            if self.ignore != "none":
+                y = np.where(rng.random(n) < 0.4, options.get("ignore_index", -100), y)
+            target = y.astype(self.target_dtype).reshape(self.positions)
+        upstream = None
+        if self.upstream == "uneven":
+            shape = self.positions if self.reduction == "none" else ()
+            upstream = np.asarray(rng.uniform(-2.0, 2.0, shape)).astype(dtype_of(self.result or self.dtype))
+        return Call(logits, target, weight, mask, options, upstream)
+
+    def _options(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that an implementation without an option can still be asked."""
+        options: dict[str, Any] = {}
+        if self.axis != -1:
+            options["axis"] = self.axis
+        if self.reduction != "mean":
+            options["reduction"] = self.reduction
+        if self.ignore == "inside":
+            options["ignore_index"] = self.classes // 2
+        if self.ignore == "outside":
+            options["ignore_index"] = self.classes + 4
+        if self.smoothing:
+            options["label_smoothing"] = self.smoothing
+        if self.z_loss:
+            options["z_loss"] = self.z_loss
+        if self.softcap is not None:
+            options["softcap"] = self.softcap
+        if self.normalizer == "float":
+            options["normalizer"] = 37.3
+        if self.normalizer == "array":
+            options["normalizer"] = np.asarray(11.0, dtype=np.float32)
+        if self.result is not None:
+            options["dtype"] = self.result
+        return options
+
+    def _mask(self, rng: np.random.Generator, n: int, floating: np.dtype[Any]) -> Array | None:
+        draws = rng.random(n)
+        if self.mask == "none":
+            return None
+        if self.mask == "bool":
+            return (draws < 0.6).reshape(self.positions)
+        if self.mask == "int":
+            return np.floor(draws * 3).astype(np.int64).reshape(self.positions)
+        return np.where(draws < 0.3, 0.0, draws).astype(floating).reshape(self.positions)
+
+    def _probabilities(self, rng: np.random.Generator, y: Array) -> Array:
+        if self.target == "one-hot":
+            return (np.arange(self.classes) == y[:, None]).astype(np.float64)
+        q = rng.exponential(1.0, (len(y), self.classes))
+        q[rng.random(q.shape) < 0.2] = 0.0
+        if self.target == "unnormalised":
+            return q
+        return np.asarray(q / np.maximum(q.sum(axis=1, keepdims=True), 1e-3))
+
+
+def _place(rows: Array, positions: tuple[int, ...], axis: int) -> Array:
+    """Rows (N, C) in the layout of logits with the classes along `axis`, contiguous."""
+    return np.ascontiguousarray(np.moveaxis(rows.reshape(*positions, rows.shape[1]), -1, axis))

@@ -1,0 +1,102 @@
+"""What a case is: a call, what is asked of it, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from unixent_conformance.oracle import Array
+
+if TYPE_CHECKING:
+    from unixent_conformance.runner import Subject
+
+Asks = Literal["loss", "terms", "logits gradient", "target gradient"]
+
+ARRAYS = ("logits", "target", "weight", "mask")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of `cross_entropy`: NumPy arrays, options that differ from the defaults, and the
+    upstream gradient where a gradient is asked."""
+
+    logits: Any
+    target: Any
+    weight: Any = None
+    mask: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    upstream: Any = None
+
+    def arrays(self) -> dict[str, Any]:
+        """The array arguments by name; a normalizer may be one too."""
+        named = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        if isinstance(self.options.get("normalizer"), np.ndarray):
+            named["normalizer"] = self.options["normalizer"]
+        return named
+
+    def static(self) -> dict[str, Any]:
+        """The options that are no arrays."""
+        return {name: value for name, value in self.options.items() if not isinstance(value, np.ndarray)}
+
+    @property
+    def dtype(self) -> str:
+        return np.asarray(self.logits).dtype.name
+
+    @property
+    def accumulation(self) -> str:
+        return "float32" if self.dtype in ("float16", "bfloat16") else self.dtype
+
+    @property
+    def result_dtype(self) -> str:
+        return str(self.options.get("dtype") or self.dtype)
+
+
+@dataclass(frozen=True)
+class Raises:
+    """The error that is due: its class by name, and the argument that its text must name."""
+
+    error: str
+    argument: str
+    mentions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a property found wrong, and by how much where that can be said."""
+
+    detail: str
+    units: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that must hold.
+
+    `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due), `holds`
+    (a property of several calls; returns a Finding where it is broken) or, with neither, the oracle.
+    `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds and
+    are the ones repeated under a transform that costs a compilation per case.
+    """
+
+    id: str
+    feature: str
+    build: Callable[[], Call]
+    asks: Asks = "loss"
+    needs: frozenset[str] = frozenset()
+    raises: Raises | None = None
+    holds: Callable[[Subject, Call], Finding | None] | None = None
+    quick: bool = False
+    note: str = field(default="", compare=False)
+
+
+def needs_of(call: Call) -> frozenset[str]:
+    """The capabilities that a call leans on, from its arguments."""
+    needs = {f"dtype:{call.dtype}"}
+    target = np.asarray(call.target)
+    needs.add("target:index" if target.dtype.kind in "iub" else "target:probability")
+    if call.options.get("dtype"):
+        needs.add(f"dtype:{call.options['dtype']}")
+    return frozenset(needs)

@@ -1,0 +1,125 @@
+"""One option at a time, on the plainest call: a failure here names the option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unixent_conformance.cases.inputs import DTYPES, Recipe
+from unixent_conformance.cases.model import Asks, Case, needs_of
+
+INDEX = Recipe()
+PROBABILITY = Recipe(target="probability")
+
+# feature -> variants of the plain call, by name
+VARIANTS: dict[str, dict[str, Recipe]] = {
+    "class indices": {
+        "plain": INDEX,
+        "two classes": INDEX.but(classes=2),
+        "many positions": INDEX.but(positions=(257,), classes=33),
+        "wide": INDEX.but(positions=(3,), classes=1000),
+    },
+    "class probabilities": {
+        "plain": PROBABILITY,
+        "one-hot": INDEX.but(target="one-hot"),
+        "unnormalised": INDEX.but(target="unnormalised"),
+        "wide": PROBABILITY.but(positions=(3,), classes=1000),
+    },
+    "class weights": {
+        "indices": INDEX.but(weight="plain"),
+        "indices, some zero": INDEX.but(weight="zeros", positions=(16,)),
+        "probabilities": PROBABILITY.but(weight="plain"),
+        "probabilities, some zero": PROBABILITY.but(weight="zeros"),
+    },
+    "ignore_index": {
+        "the default": INDEX.but(ignore="default", positions=(16,)),
+        "inside the classes": INDEX.but(ignore="inside", positions=(40,)),
+        "outside the classes": INDEX.but(ignore="outside", positions=(16,)),
+        "with weights": INDEX.but(ignore="default", weight="plain", positions=(16,)),
+    },
+    "mask": {
+        "bool": INDEX.but(mask="bool", positions=(16,)),
+        "integer": INDEX.but(mask="int", positions=(16,)),
+        "fractions": INDEX.but(mask="fraction", positions=(16,)),
+        "fractions, probabilities": PROBABILITY.but(mask="fraction", positions=(16,)),
+        "fractions, weights": INDEX.but(mask="fraction", weight="plain", positions=(16,)),
+    },
+    "label smoothing": {
+        "a tenth": INDEX.but(smoothing=0.1),
+        "all of it": INDEX.but(smoothing=1.0),
+        "with weights": INDEX.but(smoothing=0.3, weight="plain"),
+        "with zero weights": INDEX.but(smoothing=0.3, weight="zeros"),
+        "ignored positions": INDEX.but(smoothing=0.3, ignore="default", positions=(16,)),
+        "probabilities": PROBABILITY.but(smoothing=0.1),
+        "probabilities with weights": PROBABILITY.but(smoothing=0.3, weight="plain"),
+    },
+    "z-loss": {
+        "plain": INDEX.but(z_loss=0.01),
+        "large": INDEX.but(z_loss=1.0, offset=5.0),
+        "negative log-normaliser": INDEX.but(z_loss=0.1, offset=-20.0),
+        "with weights": INDEX.but(z_loss=0.1, weight="plain"),
+        "with a mask": INDEX.but(z_loss=0.1, mask="fraction", positions=(16,)),
+        "ignored positions": INDEX.but(z_loss=0.1, ignore="default", positions=(16,)),
+        "probabilities": PROBABILITY.but(z_loss=0.1),
+        "with smoothing": INDEX.but(z_loss=0.1, smoothing=0.2),
+    },
+    "softcap": {
+        "gentle": INDEX.but(softcap=30.0),
+        "hard": INDEX.but(softcap=2.0, spread=5.0),
+        "with z-loss": INDEX.but(softcap=5.0, z_loss=0.1),
+        "with smoothing": INDEX.but(softcap=5.0, smoothing=0.1),
+        "probabilities": PROBABILITY.but(softcap=5.0),
+        "saturated": INDEX.but(softcap=4.0, spread=20.0),
+    },
+    "axis and shape": {
+        "first axis": INDEX.but(axis=0),
+        "second of three": INDEX.but(positions=(3, 4), axis=1),
+        "second of four": INDEX.but(positions=(2, 3, 2), axis=1),
+        "counted from the end": INDEX.but(positions=(3, 4), axis=-2),
+        "probabilities, second of three": PROBABILITY.but(positions=(3, 4), axis=1),
+        "no position axis": INDEX.but(positions=()),
+        "no position axis, probabilities": PROBABILITY.but(positions=()),
+        "one class": INDEX.but(classes=1),
+        "one class, probabilities": PROBABILITY.but(classes=1, target="unnormalised"),
+        "three position axes": INDEX.but(positions=(2, 3, 2)),
+        "mask and second axis": INDEX.but(positions=(3, 4), axis=1, mask="fraction"),
+    },
+    "normalizer": {
+        "float": INDEX.but(normalizer="float"),
+        "array": INDEX.but(normalizer="array"),
+        "with weights": INDEX.but(normalizer="float", weight="plain", mask="fraction"),
+        "probabilities": PROBABILITY.but(normalizer="float"),
+    },
+}
+
+
+def cases() -> Iterator[Case]:
+    """Every variant in every dtype and reduction: value, gradient, and, once per dtype, terms."""
+    for feature, variants in VARIANTS.items():
+        for name, recipe in variants.items():
+            for dtype in DTYPES:
+                reductions = ("mean",) if recipe.normalizer != "none" else ("none", "sum", "mean")
+                for reduction in reductions:
+                    # Quick: every variant once, the dtypes and reductions in turn.
+                    quick = dtype == "float32" and reduction == reductions[len(name) % len(reductions)]
+                    at = recipe.but(dtype=dtype, reduction=reduction)
+                    yield from both(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick)
+                yield make(f"{feature}/{name}/{dtype}-terms", feature, recipe.but(dtype=dtype, reduction="mean", normalizer="none"), "terms",
+                           quick=dtype == "float32" and name == next(iter(variants)))
+
+
+def both(stem: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
+    """The value, and each gradient that is defined, under an uneven upstream gradient."""
+    yield make(f"{stem}/value", feature, recipe, "loss", quick)
+    uneven = recipe.but(upstream="uneven")
+    yield make(f"{stem}/gradient", feature, uneven, "logits gradient", quick)
+    if recipe.target != "index":
+        yield make(f"{stem}/target-gradient", feature, uneven, "target gradient", quick)
+
+
+def make(id: str, feature: str, recipe: Recipe, asks: Asks, quick: bool = False, **more: Any) -> Case:
+    """A case from a recipe."""
+    needs = {f"dtype:{recipe.dtype}", "target:index" if recipe.target == "index" else "target:probability"}
+    if recipe.result:
+        needs.add(f"dtype:{recipe.result}")
+    return Case(id.replace(" ", "-").replace(",", ""), feature, recipe.call, asks, frozenset(needs), quick=quick, **more)

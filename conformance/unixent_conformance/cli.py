@@ -1,0 +1,50 @@
+"""The command `unixent conformance`, less its parsing of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from unixent_conformance import report
+from unixent_conformance.api import resolve, run
+
+
+def run_command(
+    backends: Sequence[str],
+    *,
+    implementation: str | None = None,
+    framework: str | None = None,
+    features: Sequence[str] | None = None,
+    quick: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Run the catalogue on each backend, or on one implementation given as "module:function", and show the tables.
+
+    Returns the exit code: 0 where everything matches or is refused as declared, 1 on anything silently wrong or crashed,
+    2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one
+    line that says why.
+    """
+    console = console or Console()
+    code = 0
+    for name in [*backends, *([implementation] if implementation else [])]:
+        try:
+            found, harness = resolve(name, framework)
+            with report.progress_bar(console) as bar:
+                task = bar.add_task(name, total=None)
+                done = run(
+                    found,
+                    framework or harness.name,
+                    features=features,
+                    quick=quick,
+                    progress=lambda n, total, bar=bar, task=task: bar.update(task, completed=n, total=total),
+                )
+        except (ImportError, LookupError, ValueError, TypeError, AttributeError) as error:
+            console.print(f"[bold red]error[/bold red] {name}: {error}", highlight=False)
+            code = 2
+            continue
+        console.print(report.table(done))
+        if not done.ok:
+            console.print(report.failures(done))
+            code = max(code, 1)
+    return code

@@ -1,0 +1,97 @@
+"""What the suite must know of a framework: how arrays go in, how results come out, how a gradient is taken.
+
+A harness never goes through the code under test. To add one, write a module in `unixent_conformance.harnesses` (or
+anywhere, and pass the object to `unixent_conformance.run`) with an instance named `harness`; ten lines do:
+
+    import numpy as np
+    import torch
+
+    from unixent_conformance.harness import Harness, Mode
+
+    class TorchHarness(Harness):
+        name = "torch"
+        modes = (Mode("eager"), Mode("autograd", autodiff=True), Mode("compile", traced=True, autodiff=True, sample=True))
+
+        def from_numpy(self, array):            # a copy: the suite compares its own arrays afterwards
+            return torch.from_numpy(array.copy())
+
+        def to_numpy(self, array):
+            return array.detach().cpu().numpy()
+
+        def gradient(self, function, arrays, wrt, upstream, mode):
+            leaves = [a.clone().requires_grad_(i in wrt) for i, a in enumerate(arrays)]
+            value = self.call(function, leaves, mode)
+            return value, torch.autograd.grad(value, [leaves[i] for i in wrt], upstream)
+
+        def call(self, function, arrays, mode):
+            return torch.compile(function, fullgraph=True)(*arrays) if mode.traced else function(*arrays)
+
+(bfloat16 comes and goes as an `ml_dtypes.bfloat16` array, which a real harness must convert.) Raise `Unsupported` where
+the framework cannot hold a dtype: the case then counts as refused, not as a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unixent_conformance.oracle import Array
+
+
+class Unsupported(Exception):
+    """The framework, not the implementation, has no such thing (a dtype, automatic differentiation)."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run a case.
+
+    traced: values cannot be read while the call runs, so an index out of range and an empty mean under
+        on_empty="raise" give NaN instead of an error, and cases about errors are left out.
+    autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
+        ask for no gradient are left out unless the mode is also traced.
+    sample: each case is dear (a compilation), so only the quick cases run.
+    """
+
+    name: str
+    traced: bool = False
+    autodiff: bool = False
+    sample: bool = False
+
+
+EAGER = Mode("eager")
+
+
+class Harness:
+    """The way in and out of one framework. Override `name`, `from_numpy` and `to_numpy`; the rest as it applies."""
+
+    name: str = ""
+    modes: tuple[Mode, ...] = (EAGER,)
+
+    def version(self) -> str:
+        """Versions and settings that decide results, for the header of a report."""
+        return ""
+
+    def from_numpy(self, array: Array) -> Any:
+        """The framework's array with the same values, dtype and shape, where possible with the same strides."""
+        raise NotImplementedError
+
+    def to_numpy(self, array: Any) -> Array:
+        """The values of a result; bfloat16 as ml_dtypes.bfloat16."""
+        raise NotImplementedError
+
+    def owns(self, value: Any) -> bool:
+        """Whether a result is this framework's array (a NumPy result from a torch backend is a bug)."""
+        return True
+
+    def call(self, function: Callable[..., Any], arrays: Sequence[Any], mode: Mode) -> Any:
+        """function(*arrays), compiled or traced if the mode says so."""
+        return function(*arrays)
+
+    def gradient(
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """function(*arrays) and d sum(upstream * function)/d arrays[i] for i in wrt, by the framework's own
+        differentiation; upstream None means ones."""
+        raise Unsupported(f"{self.name} has no automatic differentiation")

@@ -1,0 +1,29 @@
+"""NumPy: arrays are what they are, and there is nothing to differentiate with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.harness import Harness
+from unixent_conformance.oracle import Array
+
+
+class NumPyHarness(Harness):
+    name = "numpy"
+
+    def version(self) -> str:
+        return f"numpy {np.__version__}"
+
+    def from_numpy(self, array: Array) -> Array:
+        return array
+
+    def to_numpy(self, array: Any) -> Array:
+        return np.asarray(array)
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray)
+
+
+harness = NumPyHarness()

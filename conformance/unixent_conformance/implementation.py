@@ -1,0 +1,90 @@
+"""What is under test: a loss, what goes with it, and what it declares itself able to do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A loss that takes what `unixent.cross_entropy` takes, in one framework's arrays.
+
+    terms and value_and_grad take what `unixent.loss_terms` and `unixent.value_and_grad` take; without the latter,
+    gradients come from the framework's differentiation. `capabilities` are names such as "dtype:float16",
+    "target:probability", "linear" or "batch_invariant"; what a case needs beyond them may be refused, loudly. None
+    declares everything. `options` are the keywords accepted, None for all. `own_errors` says that errors must be of
+    the classes of `unixent` and name the argument; otherwise any exception does where one is due.
+    """
+
+    name: str
+    loss: Callable[..., Any]
+    terms: Callable[..., Any] | None = None
+    value_and_grad: Callable[..., Any] | None = None
+    linear: Callable[..., Any] | None = None
+    linear_value_and_grad: Callable[..., Any] | None = None
+    capabilities: frozenset[str] | None = None
+    options: frozenset[str] | None = None
+    own_errors: bool = False
+    version: str = ""
+
+    def lacking(self, needs: frozenset[str]) -> frozenset[str]:
+        """What of `needs` is not declared."""
+        return frozenset() if self.capabilities is None else needs - self.capabilities
+
+    def unknown(self, options: frozenset[str]) -> frozenset[str]:
+        """Which keywords its signature does not have."""
+        return frozenset() if self.options is None else options - self.options
+
+
+def of_backend(name: str) -> Implementation:
+    """A backend of unixent by name, through the public functions."""
+    import unixent
+
+    backend = unixent.get_backend(name)
+    declared = backend.capabilities
+    names = {f"dtype:{dtype}" for dtype in declared.dtypes}
+    names |= {f"target:{target}" for target in declared.targets}
+    names |= {f"transform:{transform}" for transform in declared.transforms}
+    names |= {flag for flag in ("linear", "parallel", "batch_invariant") if getattr(declared, flag)}
+    return Implementation(
+        name=name,
+        loss=unixent.cross_entropy,
+        terms=unixent.loss_terms,
+        value_and_grad=unixent.value_and_grad,
+        linear=unixent.linear_cross_entropy,
+        linear_value_and_grad=getattr(unixent, "linear_value_and_grad", None),
+        capabilities=frozenset(names),
+        own_errors=True,
+        version=f"unixent {unixent.__version__}",
+    )
+
+
+def load(path: str) -> Implementation:
+    """An implementation by "module:function"; the object may also be an Implementation with more to declare."""
+    module, separator, attribute = path.partition(":")
+    if not separator or not module or not attribute:
+        raise ValueError(f"implementation: expected 'module:function'; got {path!r}")
+    return wrap(getattr(import_module(module), attribute), path)
+
+
+def wrap(found: Any, name: str | None = None) -> Implementation:
+    """An Implementation as it is, or any callable as one, its options read from its signature."""
+    if isinstance(found, Implementation):
+        return found
+    if not callable(found):
+        raise TypeError(f"implementation: expected a callable; got {type(found).__name__}")
+    return Implementation(name=name or getattr(found, "__name__", repr(found)), loss=found, options=_keywords(found))
+
+
+def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin or a C extension without a signature
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return frozenset(p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD))

@@ -1,0 +1,307 @@
+"""A plain NumPy cross-entropy that is right, in steps small enough for each mutant to get one of them wrong.
+
+Rows are shifted by the largest logit of the classes other than the maximum k, so that 1 - p_k keeps its relative
+accuracy where p_k is almost 1: with D = max_{c != k} x_c - x_k, kept as an unevaluated sum hi + lo (Knuth's TwoSum),
+R = sum_{c != k} exp(x_c - max_{c != k} x_c) and t = R exp(D),
+
+    L_c = (x_k - x_c) + log1p(t)        p_k = 1/(1 + t)        1 - p_k = t/(1 + t)        p_c = exp(x_c - ...) exp(D)/(1 + t)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.implementation import Implementation
+from unixent_conformance.oracle import Array
+
+BLOCK = 64
+
+
+@dataclass
+class Stats:
+    """What the logits alone decide, per row."""
+
+    p: Array
+    rest: Array  # 1 - p
+    surprise: Array  # L
+    lse: Array
+
+
+class Plain:
+    """The loss in overridable steps; `options` holds every option of the call with its default."""
+
+    options: dict[str, Any]
+
+    # Steps before the arithmetic
+
+    def accumulation(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
+
+    def check(self, x: Array, target: Array, weight: Array | None, mask: Array | None) -> None:
+        """Bad input, as errors of the standard library."""
+        o = self.options
+        if x.dtype.kind in "biucO" or not x.ndim:
+            raise TypeError(f"logits: {x.dtype} of shape {x.shape}")
+        if not -x.ndim <= o["axis"] < x.ndim:
+            raise ValueError("axis")
+        positions = np.delete(np.array(x.shape, int), o["axis"]).tolist()
+        index = target.dtype.kind in "iu"
+        if target.dtype.kind in "bcO" or target.shape != (tuple(positions) if index else x.shape):
+            raise ValueError(f"target: {target.dtype} of shape {target.shape}")
+        if not x.shape[o["axis"]]:
+            raise ValueError("logits: no classes")
+        if weight is not None and (weight.shape != (x.shape[o["axis"]],) or weight.dtype.kind in "biucO"):
+            raise ValueError("weight")
+        if mask is not None and (mask.shape != tuple(positions) or mask.dtype.kind in "cO"):
+            raise ValueError("mask")
+        if o["reduction"] not in ("none", "sum", "mean") or o["on_empty"] not in ("zero", "nan", "raise"):
+            raise ValueError("reduction, on_empty")
+        if not 0 <= o["label_smoothing"] <= 1 or not 0 <= o["z_loss"] < np.inf:
+            raise ValueError("label_smoothing, z_loss")
+        if o["softcap"] is not None and not 0 < o["softcap"] < np.inf:
+            raise ValueError("softcap")
+        if o["normalizer"] is not None and (o["reduction"] != "mean" or np.ndim(o["normalizer"])):
+            raise ValueError("normalizer")
+        if type(o["ignore_index"]) is not int or (not index and o["ignore_index"] != -100):
+            raise ValueError("ignore_index")
+        if o["validate"] not in ("auto", "full", "off"):
+            raise ValueError("validate")
+        if o["dtype"] not in (None, "float16", "bfloat16", "float32", "float64"):
+            raise ValueError("dtype")
+
+    def rows(self, x: Array, axis: int) -> Array:
+        return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+    def unrows(self, rows: Array, shape: tuple[int, ...], axis: int) -> Array:
+        moved = tuple(np.delete(np.array(shape, int), axis)) + (shape[axis],)
+        return np.moveaxis(rows.reshape(moved), -1, axis)
+
+    def ignored(self, y: Array) -> Array:
+        return np.asarray(y == self.options["ignore_index"])
+
+    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
+        return ~ignored & ((y < 0) | (y >= classes))
+
+    def stray_policy(self, strays: Array) -> None:
+        if strays.any() and self.options["validate"] != "off":
+            raise IndexError(f"target: out of range at position {int(np.argmax(strays))}")
+
+    def mask(self, mask: Array | None, n: int, acc: np.dtype[Any]) -> Array:
+        return np.ones(n, acc) if mask is None else mask.reshape(-1).astype(acc)
+
+    def counted(self, v: Array, ignored: Array) -> Array:
+        return np.where(ignored, 0, v).astype(v.dtype)
+
+    def weight(self, weight: Array | None, classes: int, acc: np.dtype[Any]) -> Array:
+        return np.ones(classes, acc) if weight is None else weight.astype(acc)
+
+    def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
+        return (np.arange(classes) == y[:, None]).astype(acc)
+
+    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+        s = q.dtype.type(self.options["label_smoothing"])
+        return np.asarray(w * ((1 - s) * q + s / q.dtype.type(q.shape[1])))
+
+    def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
+        return v * (q @ w) if indices else v
+
+    # Steps of the arithmetic
+
+    def cap(self, x: Array) -> Array:
+        a = self.options["softcap"]
+        return x if a is None else np.asarray(x.dtype.type(a) * np.tanh(x / x.dtype.type(a)))
+
+    def slope(self, x: Array) -> Array:
+        a = self.options["softcap"]
+        if a is None:
+            return np.ones_like(x)
+        decay = np.exp(-2 * abs(x / x.dtype.type(a)))
+        return np.asarray(4 * decay / (1 + decay) ** 2)
+
+    def statistics(self, x: Array) -> Stats:
+        held = np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]
+        top = x[held]
+        others = np.where(held, -np.inf, x)
+        peak = others.max(axis=1)
+        shift = np.where(peak > -np.inf, peak, 0).astype(x.dtype)
+        e = np.exp(others - shift[:, None])
+        r = self.sum_classes(e)
+        hi = shift - top
+        back = hi + top
+        lo = np.where(np.isfinite(hi), (shift - back) + ((back - hi) - top), 0).astype(x.dtype)
+        decay = np.exp(hi) * (1 + lo)
+        t = r * decay
+        t = np.where(np.isfinite(top) | np.isnan(t), t, np.nan).astype(x.dtype)
+        p = np.where(held, 1, e * decay[:, None]) / (1 + t)[:, None]
+        rest = np.where(held, (t / (1 + t))[:, None], 1 - p)
+        return Stats(p, rest, (top[:, None] - x) + np.log1p(t)[:, None], top + np.log1p(t))
+
+    def sum_classes(self, e: Array) -> Array:
+        return np.asarray(e.sum(axis=1))
+
+    def times(self, t: Array, surprise: Array) -> Array:
+        """t L with 0 inf = 0."""
+        return np.asarray(np.where(t == 0, 0, t * np.where(t == 0, 0, surprise)).astype(t.dtype))
+
+    def penalty(self, lse: Array) -> Array:
+        z = self.options["z_loss"]
+        return np.asarray(lse.dtype.type(z) * lse**2 if z else np.zeros_like(lse))
+
+    def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
+        rows = v * (self.times(t, stats.surprise).sum(axis=1) + self.penalty(stats.lse))
+        rows = np.where(np.isnan(stats.lse), np.nan, rows)
+        return self.silence(rows, v)
+
+    def silence(self, rows: Array, v: Array) -> Array:
+        return np.where((v == 0).reshape(-1, *[1] * (rows.ndim - 1)), 0, rows).astype(rows.dtype)
+
+    def others(self, t: Array) -> Array:
+        """sum_{j != c} t_j without subtracting the largest from its own sum."""
+        largest = np.arange(t.shape[1]) == np.argmax(t, axis=1)[:, None]
+        small = np.where(largest, 0, t)
+        rest = small.sum(axis=1, keepdims=True)
+        return np.asarray(np.where(largest, rest, t.max(axis=1, keepdims=True) + (rest - small)))
+
+    def position_gradients(self, stats: Stats, t: Array, v: Array) -> Array:
+        flow = stats.p * self.others(t) - t * stats.rest
+        if self.options["z_loss"]:
+            flow = flow + self.penalty_gradient(stats)
+        return np.asarray(v[:, None] * flow)
+
+    def penalty_gradient(self, stats: Stats) -> Array:
+        z = stats.lse.dtype.type(2 * self.options["z_loss"])
+        return np.asarray((z * stats.lse)[:, None] * stats.p)
+
+    def target_gradients(self, stats: Stats, w: Array, v: Array) -> Array:
+        s = w.dtype.type(1 - self.options["label_smoothing"])
+        factor = np.broadcast_to(w * s, stats.p.shape)
+        return np.asarray(v[:, None] * self.times(factor, stats.surprise))
+
+    # Steps after the arithmetic
+
+    def blocks(self, n: int) -> Iterator[slice]:
+        for start in range(0, n, BLOCK):
+            yield slice(start, start + BLOCK)
+
+    def sum_positions(self, rows: Array) -> Any:
+        return rows.sum()
+
+    def denominator(self, d: Array) -> Any:
+        normalizer = self.options["normalizer"]
+        return self.sum_positions(d) if normalizer is None else d.dtype.type(normalizer)
+
+    def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
+        """The value and the factor of every row of the gradient."""
+        if denominator != 0:
+            return numerator / denominator, 1 / denominator
+        if self.options["on_empty"] == "raise":
+            raise ZeroDivisionError("mean over nothing")
+        nothing = denominator.dtype.type(0 if self.options["on_empty"] == "zero" else np.nan)
+        return nothing, nothing
+
+    def upstream(self, up: Any, n: int, acc: np.dtype[Any]) -> Array:
+        return np.broadcast_to(np.asarray(1 if up is None else up).astype(acc).reshape(-1), (n,))
+
+    def scale(self, gradients: Array, up: Array, factor: Any, v: Array) -> Array:
+        return self.silence((up * factor)[:, None] * gradients, v)
+
+    def finish(self, value: Any, dtype: Any) -> Array:
+        return np.asarray(value).astype(self.dtype(dtype))
+
+    def gradient_dtype(self, x: Array) -> Any:
+        return x.dtype
+
+    def dtype(self, name: Any) -> np.dtype[Any]:
+        from unixent_conformance.cases.inputs import dtype_of
+
+        return dtype_of(str(np.dtype(name)) if not isinstance(name, str) else name)
+
+    # The whole
+
+    def solve(
+        self, x: Array, target: Array, weight: Any, mask: Any, up: Any, wrt: str | None, terms: bool
+    ) -> tuple[Any, Any]:
+        o = self.options
+        self.check(x, target, weight, mask)
+        raw, acc, axis = self.rows(x, o["axis"]), self.accumulation(x.dtype), o["axis"] % x.ndim
+        n, classes = raw.shape
+        indices = target.dtype.kind in "iu"
+        y = target.reshape(-1) if indices else np.zeros(n, np.int64)
+        ignored = self.ignored(y) if indices else np.zeros(n, bool)
+        strays = self.strays(y, classes, ignored)
+        self.stray_policy(strays)
+        v = self.counted(self.mask(mask, n, acc), ignored)
+        w = self.weight(weight, classes, acc)
+        q = self.one_hot(y, classes, acc) if indices else self.rows(target, o["axis"]).astype(acc)
+        t = self.coefficients(q, w, indices)
+        d = self.denominators(v, w, q, indices)
+        losses, gradients = np.zeros(n, acc), np.zeros((n, classes), acc)
+        for block in self.blocks(n):
+            wide = raw[block].astype(acc)
+            stats = self.statistics(self.cap(wide))
+            losses[block] = np.where(strays[block], np.nan, self.position_losses(stats, t[block], v[block]))
+            if wrt == "logits":
+                flow = self.position_gradients(stats, t[block], v[block]) * self.slope(wide)
+                gradients[block] = np.where(strays[block, None], np.nan, flow)
+            elif wrt == "target":
+                gradients[block] = self.target_gradients(stats, w, v[block])
+        if terms:
+            dtype = o["dtype"] or acc
+            return self.finish(self.sum_positions(losses), dtype), self.finish(self.sum_positions(d), dtype)
+        factor: Any = acc.type(1)
+        value: Any = losses.reshape(np.moveaxis(x, axis, -1).shape[:-1])
+        if o["reduction"] == "sum":
+            value = self.sum_positions(losses)
+        if o["reduction"] == "mean":
+            value, factor = self.mean(self.sum_positions(losses), self.denominator(d))
+        value = self.finish(value, o["dtype"] or x.dtype)
+        if wrt is None:
+            return value, None
+        live = np.where(strays, 1, v)
+        scaled = self.scale(gradients, self.upstream(up, n, acc), factor, live)
+        dtype = self.gradient_dtype(x) if wrt == "logits" else target.dtype
+        return value, self.finish(self.unrows(scaled, x.shape, axis), dtype)
+
+    def implementation(self, name: str = "") -> Implementation:
+        """The public face."""
+
+        def run(wrt: str | None, terms: bool, logits: Any, target: Any, up: Any = None, **options: Any) -> Any:
+            self.options = {**DEFAULTS, **options}
+            unknown = set(options) - set(DEFAULTS)
+            if unknown:
+                raise TypeError(f"unknown options {unknown}")
+            arrays = (np.asarray(options[k]) if options.get(k) is not None else None for k in ("weight", "mask"))
+            with np.errstate(all="ignore"):
+                return self.solve(np.asarray(logits), np.asarray(target), *arrays, up, wrt, terms)
+
+        def value_and_grad(*args: Any, grad_output: Any = None, wrt: str = "logits", **options: Any) -> Any:
+            return run(wrt, False, *args, up=grad_output, **options)
+
+        return Implementation(
+            name=name or type(self).__name__,
+            loss=lambda *args, **options: run(None, False, *args, **options)[0],
+            terms=lambda *args, **options: run(None, True, *args, **options),
+            value_and_grad=value_and_grad,
+        )
+
+
+DEFAULTS: dict[str, Any] = {
+    "weight": None,
+    "mask": None,
+    "axis": -1,
+    "reduction": "mean",
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "z_loss": 0.0,
+    "softcap": None,
+    "normalizer": None,
+    "on_empty": "zero",
+    "dtype": None,
+    "validate": "auto",
+}
+
+plain = Plain().implementation()

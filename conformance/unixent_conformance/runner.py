@@ -1,0 +1,230 @@
+"""Runs cases and judges what comes back.
+
+    matches         within the error model, or the very error that was due
+    refuses         a loud error about something that the implementation declares it lacks
+    silently wrong  an answer, and not the right one
+    crashed         an error that nobody declared, or the wrong one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance import expect, repro
+from unixent_conformance.cases.model import Call, Case, Finding, Raises
+from unixent_conformance.harness import EAGER, Harness, Mode, Unsupported
+from unixent_conformance.implementation import Implementation
+from unixent_conformance.oracle import Array
+
+# Errors about values, which cannot be read under a transform: NaN is due there instead.
+ABOUT_VALUES = ("TargetRangeError", "EmptyMeanError")
+
+# Arrays up to this many elements are compared with a copy after the call.
+WATCHED = 1 << 16
+
+
+class Verdict(str, Enum):
+    MATCHES = "matches"
+    REFUSES = "refuses"
+    WRONG = "silently wrong"
+    CRASHED = "crashed"
+
+    @property
+    def ok(self) -> bool:
+        return self in (Verdict.MATCHES, Verdict.REFUSES)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case under one mode. `units` is the largest error in units of its bound."""
+
+    id: str
+    feature: str
+    mode: str
+    verdict: Verdict
+    detail: str = ""
+    units: float = 0.0
+    repro: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation, seen through a harness in one mode: NumPy in, NumPy out."""
+
+    harness: Harness
+    implementation: Implementation
+    mode: Mode = EAGER
+
+    def loss(self, call: Call) -> Array:
+        return self._read(self._run(self.implementation.loss, call))
+
+    def terms(self, call: Call) -> tuple[Array, Array]:
+        if self.implementation.terms is None:
+            raise Unsupported(f"{self.implementation.name} has no loss_terms")
+        numerator, denominator = self._run(self.implementation.terms, call)
+        return self._read(numerator), self._read(denominator)
+
+    def gradient(self, call: Call, wrt: str = "logits") -> tuple[Array, Array]:
+        """The loss and d sum(upstream * loss)/d logits or target."""
+        both = self.implementation.value_and_grad
+        upstream = None if call.upstream is None else self.harness.from_numpy(call.upstream)
+        if both is None or self.mode.autodiff:
+            function, arrays = self._bind(self.implementation.loss, call)
+            position = list(call.arrays()).index(wrt)
+            value, (gradient,) = self.harness.gradient(function, arrays, (position,), upstream, self.mode)
+        else:
+            extra = {"wrt": wrt} if upstream is None else {"wrt": wrt, "grad_output": upstream}
+            value, gradient = self._run(both, call, **extra)
+        return self._read(value), self._read(gradient)
+
+    def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
+        bound, arrays = self._bind(function, call, **extra)
+        return self.harness.call(bound, arrays, self.mode)
+
+    def _bind(self, function: Callable[..., Any], call: Call, **extra: Any) -> tuple[Callable[..., Any], list[Any]]:
+        """A function of the arrays alone, and the arrays."""
+        names = list(call.arrays())[2:]
+        options = {**call.static(), **extra}
+
+        def bound(logits: Any, target: Any, *rest: Any) -> Any:
+            return function(logits, target, **dict(zip(names, rest, strict=True)), **options)
+
+        return bound, [self.harness.from_numpy(array) for array in call.arrays().values()]
+
+    def _read(self, value: Any) -> Array:
+        if not self.harness.owns(value):
+            raise WrongAnswer(f"the result is a {type(value).__module__}.{type(value).__name__}")
+        return self.harness.to_numpy(value)
+
+
+class WrongAnswer(Exception):
+    """An answer that is no array of the framework."""
+
+
+def applies(case: Case, mode: Mode) -> bool:
+    """Whether a case means anything in a mode."""
+    if mode.sample and not case.quick:
+        return False
+    if mode.traced:
+        return case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES)
+    return not mode.autodiff or (case.holds is None and case.raises is None and "gradient" in case.asks)
+
+
+def run_case(case: Case, subject: Subject) -> Result:
+    """The verdict on one case."""
+    base = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES)
+    call = case.build()
+    lacking = subject.implementation.lacking(_needs(case, subject.mode))
+    unknown = subject.implementation.unknown(frozenset(call.options) | frozenset(call.arrays()))
+    if unknown:
+        return replace(base, verdict=Verdict.REFUSES, detail=f"has no option {', '.join(sorted(unknown))}")
+    copies = _copies(call)
+    try:
+        finding = _judge(case, call, subject)
+    except WrongAnswer as wrong:
+        finding = Finding(str(wrong))
+    except Unsupported as reason:
+        return replace(base, verdict=Verdict.REFUSES, detail=str(reason))
+    except Exception as error:
+        if lacking and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
+            return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacking)}: {error}")
+        text = f"{type(error).__name__}: {error}"
+        return replace(base, verdict=Verdict.CRASHED, detail=text, repro=repro.snippet(case, call, subject, text))
+    finding = finding or _written_to(call, copies)
+    if finding is None:
+        return base
+    if "batch_invariant" in lacking:
+        return replace(base, verdict=Verdict.REFUSES, detail=f"declared not batch invariant: {finding.detail}")
+    if finding.units <= 1:
+        return replace(base, units=finding.units)
+    verdict = Verdict.CRASHED if isinstance(finding, WrongError) else Verdict.WRONG
+    snippet = repro.snippet(case, call, subject, finding.detail)
+    return replace(base, verdict=verdict, detail=finding.detail, units=finding.units, repro=snippet)
+
+
+def run_cases(cases: Iterable[Case], harness: Harness, implementation: Implementation) -> Iterator[Result]:
+    """Every case in every mode of the harness in which it means something."""
+    chosen = list(cases)
+    for mode in harness.modes:
+        subject = Subject(harness, implementation, mode)
+        yield from (run_case(case, subject) for case in chosen if applies(case, mode))
+
+
+def count(cases: Iterable[Case], harness: Harness) -> int:
+    """How many results `run_cases` will give."""
+    chosen = list(cases)
+    return sum(applies(case, mode) for mode in harness.modes for case in chosen)
+
+
+class WrongError(Finding):
+    """An error was due and another came."""
+
+
+def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
+    if case.holds is not None:
+        return case.holds(subject, call)
+    if case.raises is not None and not subject.mode.traced:
+        return _judge_error(case, call, subject, case.raises)
+    parts = expect.expected(call, case.asks)
+    answers = _ask(case, call, subject)
+    comparisons = [(part, part.compare(got)) for part, got in zip(parts, answers, strict=True)]
+    part, worst = max(comparisons, key=lambda pair: np.nan_to_num(pair[1].units, nan=np.inf))
+    if worst.ok:
+        return Finding("", worst.units)
+    if worst.reason:
+        return Finding(worst.reason)
+    where = f" at {worst.index}" if worst.index else ""
+    detail = f"{part.name}{where}: got {worst.got!r}, expected {worst.expected!r} +- {worst.bound:.3g}"
+    return Finding(detail + f" ({worst.units:.3g} times the bound)", worst.units)
+
+
+def _ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
+    if case.asks == "loss":
+        return (subject.loss(call),)
+    if case.asks == "terms":
+        return subject.terms(call)
+    return subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
+
+
+def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Finding | None:
+    try:
+        _ask(case, call, subject)
+    except Unsupported:
+        raise
+    except Exception as error:
+        if not subject.implementation.own_errors:
+            return None
+        text = f"{type(error).__name__}: {error}"
+        if not {due.error, "UnixentError"} <= _family(error):
+            return WrongError(f"expected {due.error} about {due.argument}; got {text}")
+        missing = [word for word in (due.argument, *due.mentions) if word not in str(error)]
+        return WrongError(f"the text of {text!r} does not name {', '.join(missing)}") if missing else None
+    return Finding(f"expected {due.error} about {due.argument}; nothing was raised")
+
+
+def _needs(case: Case, mode: Mode) -> frozenset[str]:
+    return case.needs | {f"transform:{mode.name}"} if mode.traced else case.needs
+
+
+def _family(error: Exception) -> set[str]:
+    return {cls.__name__ for cls in type(error).__mro__}
+
+
+def _names(needs: frozenset[str]) -> str:
+    return ", ".join(sorted(needs))
+
+
+def _copies(call: Call) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in call.arrays().items() if array.size <= WATCHED}
+
+
+def _written_to(call: Call, copies: dict[str, bytes]) -> Finding | None:
+    for name, before in copies.items():
+        if call.arrays()[name].tobytes() != before:
+            return Finding(f"{name} was written to")
+    return None
