@@ -10,9 +10,9 @@ and from Python, for a backend of unixent or for any callable that takes what `u
 >>> unixent_conformance.run(plain, framework="numpy", features=("mask",), quick=True).ok
 True
 
-How the pieces fit: `cases` says what is called and what must hold, `oracle` what is true, `tolerance` how far from it an
-honest implementation may be, `harness` (read it to add a framework: ten lines) how arrays go in and out, `runner` gives
-the verdicts, `report` shows them.
+How the pieces fit: `cases` says what is called and what must hold, `oracle` what is true, `tolerance` how far from it
+an honest implementation may be, `harness` (read it to add a framework: ten lines) how arrays go in and out, `runner`
+gives the verdicts, `report` shows them.
 """
 
 from __future__ import annotations

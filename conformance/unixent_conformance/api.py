@@ -19,8 +19,8 @@ from unixent_conformance.runner import Result, Subject, Verdict, count, run_case
 class Report:
     """The verdicts of one implementation.
 
-    ok: nothing silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a `Result` each, with id,
-    feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste).
+    ok: nothing silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a `Result` each, with
+    id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste).
     """
 
     implementation: str
@@ -54,7 +54,8 @@ def run(
 
     tested: the name of a backend of unixent ("numpy"), "module:function", a callable that takes what
         `unixent.cross_entropy` takes, or an `Implementation`.
-    framework: whose arrays it takes (the name of a harness, or "module:object" of your own); a backend's own by default.
+    framework: whose arrays it takes, by the name of a harness or "module:object" of your own; a backend's own harness
+        by default.
     features: only these features of the catalogue. quick: the cases that make a run of seconds.
     progress: called with (done, of how many) after each case.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -21,9 +22,9 @@ def run_command(
 ) -> int:
     """Run the catalogue on each backend, or on one implementation given as "module:function", and show the tables.
 
-    Returns the exit code: 0 where everything matches or is refused as declared, 1 on anything silently wrong or crashed,
-    2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one
-    line that says why.
+    Returns the exit code: 0 where everything matches or is refused as declared, 1 on anything silently wrong or
+    crashed, 2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature),
+    with one line that says why.
     """
     console = console or Console()
     code = 0
@@ -31,14 +32,8 @@ def run_command(
         try:
             found, harness = resolve(name, framework)
             with report.progress_bar(console) as bar:
-                task = bar.add_task(name, total=None)
-                done = run(
-                    found,
-                    framework or harness.name,
-                    features=features,
-                    quick=quick,
-                    progress=lambda n, total, bar=bar, task=task: bar.update(task, completed=n, total=total),
-                )
+                advance = partial(report.advance, bar, bar.add_task(name, total=None))
+                done = run(found, framework or harness.name, features=features, quick=quick, progress=advance)
         except (ImportError, LookupError, ValueError, TypeError, AttributeError) as error:
             console.print(f"[bold red]error[/bold red] {name}: {error}", highlight=False)
             code = 2

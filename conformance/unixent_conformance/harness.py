@@ -10,7 +10,11 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
 
     class TorchHarness(Harness):
         name = "torch"
-        modes = (Mode("eager"), Mode("autograd", autodiff=True), Mode("compile", traced=True, autodiff=True, sample=True))
+        modes = (
+            Mode("eager"),
+            Mode("autograd", autodiff=True),
+            Mode("compile", traced=True, autodiff=True, sample=True),
+        )
 
         def from_numpy(self, array):            # a copy: the suite compares its own arrays afterwards
             return torch.from_numpy(array.copy())

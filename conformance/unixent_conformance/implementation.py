@@ -77,7 +77,8 @@ def wrap(found: Any, name: str | None = None) -> Implementation:
         return found
     if not callable(found):
         raise TypeError(f"implementation: expected a callable; got {type(found).__name__}")
-    return Implementation(name=name or getattr(found, "__name__", repr(found)), loss=found, options=_keywords(found))
+    own_name = str(getattr(found, "__name__", repr(found)))
+    return Implementation(name=name or own_name, loss=found, options=_keywords(found))
 
 
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:

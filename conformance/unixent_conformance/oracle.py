@@ -243,5 +243,4 @@ def _sum_of_others(t: Array) -> Array:
     small = np.where(largest, 0, t)
     rest = small.sum(axis=1, keepdims=True)
     top = np.where(largest, t, 0).sum(axis=1, keepdims=True)
-    return np.where(largest, rest, top + (rest - small))
-
+    return np.asarray(np.where(largest, rest, top + (rest - small)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
 from rich.table import Table
 
@@ -40,7 +40,9 @@ def failures(report: Report, most: int = 5) -> Group:
     shown: list[Table | str | Syntax] = []
     for r in first:
         style = STYLES[r.verdict]
-        shown.append(f"\n[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]\n  {escape(r.detail)}")
+        shown.append(
+            f"\n[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]\n  {escape(r.detail)}"
+        )
         shown.append(Syntax(r.repro, "python", background_color="default", word_wrap=True))
     if len(bad) > len(first):
         shown.append(f"\n... and {len(bad) - len(first)} more")
@@ -50,6 +52,10 @@ def failures(report: Report, most: int = 5) -> Group:
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True)
+
+
+def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _cell(n: int, verdict: Verdict) -> str:

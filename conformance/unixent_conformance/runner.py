@@ -1,9 +1,13 @@
-"""Runs cases and judges what comes back.
+"""Runs cases and judges what comes back, one of four verdicts.
 
-    matches         within the error model, or the very error that was due
-    refuses         a loud error about something that the implementation declares it lacks
-    silently wrong  an answer, and not the right one
-    crashed         an error that nobody declared, or the wrong one
+matches
+    within the error model, or the very error that was due
+refuses
+    a loud error about something that the implementation declares it lacks
+silently wrong
+    an answer, and not the right one
+crashed
+    an error that nobody declared, or the wrong one
 """
 
 from __future__ import annotations

@@ -9,13 +9,15 @@ positions, m the row maximum. Every bound is the promise
 with, where terms of either sign are added, |l| and |g| replaced by the sum of the terms' magnitudes (the oracle gives
 those), and one rounding to the dtype of the result. Where the numbers come from:
 
-* exp and log are good to an ulp or so (2u); a difference x_c - m costs u |x_c - m| in the exponent, which for the classes
-  that matter to a sum of exponentials is at most u ln C on average, since sum p_c (m - x_c) <= ln C; adding C terms in a
-  tree costs u log2 C. A confident row has no dominant class but its own, and keeps the bound only if its exponentials
-  are taken relative to the largest of the *other* classes. Together, with a weight, a mask and a division: 8 + 2 log2 C.
+* exp and log are good to an ulp or so (2u); a difference x_c - m costs u |x_c - m| in the exponent, which for the
+  classes that matter to a sum of exponentials is at most u ln C on average, since sum p_c (m - x_c) <= ln C; adding C
+  terms in a tree costs u log2 C. A confident row has no dominant class but its own, and keeps the bound only if its
+  exponentials are taken relative to the largest of the *other* classes. Together, with a weight, a mask and a
+  division: 8 + 2 log2 C.
 * An entry of the gradient is one such exponential, so its own u |x_c - m| stays, twice, as room for splitting it.
 * Adding N positions in a tree: u log2 N, and twice that as room for blocks and threads.
 * A denominator is a sum of N products: (3 + 2 log2 N) u of the sum of its magnitudes.
+* A softcap a tanh(x/a) is a division (u), a tanh good to two ulp or so (4u) and a product (u), each relative to x'.
 * Products that fall below the smallest normal number of the accumulation dtype may lose everything: many devices
   flush such numbers to zero. This floor is of order 1e-38 in float32, below anything a half precision result can show.
 """
@@ -31,8 +33,7 @@ import numpy as np
 from unixent_conformance import oracle
 from unixent_conformance.oracle import Array, Reduced, Rows
 
-# A softcap a tanh(x/a) is a division (u), a tanh good to two ulp or so (4u) and a product (u), each relative to x', with
-# room for a tanh of four ulp.
+# The softcap's roundings with room for a tanh of four ulp, in u relative to x'.
 SOFTCAP_ROUNDINGS = 10
 
 
@@ -107,7 +108,7 @@ def denominator(rows: Rows, reduced: Reduced, accumulation: str) -> Estimate:
 def denominator_error(rows: Rows, reduced: Reduced, accumulation: str) -> Array:
     """Relative error of what a mean is divided by; 0 for a normalizer, which is given."""
     own = denominator(rows, reduced, accumulation)
-    return np.longdouble(0) if reduced.normalized else own.bound / abs(reduced.denominator)
+    return np.asarray(0.0 if reduced.normalized else own.bound / abs(reduced.denominator))
 
 
 def position_bounds(rows: Rows, accumulation: str) -> Array:
@@ -189,7 +190,8 @@ def compare(got: Array, estimate: Estimate, dtype: str) -> Comparison:
         bound = bound + np.maximum(form.roundoff * reach, form.smallest / 2)
         error = abs(wide - value)
         units = np.where(error == 0, 0, error / bound)
-        overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & (reach >= form.largest * (1 + form.roundoff / 2))
+        beyond = reach >= form.largest * (1 + form.roundoff / 2)  # half a step past the largest number
+        overflow = np.isinf(wide) & (np.sign(wide) == np.sign(value)) & beyond
         finite = np.isfinite(value)
         units = np.where(finite & overflow, 0, units)
         units = np.where(finite & ~overflow & ~np.isfinite(wide), np.inf, units)

@@ -32,9 +32,7 @@ def catalogue(*, quick: bool = False, features: tuple[str, ...] = ()) -> list[Ca
     if unknown:
         raise ValueError(f"features: no such feature: {', '.join(sorted(unknown))}")
     return [
-        case
-        for case in _by_id().values()
-        if (case.quick or not quick) and (not features or case.feature in features)
+        case for case in _by_id().values() if (case.quick or not quick) and (not features or case.feature in features)
     ]
 
 

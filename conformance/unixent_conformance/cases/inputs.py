@@ -14,7 +14,7 @@ from unixent_conformance.oracle import Array
 try:
     from ml_dtypes import bfloat16 as _bfloat16
 except ImportError:  # the cases in bfloat16 are left out, which the report's header says
-    _bfloat16 = None  # type: ignore[assignment,misc]
+    _bfloat16 = None
 
 HALF = ("float16", "bfloat16") if _bfloat16 is not None else ("float16",)
 DTYPES = (*HALF, "float32", "float64")
@@ -121,7 +121,7 @@ class Recipe:
 
     def _probabilities(self, rng: np.random.Generator, y: Array) -> Array:
         if self.target == "one-hot":
-            return (np.arange(self.classes) == y[:, None]).astype(np.float64)
+            return np.asarray(np.arange(self.classes) == y[:, None], dtype=np.float64)
         q = rng.exponential(1.0, (len(y), self.classes))
         q[rng.random(q.shape) < 0.2] = 0.0
         if self.target == "unnormalised":

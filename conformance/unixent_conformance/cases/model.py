@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from unixent_conformance.oracle import Array
-
 if TYPE_CHECKING:
     from unixent_conformance.runner import Subject
 
@@ -43,7 +41,7 @@ class Call:
 
     @property
     def dtype(self) -> str:
-        return np.asarray(self.logits).dtype.name
+        return str(np.asarray(self.logits).dtype.name)
 
     @property
     def accumulation(self) -> str:
@@ -75,8 +73,8 @@ class Finding:
 class Case:
     """One thing that must hold.
 
-    `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due), `holds`
-    (a property of several calls; returns a Finding where it is broken) or, with neither, the oracle.
+    `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
+    `holds` (a property of several calls; returns a Finding where it is broken) or, with neither, the oracle.
     `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds and
     are the ones repeated under a transform that costs a compilation per case.
     """

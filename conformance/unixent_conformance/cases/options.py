@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from unixent_conformance.cases.inputs import DTYPES, Recipe
-from unixent_conformance.cases.model import Asks, Case, needs_of
+from unixent_conformance.cases.model import Asks, Case
 
 INDEX = Recipe()
 PROBABILITY = Recipe(target="probability")
@@ -104,8 +104,13 @@ def cases() -> Iterator[Case]:
                     quick = dtype == "float32" and reduction == reductions[len(name) % len(reductions)]
                     at = recipe.but(dtype=dtype, reduction=reduction)
                     yield from both(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick)
-                yield make(f"{feature}/{name}/{dtype}-terms", feature, recipe.but(dtype=dtype, reduction="mean", normalizer="none"), "terms",
-                           quick=dtype == "float32" and name == next(iter(variants)))
+                yield make(
+                    f"{feature}/{name}/{dtype}-terms",
+                    feature,
+                    recipe.but(dtype=dtype, reduction="mean", normalizer="none"),
+                    "terms",
+                    quick=dtype == "float32" and name == next(iter(variants)),
+                )
 
 
 def both(stem: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
@@ -122,4 +127,6 @@ def make(id: str, feature: str, recipe: Recipe, asks: Asks, quick: bool = False,
     needs = {f"dtype:{recipe.dtype}", "target:index" if recipe.target == "index" else "target:probability"}
     if recipe.result:
         needs.add(f"dtype:{recipe.result}")
-    return Case(id.replace(" ", "-").replace(",", ""), feature, recipe.call, asks, frozenset(needs), quick=quick, **more)
+    return Case(
+        id.replace(" ", "-").replace(",", ""), feature, recipe.call, asks, frozenset(needs), quick=quick, **more
+    )

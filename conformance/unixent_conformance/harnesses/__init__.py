@@ -1,19 +1,34 @@
-"""One harness per framework, imported only when asked for."""
+"""One harness per framework, imported only when asked for.
+
+A package with a backend of its own registers its harness under the entry-point group `unixent_conformance.harnesses`,
+by the name of the backend:
+
+    [project.entry-points."unixent_conformance.harnesses"]
+    mylib = "unixent_mylib.harness:harness"
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
+from importlib.util import find_spec
 
 from unixent_conformance.harness import Harness
 
+GROUP = "unixent_conformance.harnesses"
+
 
 def load(name: str) -> Harness:
-    """The harness of a framework by name: the object `harness` of `unixent_conformance.harnesses.<name>`, or of any
-    module for a name of the form "module:object"."""
+    """The harness of a framework by name, or of any module for a name of the form "module:object"."""
     module, _, attribute = name.partition(":")
-    if not attribute:
-        module, attribute = f"{__name__}.{name}", "harness"
-    found = getattr(import_module(module), attribute)
+    if attribute:
+        found = getattr(import_module(module), attribute)
+    elif name.isidentifier() and find_spec(f"{__name__}.{name}") is not None:
+        found = import_module(f"{__name__}.{name}").harness
+    else:
+        registered = metadata.entry_points(group=GROUP)
+        if name not in registered.names:
+            raise LookupError(f"no harness is called {name!r}: pass a framework, as 'numpy' or 'module:object'")
+        found = registered[name].load()
     if not isinstance(found, Harness):
         raise TypeError(f"{name}: expected a Harness; got {type(found).__name__}")
     return found

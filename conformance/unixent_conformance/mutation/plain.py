@@ -4,7 +4,7 @@ Rows are shifted by the largest logit of the classes other than the maximum k, s
 accuracy where p_k is almost 1: with D = max_{c != k} x_c - x_k, kept as an unevaluated sum hi + lo (Knuth's TwoSum),
 R = sum_{c != k} exp(x_c - max_{c != k} x_c) and t = R exp(D),
 
-    L_c = (x_k - x_c) + log1p(t)        p_k = 1/(1 + t)        1 - p_k = t/(1 + t)        p_c = exp(x_c - ...) exp(D)/(1 + t)
+    L_c = (x_k - x_c) + log1p(t)      p_k = 1/(1 + t)      1 - p_k = t/(1 + t)      p_c = exp(x_c - ...) exp(D)/(1 + t)
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class Plain:
         return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
 
     def unrows(self, rows: Array, shape: tuple[int, ...], axis: int) -> Array:
-        moved = tuple(np.delete(np.array(shape, int), axis)) + (shape[axis],)
+        moved = [*np.delete(np.array(shape, int), axis), shape[axis]]
         return np.moveaxis(rows.reshape(moved), -1, axis)
 
     def ignored(self, y: Array) -> Array:
         return np.asarray(y == self.options["ignore_index"])
 
     def strays(self, y: Array, classes: int, ignored: Array) -> Array:
-        return ~ignored & ((y < 0) | (y >= classes))
+        return np.asarray(~ignored & ((y < 0) | (y >= classes)))
 
     def stray_policy(self, strays: Array) -> None:
         if strays.any() and self.options["validate"] != "off":
@@ -100,7 +100,7 @@ class Plain:
         return np.ones(classes, acc) if weight is None else weight.astype(acc)
 
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
-        return (np.arange(classes) == y[:, None]).astype(acc)
+        return np.asarray(np.arange(classes) == y[:, None], dtype=acc)
 
     def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
@@ -269,24 +269,27 @@ class Plain:
     def implementation(self, name: str = "") -> Implementation:
         """The public face."""
 
-        def run(wrt: str | None, terms: bool, logits: Any, target: Any, up: Any = None, **options: Any) -> Any:
+        def run(wrt: str | None, terms: bool, logits: Any, target: Any, up: Any, options: dict[str, Any]) -> Any:
             self.options = {**DEFAULTS, **options}
             unknown = set(options) - set(DEFAULTS)
             if unknown:
                 raise TypeError(f"unknown options {unknown}")
-            arrays = (np.asarray(options[k]) if options.get(k) is not None else None for k in ("weight", "mask"))
+            weight, mask = (np.asarray(options[k]) if options.get(k) is not None else None for k in ("weight", "mask"))
             with np.errstate(all="ignore"):
-                return self.solve(np.asarray(logits), np.asarray(target), *arrays, up, wrt, terms)
+                return self.solve(np.asarray(logits), np.asarray(target), weight, mask, up, wrt, terms)
 
-        def value_and_grad(*args: Any, grad_output: Any = None, wrt: str = "logits", **options: Any) -> Any:
-            return run(wrt, False, *args, up=grad_output, **options)
+        def loss(logits: Any, target: Any, **options: Any) -> Any:
+            return run(None, False, logits, target, None, options)[0]
 
-        return Implementation(
-            name=name or type(self).__name__,
-            loss=lambda *args, **options: run(None, False, *args, **options)[0],
-            terms=lambda *args, **options: run(None, True, *args, **options),
-            value_and_grad=value_and_grad,
-        )
+        def terms(logits: Any, target: Any, **options: Any) -> Any:
+            return run(None, True, logits, target, None, options)
+
+        def value_and_grad(
+            logits: Any, target: Any, *, grad_output: Any = None, wrt: str = "logits", **options: Any
+        ) -> Any:
+            return run(wrt, False, logits, target, grad_output, options)
+
+        return Implementation(name or type(self).__name__, loss, terms, value_and_grad)
 
 
 DEFAULTS: dict[str, Any] = {

@@ -1,0 +1,106 @@
+"""The suite under pytest.
+
+    pytest --pyargs unixent_conformance -p unixent_conformance.plugin --unixent-backend numpy
+
+This module is also a `pytest11` entry point, so it is imported in every pytest run of whoever installed unixent: it
+imports nothing but pytest until one of its options is used. The entry point bears the module's own name, so that pytest
+takes `-p unixent_conformance.plugin` and the entry point for one plugin.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from unixent_conformance.harness import Harness
+    from unixent_conformance.implementation import Implementation
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("unixent", "unixent conformance")
+    group.addoption(
+        "--unixent-backend",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="backend of unixent to test; repeatable; one that is named must be installed (default: all that are)",
+    )
+    group.addoption(
+        "--unixent-implementation",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="callable to test in place of a backend; repeatable",
+    )
+    group.addoption(
+        "--unixent-framework",
+        metavar="NAME",
+        help="harness to use: a name, or module:object (default: a backend's own, numpy for an implementation)",
+    )
+    group.addoption("--unixent-quick", action="store_true", help="only the cases that make a run of seconds")
+    group.addoption(
+        "--unixent-xfails",
+        metavar="FILE",
+        help="known failures, a line each: an id as pytest prints it between brackets, a '#', the reason; "
+        "an unexpected pass fails, an id that no case has is an error",
+    )
+
+
+def chosen(config: pytest.Config) -> list[str]:
+    """What was asked for by name."""
+    return [*config.getoption("--unixent-backend"), *config.getoption("--unixent-implementation")]
+
+
+def resolve(config: pytest.Config, name: str) -> tuple[Implementation, Harness]:
+    """The implementation and harness of a name; one that cannot be had is an error of usage."""
+    from unixent_conformance import api
+
+    try:
+        return api.resolve(name, config.getoption("--unixent-framework"))
+    except (ImportError, LookupError, AttributeError, ValueError, TypeError) as error:
+        raise pytest.UsageError(f"{name}: {error}") from error
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What is tested: name, versions, settings."""
+    lines = []
+    for name in chosen(config):
+        found, harness = resolve(config, name)
+        modes = ", ".join(mode.name for mode in harness.modes)
+        lines.append(
+            f"unixent conformance: {found.name}: {found.version or 'no version'}, {harness.version()}; modes: {modes}"
+        )
+    return lines
+
+
+def read_xfails(path: Path) -> dict[str, str]:
+    """Ids and their reasons; a reason is not optional."""
+    found: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        id, _, reason = (part.strip() for part in line.partition("#"))
+        if not id:
+            continue  # an empty line or a comment
+        if not reason:
+            raise pytest.UsageError(f"{path}:{number}: {id}: expected a reason after '#'")
+        if id in found:
+            raise pytest.UsageError(f"{path}:{number}: {id}: listed twice")
+        found[id] = reason
+    return found
+
+
+def xfails(config: pytest.Config, known: set[str]) -> dict[str, str]:
+    """The expected failures; ids that match no case are an error."""
+    path = config.getoption("--unixent-xfails")
+    if not path:
+        return {}
+    try:
+        found = read_xfails(Path(path))
+    except OSError as error:
+        raise pytest.UsageError(f"--unixent-xfails: {error}") from error
+    unmatched = sorted(set(found) - known)
+    if unmatched:
+        raise pytest.UsageError(f"{path}: no case has the id {', '.join(unmatched)}")
+    return found

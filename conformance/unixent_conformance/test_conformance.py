@@ -1,0 +1,53 @@
+"""Every case of the catalogue as a test, for each backend or implementation asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from unixent_conformance import plugin
+from unixent_conformance.cases import catalogue
+from unixent_conformance.cases.model import Case
+from unixent_conformance.runner import Subject, applies, run_case
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    config = metafunc.config
+    cases = catalogue(quick=config.getoption("--unixent-quick"))
+    named = plugin.chosen(config)
+    parameters = []
+    for name in named or _registered():
+        try:
+            found, harness = plugin.resolve(config, name)
+        except pytest.UsageError as error:
+            if named:
+                raise
+            reason = f"{error} (name it with --unixent-backend to make this an error)"
+            parameters.append(pytest.param(None, None, id=name, marks=pytest.mark.skip(reason=reason)))
+            continue
+        for mode in harness.modes:
+            subject = Subject(harness, found, mode)
+            parameters += [
+                pytest.param(case, subject, id=f"{name}-{mode.name}-{case.id}") for case in cases if applies(case, mode)
+            ]
+    reasons = plugin.xfails(config, {str(p.id) for p in parameters})
+    marked = [
+        pytest.param(*p.values, id=p.id, marks=pytest.mark.xfail(strict=True, reason=reasons[str(p.id)]))
+        if str(p.id) in reasons
+        else p
+        for p in parameters
+    ]
+    metafunc.parametrize(("case", "subject"), marked)
+
+
+def _registered() -> list[str]:
+    import unixent
+
+    return [status.name for status in unixent.backends()]
+
+
+def test_conformance(case: Case, subject: Subject) -> None:
+    result = run_case(case, subject)
+    if not result.verdict.ok:
+        pytest.fail(f"{result.verdict.value}: {result.detail}\n\n{result.repro}", pytrace=False)
+    if result.verdict.value == "refuses":
+        pytest.skip(f"refuses, as declared: {result.detail}")
