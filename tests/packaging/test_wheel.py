@@ -1,0 +1,68 @@
+"""What the built wheel puts into site-packages, told by its own record."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomllib", reason="reading pyproject.toml needs Python 3.11")
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PACKAGES = [Path(path) for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+FILES = [Path(str(file)) for file in metadata.files("unixent") or []]
+
+editable = any(file.suffix == ".pth" for file in FILES)
+pytestmark = pytest.mark.skipif(editable, reason="unixent is installed editable here; tox tests the built wheel")
+
+
+def test_packages_listed_are_the_folders() -> None:
+    folders = {"unixent"} | {
+        path.parent.relative_to(ROOT).as_posix()
+        for root in ("backends", "conformance")
+        for path in (ROOT / root).glob("*/__init__.py")
+    }
+    assert {path.as_posix() for path in PACKAGES} == folders
+
+
+def test_wheel_holds_exactly_the_packages() -> None:
+    top = {file.parts[0] for file in FILES if ".." not in file.parts and "__pycache__" not in file.parts}
+    assert {name for name in top if not name.endswith(".dist-info")} == {path.name for path in PACKAGES}
+
+
+@pytest.mark.parametrize("package", [path.name for path in PACKAGES])
+def test_every_source_is_in_the_wheel(package: str) -> None:
+    source = next(path for path in PACKAGES if path.name == package)
+    present = {file.as_posix() for file in FILES}
+    for path in sorted((ROOT / source).rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert path.relative_to(ROOT / source.parent).as_posix() in present
+    assert f"{package}/py.typed" in present
+
+
+@pytest.mark.parametrize("name", ["unixent", "unixent_numpy", "unixent_conformance"])
+def test_what_is_tested_is_the_wheel(name: str) -> None:
+    module = import_module(name)
+    assert Path(str(module.__file__)).is_relative_to(sysconfig.get_path("purelib"))
+    roots = {str(ROOT), str(ROOT / "backends"), str(ROOT / "conformance")}
+    assert not roots & set(sys.path)
+
+
+def test_metadata() -> None:
+    meta = metadata.metadata("unixent")
+    assert meta["Version"] == import_module("unixent").__version__
+    assert meta["License-Expression"] == "Apache-2.0"
+    assert set(meta.get_all("Provides-Extra") or []) == set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_entry_points() -> None:
+    backends = {entry.name: entry.value for entry in metadata.entry_points(group="unixent.backends")}
+    shipped = {path.name.removeprefix("unixent_") for path in PACKAGES if path.parts[0] == "backends"}
+    assert {name: f"unixent_{name}:backend" for name in shipped}.items() <= backends.items()
