@@ -9,6 +9,7 @@ import numpy as np
 
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
+from unixent_numpy._linear import solve_linear
 from unixent_numpy._loss import BlockLoss
 from unixent_numpy._positions import Positions, equals, reduce, row_factors
 
@@ -20,6 +21,7 @@ class NumpyBackend:
     version = np.__version__
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
+        linear=True,
         batch_invariant=True,
     )
 
@@ -57,12 +59,13 @@ class NumpyBackend:
         return self._solve(problem, grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
-        raise NotImplementedError
+        loss: Array | LossTerms = solve_linear(problem, None, ())[0]
+        return loss
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        raise NotImplementedError
+        return solve_linear(problem, grad_output, wrt)
 
     def _solve(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]

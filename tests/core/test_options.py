@@ -1,4 +1,4 @@
-"""LossOptions and ParallelConfig: validated once, frozen, hashable, forgiving about spellings of a number or a dtype."""
+"""LossOptions and ParallelConfig: validated once, frozen, hashable, forgiving about how a number is spelt."""
 
 from __future__ import annotations
 
