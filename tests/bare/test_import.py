@@ -52,3 +52,9 @@ def test_import_stays_within_its_budget() -> None:
 def test_only_numpy_is_required() -> None:
     required = [line for line in metadata.requires("unixent") or [] if "extra ==" not in line]
     assert [line.partition(">")[0] for line in required] == ["numpy"]
+
+
+def test_command_line_says_what_it_needs() -> None:
+    done = subprocess.run([sys.executable, "-m", "unixent", "backends"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == 'unixent: the command line needs typer: pip install "unixent[conformance]"\n'

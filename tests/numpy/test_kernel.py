@@ -8,9 +8,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from unixent_numpy import _layout
 
 import unixent
+from unixent_numpy import _layout
 
 RNG = np.random.default_rng(7)
 OPTIONS = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from unixent_numpy import NumpyBackend
 
 import unixent
 from unixent.protocol import Backend
+from unixent_numpy import NumpyBackend
 
 
 def perplexity(logits: np.ndarray[Any, np.dtype[np.float32]], target: list[int]) -> float:

@@ -1,0 +1,92 @@
+"""The command line as a person meets it: a fresh process, its output, its exit code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import unixent
+
+SILENTLY_WRONG = """
+import numpy as np
+
+def loss(logits, target):
+    return np.asarray(7, logits.dtype)
+"""
+
+
+def unixent_command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "unixent", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def complaint(*arguments: str, cwd: Path | None = None) -> str:
+    """What a mistake at the prompt is told: exit code 2, no traceback."""
+    done = unixent_command(*arguments, cwd=cwd)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == 2, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_version() -> None:
+    done = unixent_command("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"unixent {unixent.__version__} (NumPy {np.__version__}")
+
+
+def test_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("unixent")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == unixent_command("--version").stdout
+
+
+def test_backends_lists_every_backend_with_a_hint_for_what_is_missing() -> None:
+    done = unixent_command("backends")
+    assert done.returncode == 0, done.stderr
+    for status in unixent.backends():
+        line = next(line for line in done.stdout.splitlines() if re.match(rf"{status.name}\s", line))
+        assert (status.version or "-") in line
+        if not status.installed and status.hint is not None:
+            assert status.hint in " ".join(done.stdout.split())
+    assert "float16, bfloat16, float32, float64" in done.stdout
+
+
+def test_conformance_of_the_embedded_backend() -> None:
+    done = unixent_command("conformance", "--backend", "numpy", "--quick")
+    assert done.returncode == 0, done.stdout
+    assert "class probabilities" in done.stdout
+
+
+def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SILENTLY_WRONG, "utf-8")
+    done = unixent_command("conformance", "--implementation", "mine:loss", "--quick", cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "silently wrong" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["conformance", "--backend", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
+        (["conformance", "--implementation", "no_such_module:loss"], "No module named 'no_such_module'"),
+        (["conformance", "--implementation", "numpy"], "module:function"),
+        (["conformance", "--implementation", "numpy:no_such"], "no_such"),
+        (["conformance", "--backend", "numpy", "--feature", "no such feature"], "no such feature"),
+        (["conformance", "--quik"], "--quick"),
+        (["bakends"], "Did you mean 'backends'?"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(arguments: list[str], said: str) -> None:
+    assert said in complaint(*arguments)
+
+
+def test_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def loss(:\n", "utf-8")
+    assert "mine.py:1" in complaint("conformance", "--implementation", "mine:loss", cwd=tmp_path)
