@@ -114,6 +114,8 @@ def conformance(
         from unixent_conformance.cli import run_command
     except ModuleNotFoundError as error:
         _fail(f'the suite needs {error.name}: pip install "unixent[conformance]"')
+    if implementation is not None and not all(implementation.partition(":")):
+        _fail(f"--implementation: expected module:function; got {implementation!r}")
     chosen = backend or []
     if not chosen and implementation is None:
         chosen = [status.name for status in unixent.backends() if status.installed]
