@@ -1,0 +1,136 @@
+"""Softmax regression on scikit-learn's handwritten digits, through `unixent.value_and_grad`, on any backend.
+
+    python examples/digits.py --backend numpy          # or torch, jax, mindspore, the name of a plug-in
+
+Prints loss and accuracy and draws both as curves. Nothing below names a framework: arrays are handed over by the
+backend, and matrix products and sums are what all four frameworks spell alike. The gradient of the logits comes from
+unixent; that of the linear layer is then a matrix product, so no automatic differentiation is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import unixent
+
+Array = Any
+RATE, MOMENTUM, BATCH = 0.5, 0.9, 256
+
+
+class Data(NamedTuple):
+    """Pixels in [0, 1], one row per image, and the digit that each image shows."""
+
+    train_pixels: np.ndarray[Any, Any]
+    train_digits: np.ndarray[Any, Any]
+    test_pixels: np.ndarray[Any, Any]
+    test_digits: np.ndarray[Any, Any]
+
+
+class Epoch(NamedTuple):
+    """Mean loss in nats and share of images recognised, on images that were not trained on."""
+
+    loss: float
+    accuracy: float
+
+
+def load(seed: int) -> Data:
+    """1,797 images of 8 x 8 pixels; every fifth of a random order is kept for the test."""
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    order = np.random.default_rng(seed).permutation(len(bundled.target))
+    pixels = (bundled.data[order] / 16).astype(np.float32)
+    digits = bundled.target[order].astype(np.int32)
+    test = np.arange(len(order)) % 5 == 0
+    return Data(pixels[~test], digits[~test], pixels[test], digits[test])
+
+
+def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[int, Epoch], None]) -> list[Epoch]:
+    """Stochastic gradient descent with momentum; the same steps on every backend."""
+    array = unixent.get_backend(backend).asarray
+    rng = np.random.default_rng(seed)
+    classes, width = int(data.train_digits.max()) + 1, data.train_pixels.shape[1]
+    weights = array(np.zeros((width, classes), np.float32), None)
+    bias = array(np.zeros(classes, np.float32), None)
+    speeds = [weights * 0, bias * 0]
+    test_pixels, test_digits = array(data.test_pixels, None), array(data.test_digits, None)
+    curve = []
+    for epoch in range(1, epochs + 1):
+        for chosen in batches(rng, len(data.train_digits)):
+            pixels, digits = array(data.train_pixels[chosen], None), array(data.train_digits[chosen], None)
+            _, slope = unixent.value_and_grad(pixels @ weights + bias, digits, backend=backend)
+            speeds = [MOMENTUM * speeds[0] + pixels.T @ slope, MOMENTUM * speeds[1] + slope.sum(0)]
+            weights, bias = weights - RATE * speeds[0], bias - RATE * speeds[1]
+        logits = test_pixels @ weights + bias
+        loss = float(unixent.cross_entropy(logits, test_digits, backend=backend))
+        hits = np.asarray(logits).argmax(1) == data.test_digits
+        curve.append(Epoch(loss, float(hits.mean())))
+        report(epoch, curve[-1])
+    return curve
+
+
+def batches(rng: np.random.Generator, count: int) -> list[np.ndarray[Any, Any]]:
+    """Every training image once, in a random order, about `BATCH` at a time."""
+    return np.array_split(rng.permutation(count), -(-count // BATCH))
+
+
+def draw(curve: list[Epoch], backend: str, path: Path) -> None:
+    """Loss and accuracy against epochs, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    epochs = range(1, len(curve) + 1)
+    left.plot(epochs, [point.loss for point in curve])
+    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="test loss", ylim=(0, None))
+    right.plot(epochs, [100 * point.accuracy for point in curve], color="tab:green")
+    right.set(xlabel="epoch", ylabel="%", title="test accuracy", ylim=(None, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"softmax regression on 8 x 8 digits, unixent on {backend}")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Softmax regression on handwritten digits, on any backend of unixent.")
+    parser.add_argument("--backend", default="numpy", help="numpy, torch, jax, mindspore or a plug-in (default: numpy)")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("digits.png"), help="picture to write")
+    chosen = parser.parse_args(arguments)
+    try:
+        (status,) = unixent.backends(chosen.backend)
+        unixent.get_backend(chosen.backend)
+        data = load(chosen.seed)
+    except unixent.UnixentError as error:
+        parser.error(str(error))
+    except ModuleNotFoundError as error:
+        parser.error(f'needs {error.name}: pip install "unixent[examples]"')
+
+    print(f"{len(data.train_digits)} images to learn from, {len(data.test_digits)} to test on")
+    print(f"backend {chosen.backend} {status.version}\n\nepoch  test loss  accuracy")
+
+    def report(epoch: int, point: Epoch) -> None:
+        if epoch == 1 or epoch % 5 == 0 or epoch == chosen.epochs:
+            print(f"{epoch:5}  {point.loss:9.4f}  {point.accuracy:8.1%}")
+
+    start = time.perf_counter()
+    curve = train(chosen.backend, data, chosen.epochs, chosen.seed, report)
+    draw(curve, chosen.backend, chosen.output)
+    print(f"\n{time.perf_counter() - start:.1f} s; the curves are in {chosen.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
