@@ -40,6 +40,6 @@ def run_command(
             continue
         console.print(report.table(done))
         if not done.ok:
-            console.print(report.failures(done))
+            report.print_failures(console, done)
             code = max(code, 1)
     return code

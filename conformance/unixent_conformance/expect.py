@@ -22,6 +22,10 @@ class Part:
     estimate: Estimate
     dtype: str
 
+    def rounding(self) -> Array:
+        """One rounding of the value to its dtype."""
+        return tolerance.rounding(self.estimate.value, self.dtype)
+
     def compare(self, got: Array) -> Comparison:
         """Shape and dtype first, then every entry."""
         wrong = ""

@@ -115,7 +115,7 @@ class Reduced:
     scale: Array  # dvalue/dl_n: 1 under "none" and "sum", 1/denominator under "mean"; 0 or NaN for an empty mean
     numerator: Array
     denominator: Array
-    normalized: bool  # the denominator was given, not summed
+    divided: bool  # by a denominator that was summed, not given: its roundings enter
     empty: bool  # a mean over nothing
 
 
@@ -207,7 +207,8 @@ def reduce(rows: Rows, reduction: str, normalizer: Any = None, on_empty: str = "
         else:
             value = scale = np.longdouble(0 if on_empty == "zero" else np.nan)
             empty = True
-        return Reduced(value, np.full_like(losses, scale), numerator, denominator, normalizer is not None, empty)
+        divided = reduction == "mean" and normalizer is None
+        return Reduced(value, np.full_like(losses, scale), numerator, denominator, divided, empty)
 
 
 def gradient(rows: Rows, reduced: Reduced, per_position: Array, upstream: Array | None) -> Array:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.syntax import Syntax
 from rich.table import Table
 
 from unixent_conformance.api import Report
@@ -33,20 +32,17 @@ def table(report: Report) -> Table:
     return shown
 
 
-def failures(report: Report, most: int = 5) -> Group:
+def print_failures(console: Console, report: Report, most: int = 5) -> None:
     """The first failures of distinct features, each with its snippet, and how many more there are."""
     bad = [r for r in report.cases if not r.verdict.ok]
     first = list({r.feature: r for r in reversed(bad)}.values())[::-1][:most]
-    shown: list[Table | str | Syntax] = []
     for r in first:
         style = STYLES[r.verdict]
-        shown.append(
-            f"\n[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]\n  {escape(r.detail)}"
-        )
-        shown.append(Syntax(r.repro, "python", background_color="default", word_wrap=True))
+        title = f"[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]"
+        console.print(f"\n{title}\n{escape(r.detail)}\n", highlight=False, soft_wrap=True)
+        console.print(r.repro, markup=False, highlight=False, soft_wrap=True, style="dim")  # not wrapped: to be pasted
     if len(bad) > len(first):
-        shown.append(f"\n... and {len(bad) - len(first)} more")
-    return Group(*shown)
+        console.print(f"... and {len(bad) - len(first)} more")
 
 
 def progress_bar(console: Console) -> Progress:

@@ -60,6 +60,6 @@ def _literal(value: Any) -> str:
     if not isinstance(value, np.ndarray):
         return "np.nan" if isinstance(value, float) and np.isnan(value) else repr(value)
     dtype = "bfloat16" if value.dtype.name == "bfloat16" else f'"{value.dtype.name}"'
-    wide = value.astype(np.float64) if value.dtype.kind not in "iub" else value
+    wide = value if value.dtype.kind in "iubc" else value.astype(np.float64)
     entries = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
     return f"np.array({entries}, dtype={dtype})" + (f".reshape({value.shape})" if not value.size else "")

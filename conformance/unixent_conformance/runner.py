@@ -86,6 +86,25 @@ class Subject:
             value, gradient = self._run(both, call, **extra)
         return self._read(value), self._read(gradient)
 
+    def gradients(self, call: Call, wrt: tuple[str, ...]) -> tuple[Array, ...]:
+        """Several gradients of one call."""
+        both = self.implementation.value_and_grad
+        if both is None:
+            raise Unsupported(f"{self.implementation.name} has no value_and_grad")
+        return tuple(self._read(gradient) for gradient in self._run(both, call, wrt=wrt)[1])
+
+    def touched(self, call: Call) -> list[str]:
+        """The array arguments that a call of the value and one of the gradient have changed."""
+        changed: set[str] = set()
+        for function in (self.implementation.loss, self.implementation.value_and_grad):
+            if function is not None:
+                bound, arrays = self._bind(function, call)
+                before = [self.harness.to_numpy(array).tobytes() for array in arrays]
+                self.harness.call(bound, arrays, self.mode)
+                after = [self.harness.to_numpy(array).tobytes() for array in arrays]
+                changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
+        return sorted(changed)
+
     def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
         bound, arrays = self._bind(function, call, **extra)
         return self.harness.call(bound, arrays, self.mode)

@@ -106,9 +106,9 @@ def denominator(rows: Rows, reduced: Reduced, accumulation: str) -> Estimate:
 
 
 def denominator_error(rows: Rows, reduced: Reduced, accumulation: str) -> Array:
-    """Relative error of what a mean is divided by; 0 for a normalizer, which is given."""
+    """Relative error of what a mean is divided by; 0 where nothing is, and for a normalizer, which is given."""
     own = denominator(rows, reduced, accumulation)
-    return np.asarray(0.0 if reduced.normalized else own.bound / abs(reduced.denominator))
+    return np.asarray(own.bound / abs(reduced.denominator) if reduced.divided else 0.0)
 
 
 def position_bounds(rows: Rows, accumulation: str) -> Array:
@@ -187,7 +187,7 @@ def compare(got: Array, estimate: Estimate, dtype: str) -> Comparison:
     with np.errstate(all="ignore"):
         bound = np.broadcast_to(estimate.bound, wide.shape).astype(np.longdouble)
         reach = abs(value) + bound
-        bound = bound + np.maximum(form.roundoff * reach, form.smallest / 2)
+        bound = bound + rounding(reach, dtype)
         error = abs(wide - value)
         units = np.where(error == 0, 0, error / bound)
         beyond = reach >= form.largest * (1 + form.roundoff / 2)  # half a step past the largest number
@@ -203,6 +203,12 @@ def compare(got: Array, estimate: Estimate, dtype: str) -> Comparison:
         return Comparison(0.0, (), 0.0, 0.0, 0.0)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
     return Comparison(float(units[index]), index, float(wide[index]), float(value[index]), float(bound[index]))
+
+
+def rounding(value: Array, dtype: str) -> Array:
+    """How far rounding to a dtype may move a value: half an ulp, half the least subnormal number at the least."""
+    form = Format.of(dtype)
+    return np.asarray(np.maximum(form.roundoff * abs(value), form.smallest / 2))
 
 
 def _log2(count: int) -> float:

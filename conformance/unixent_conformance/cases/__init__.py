@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from functools import cache
 
-from unixent_conformance.cases import options
+from unixent_conformance.cases import (
+    accuracy,
+    combinations,
+    empty,
+    errors,
+    indices,
+    layouts,
+    options,
+    properties,
+    special,
+)
 from unixent_conformance.cases.model import Call, Case, Finding, Raises
 
 __all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
 
 
+FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations)
+
+
 @cache
 def _by_id() -> dict[str, Case]:
     found: dict[str, Case] = {}
-    for family in (options,):
+    for family in FAMILIES:
         for case in family.cases():
             if case.id in found:
                 raise ValueError(f"two cases are called {case.id}")

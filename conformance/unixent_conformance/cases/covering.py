@@ -7,15 +7,20 @@ from itertools import combinations, product
 from typing import Any
 
 Row = dict[str, Any]
+Combination = tuple[tuple[str, Any], ...]  # levels of some factors, in the factors' order
 
 
 def covering_array(
-    factors: Mapping[str, Sequence[Any]], strength: int, allowed: Callable[[Row], bool] = lambda row: True
+    factors: Mapping[str, Sequence[Any]],
+    strength: int,
+    allowed: Callable[[Row], bool] = lambda row: True,
+    start: Sequence[Row] = (),
 ) -> list[Row]:
     """Rows that cover every allowed combination of any `strength` factors, greedily and without chance.
 
     Each new row starts from the first combination not yet covered and takes, factor by factor, the level that covers
-    most of what is left. `allowed` judges partial rows too and must not forbid what can be completed.
+    most of what is left. `allowed` judges partial rows too and must not forbid what can be completed. What the rows of
+    `start` cover is taken as covered; they are not returned again.
 
     >>> rows = covering_array({"a": [0, 1], "b": [0, 1], "c": [0, 1]}, strength=2)
     >>> len(rows)
@@ -23,31 +28,39 @@ def covering_array(
     """
     names = list(factors)
     groups = list(combinations(names, strength))
-    open_: dict[tuple[tuple[str, Any], ...], None] = {}
+    # What is still open, under each of its levels: a set that keeps its order.
+    open_: dict[tuple[str, Any], dict[Combination, None]] = {(n, level): {} for n in names for level in factors[n]}
+    waiting: dict[Combination, None] = {}
+
+    def cover(row: Row) -> None:
+        for group in groups:
+            combination = tuple((name, row[name]) for name in group)
+            if combination in waiting:
+                del waiting[combination]
+                for level in combination:
+                    del open_[level][combination]
+
     for group in groups:
         for levels in product(*(factors[name] for name in group)):
-            if allowed(dict(zip(group, levels, strict=True))):
-                open_[tuple(zip(group, levels, strict=True))] = None
+            combination = tuple(zip(group, levels, strict=True))
+            if allowed(dict(combination)):
+                waiting[combination] = None
+                for level in combination:
+                    open_[level][combination] = None
+    for row in start:
+        cover(row)
     rows: list[Row] = []
-    while open_:
-        seed = next(iter(open_))
-        row: Row = dict(seed)
+    while waiting:
+        row = dict(next(iter(waiting)))
         for name in names:
             if name not in row:
                 options = [level for level in factors[name] if allowed({**row, name: level})]
-                row[name] = max(options, key=lambda level: _gain(row, name, level, open_))
-        row = {name: row[name] for name in names}
-        rows.append(row)
-        for group in groups:
-            open_.pop(tuple((name, row[name]) for name in group), None)
+                row[name] = max(options, key=lambda level: _gain({**row, name: level}, open_[name, level]))
+        rows.append({name: row[name] for name in names})
+        cover(row)
     return rows
 
 
-def _gain(row: Row, name: str, level: Any, open_: Mapping[tuple[tuple[str, Any], ...], None]) -> int:
-    """How many combinations still open agree with the row once `name` is at `level`."""
-    trial = {**row, name: level}
-    return sum(
-        1
-        for combination in open_
-        if (name, level) in combination and all(trial.get(key, value) == value for key, value in combination)
-    )
+def _gain(row: Row, open_: Mapping[Combination, None]) -> int:
+    """How many open combinations agree with the row."""
+    return sum(all(row.get(name, level) == level for name, level in combination) for combination in open_)

@@ -64,7 +64,9 @@ class Plain:
             raise ValueError("label_smoothing, z_loss")
         if o["softcap"] is not None and not 0 < o["softcap"] < np.inf:
             raise ValueError("softcap")
-        if o["normalizer"] is not None and (o["reduction"] != "mean" or np.ndim(o["normalizer"])):
+        if o["normalizer"] is not None and (
+            o["reduction"] != "mean" or np.ndim(o["normalizer"]) or not np.isfinite(o["normalizer"])
+        ):
             raise ValueError("normalizer")
         if type(o["ignore_index"]) is not int or (not index and o["ignore_index"] != -100):
             raise ValueError("ignore_index")
@@ -203,6 +205,11 @@ class Plain:
         nothing = denominator.dtype.type(0 if self.options["on_empty"] == "zero" else np.nan)
         return nothing, nothing
 
+    def check_upstream(self, up: Any, positions: tuple[int, ...]) -> None:
+        due = positions if self.options["reduction"] == "none" else ()
+        if up is not None and (up.shape != due or up.dtype.kind == "c"):
+            raise ValueError("grad_output")
+
     def upstream(self, up: Any, n: int, acc: np.dtype[Any]) -> Array:
         return np.broadcast_to(np.asarray(1 if up is None else up).astype(acc).reshape(-1), (n,))
 
@@ -261,6 +268,9 @@ class Plain:
         value = self.finish(value, o["dtype"] or x.dtype)
         if wrt is None:
             return value, None
+        if wrt == "target" and indices:
+            raise ValueError("wrt")
+        self.check_upstream(up, np.moveaxis(x, axis, -1).shape[:-1])
         live = np.where(strays, 1, v)
         scaled = self.scale(gradients, self.upstream(up, n, acc), factor, live)
         dtype = self.gradient_dtype(x) if wrt == "logits" else target.dtype
@@ -285,9 +295,12 @@ class Plain:
             return run(None, True, logits, target, None, options)
 
         def value_and_grad(
-            logits: Any, target: Any, *, grad_output: Any = None, wrt: str = "logits", **options: Any
+            logits: Any, target: Any, *, grad_output: Any = None, wrt: Any = "logits", **options: Any
         ) -> Any:
-            return run(wrt, False, logits, target, grad_output, options)
+            if isinstance(wrt, str):
+                return run(wrt, False, logits, target, grad_output, options)
+            runs = [run(name, False, logits, target, grad_output, options) for name in wrt]
+            return runs[0][0], tuple(gradient for _, gradient in runs)
 
         return Implementation(name or type(self).__name__, loss, terms, value_and_grad)
 

@@ -1,0 +1,122 @@
+"""Where arithmetic is lost: confident rows, many classes, many positions, sums in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.cases.inputs import DTYPES, HALF, Recipe, dtype_of
+from unixent_conformance.cases.model import Asks, Call, Case, needs_of
+
+CONFIDENT, LARGE = "confident rows", "large inputs"
+
+
+def cases() -> Iterator[Case]:
+    yield from _confident()
+    yield from _large()
+
+
+def _confident() -> Iterator[Case]:
+    for dtype in DTYPES:
+        for gap in (5, 10, 16, 20, 40, 80, 86, 95, 300, 700):
+            if gap > 90 and dtype != "float64":
+                continue  # below the smallest normal number of the accumulation
+            variants: dict[str, dict[str, Any]] = {"": {}, " smoothed": {"smoothing": 0.1}, " z-loss": {"z_loss": 0.01}}
+            for name, options in variants.items():
+                recipe = Recipe(
+                    dtype=dtype, positions=(9,), confident=float(gap), spread=0.7, reduction="none", **options
+                )
+                quick = dtype == "float32" and gap in (20, 80)
+                yield from _value_and_gradient(f"{gap} ahead{name}/{dtype}", CONFIDENT, recipe, quick)
+            hopeless = recipe.but(confident=-float(gap), z_loss=0.0)
+            yield from _value_and_gradient(f"{gap} behind/{dtype}", CONFIDENT, hopeless, quick and gap == 20)
+            hot = recipe.but(z_loss=0.0, target="one-hot", weight="plain")
+            yield from _value_and_gradient(f"{gap} ahead one-hot/{dtype}", CONFIDENT, hot, quick and gap == 20)
+        build = partial(_known, dtype)
+        for asks, word in (("loss", "value"), ("logits gradient", "gradient")):
+            stem = f"confident-rows/20-against-0/{dtype}/{word}"
+            yield Case(stem, CONFIDENT, build, asks, needs_of(build()), quick=dtype == "float32")  # type: ignore[arg-type]
+        for gap in (8, 30, 80):
+            build = partial(_uneven_gaps, dtype, gap)
+            for asks, word in (("loss", "value"), ("logits gradient", "gradient")):
+                stem = f"confident-rows/gaps-of-{gap}-that-no-float-holds/{dtype}/{word}"
+                yield Case(stem, CONFIDENT, build, asks, needs_of(build()), quick=dtype == "float32")  # type: ignore[arg-type]
+
+
+def _value_and_gradient(name: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
+    stem = f"{feature}/{name}".replace(" ", "-")
+    needs = needs_of(recipe.call()) if recipe.positions[0] * recipe.classes < 10_000 else frozenset[str]()
+    needs = needs or frozenset({f"dtype:{recipe.dtype}", "target:index"})
+    yield Case(f"{stem}/value", feature, recipe.call, "loss", needs, quick=quick)
+    yield Case(f"{stem}/gradient", feature, recipe.call, "logits gradient", needs, quick=quick)
+
+
+def _known(dtype: str) -> Call:
+    """[20, 0] with class 0: 2.06e-9, where 1 - p and -log p in float32 give 0."""
+    return Call(np.array([[20.0, 0.0]]).astype(dtype_of(dtype)), np.array([0]), options={"reduction": "none"})
+
+
+def _uneven_gaps(dtype: str, gap: float) -> Call:
+    """A target far above logits of a finer exponent: the differences are not representable, so that rounding them
+    costs up to u * gap in every exponential."""
+    rng = np.random.default_rng(7)
+    x = rng.uniform(0.01, 0.02, (64, 5))
+    y = rng.integers(0, 5, 64)
+    x[np.arange(64), y] = gap + rng.uniform(0.0, 4.0, 64)
+    return Call(x.astype(dtype_of(dtype)), y, options={"reduction": "none"})
+
+
+def _large() -> Iterator[Case]:
+    for dtype in (*HALF, "float32"):
+        yield from _pair("70,000 equal logits", dtype, partial(_equal, dtype, 3, 70_000, "none"))
+        for reduction in ("mean", "sum", "none"):
+            yield from _pair(f"100,000 rows/{reduction}", dtype, partial(_equal, dtype, 100_000, 8, reduction))
+        build = partial(_equal, dtype, 100_000, 8)
+        yield Case(f"large-inputs/100000-rows/{dtype}/terms", LARGE, build, "terms", _needs(dtype))
+        build = partial(_many, dtype)
+        yield Case(f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, build, "terms", _needs(dtype))
+        yield from _pair("70,000 uneven rows/mean", dtype, build)
+    for dtype in DTYPES:
+        recipe = Recipe(dtype=dtype, positions=(2,), classes=151_936, reduction="none", upstream="uneven")
+        yield from _value_and_gradient(f"151936 classes/{dtype}", LARGE, recipe)
+        # Logits of a spread at which most entries of the gradient are near 1e-6.
+        recipe = Recipe(dtype=dtype, positions=(8,), classes=32_000, reduction="mean", spread=3.5)
+        yield from _value_and_gradient(f"32000 classes/{dtype}", LARGE, recipe, quick=dtype == "float32")
+        recipe = recipe.but(smoothing=0.1, z_loss=1e-4, softcap=30.0)
+        yield from _value_and_gradient(f"32000 classes with everything/{dtype}", LARGE, recipe)
+
+
+def _needs(dtype: str) -> frozenset[str]:
+    return frozenset({f"dtype:{dtype}", "target:index"})
+
+
+def _pair(name: str, dtype: str, build: partial[Call]) -> Iterator[Case]:
+    stem = f"large-inputs/{name}/{dtype}".replace(" ", "-").replace(",", "")
+    asks: tuple[tuple[Asks, str], ...] = (("loss", "value"), ("logits gradient", "gradient"))
+    for question, word in asks:
+        yield Case(
+            f"{stem}/{word}", LARGE, build, question, _needs(dtype), quick="70,000-equal" in name.replace(" ", "-")
+        )
+
+
+def _equal(dtype: str, n: int, classes: int, reduction: str = "mean") -> Call:
+    """Loss ln C everywhere: a sum over classes or positions in half precision stalls or overflows."""
+    logits = np.full((n, classes), 1.5).astype(dtype_of(dtype))
+    return Call(logits, np.arange(n) % classes, options=_reduced(reduction))
+
+
+def _many(dtype: str) -> Call:
+    """More counted tokens than float16 can count, with fractions and weights."""
+    rng = np.random.default_rng(11)
+    floating = dtype_of(dtype)
+    logits = rng.normal(0.0, 2.0, (70_000, 4)).astype(floating)
+    mask = rng.uniform(0.5, 1.0, 70_000).astype(floating)
+    weight = np.array([1.0, 2.0, 1.5, 0.5]).astype(floating)
+    return Call(logits, rng.integers(0, 4, 70_000), weight, mask)
+
+
+def _reduced(reduction: str) -> dict[str, str]:
+    return {} if reduction == "mean" else {"reduction": reduction}

@@ -1,0 +1,69 @@
+"""Options against each other: every combination of any three levels occurs, every pair among the quick cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unixent_conformance.cases.covering import Row, covering_array
+from unixent_conformance.cases.inputs import DTYPES, Recipe
+from unixent_conformance.cases.model import Case
+from unixent_conformance.cases.options import both, make
+
+FEATURE = "combinations"
+
+SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
+    # positions, classes, axis
+    "rows": ((6,), 7, -1),
+    "columns": ((6,), 5, 0),
+    "middle": ((3, 4), 6, 1),
+    "single": ((), 4, -1),
+    "many": ((130,), 3, -1),
+}
+
+FACTORS: dict[str, list[Any]] = {
+    "dtype": list(DTYPES),
+    "target": ["index", "probability", "unnormalised"],
+    "weight": ["none", "plain", "zeros"],
+    "mask": ["none", "bool", "int", "fraction"],
+    "ignore": ["none", "default", "inside", "outside"],
+    "smoothing": [0.0, 0.1, 1.0],
+    "z_loss": [0.0, 0.05],
+    "softcap": [None, 6.0],
+    "shape": list(SHAPES),
+    "reduction": ["mean", "sum", "none"],
+    "normalizer": ["none", "float", "array"],
+    "result": [None, "float32", "float64"],
+    "confident": [0.0, 20.0],
+}
+
+
+def allowed(row: Row) -> bool:
+    """Probabilities have no index to ignore; only a mean is normalised; a result is given in a dtype it has not."""
+    if row.get("target", "index") != "index" and row.get("ignore", "none") != "none":
+        return False
+    if row.get("reduction", "mean") != "mean" and row.get("normalizer", "none") != "none":
+        return False
+    return row.get("result") is None or row.get("result") != row.get("dtype")
+
+
+def cases() -> Iterator[Case]:
+    """Rows of the pairwise array are quick; those that strength three needs beyond them follow."""
+    pairs = covering_array(FACTORS, 2, allowed)
+    for row in pairs:
+        yield from _of(row, quick=True)
+    for row in covering_array(FACTORS, 3, allowed, start=pairs):
+        yield from _of(row, quick=False)
+
+
+def _of(row: Row, quick: bool) -> Iterator[Case]:
+    positions, classes, axis = SHAPES[row["shape"]]
+    levels = {name: value for name, value in row.items() if name != "shape"}
+    recipe = Recipe(**{**levels, "positions": positions, "classes": classes, "axis": axis, "seed": 1})
+    named = [row["target"], row["dtype"], row["shape"], row["reduction"]]
+    for name, value in row.items():
+        if name not in ("target", "dtype", "shape", "reduction") and value not in ("none", None, 0.0):
+            named.append(f"{name}.{value}")
+    stem = f"{FEATURE}/{'+'.join(map(str, named))}"
+    yield from both(stem, FEATURE, recipe, quick)
+    yield make(f"{stem}/terms", FEATURE, recipe.but(reduction="mean", normalizer="none"), "terms", quick)
