@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from unixent import checks
+from unixent.arguments import resolve
 from unixent.errors import OptionError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import Array, LossTerms
@@ -102,7 +103,7 @@ def cross_entropy(
         Z-loss, 2016, and Chowdhery et al., PaLM, 2022 (z-loss); Gemma Team, Gemma 2, 2024 (soft-cap); Blanchard,
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
-    found = checks.resolve(backend, logits, "logits")
+    found = resolve(backend, logits, "logits")
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.logits_problem(found, logits, sides, options)
@@ -151,7 +152,7 @@ def loss_terms(
         >>> bool(np.isclose(mean, unixent.cross_entropy(logits, target), rtol=1e-14))
         True
     """
-    found = checks.resolve(backend, logits, "logits")
+    found = resolve(backend, logits, "logits")
     options = LossOptions(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate)
     sides = checks.Sides(target, weight, mask, None, parallel, True)
     problem, _ = checks.logits_problem(found, logits, sides, options)
@@ -209,7 +210,7 @@ def value_and_grad(
         >>> print(loss.round(6), grad)
         0.693147 [[ 0.5 -0.5]]
     """
-    found = checks.resolve(backend, logits, "logits")
+    found = resolve(backend, logits, "logits")
     names = checks.wanted(wrt, ("logits", "target"))
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unixent import checks
+from unixent.arguments import resolve
 from unixent.errors import OptionError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import Array
@@ -62,7 +63,7 @@ def linear_cross_entropy(
     References:
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
     """
-    found = checks.resolve(backend, hidden, "hidden")
+    found = resolve(backend, hidden, "hidden")
     options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
@@ -116,7 +117,7 @@ def linear_value_and_grad(
         0.693147 [[-0.5 -0.5 -0.5]
          [ 0.5  0.5  0.5]]
     """
-    found = checks.resolve(backend, hidden, "hidden")
+    found = resolve(backend, hidden, "hidden")
     if wrt is None:
         wrt = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
     allowed = ("hidden", "classifier", "target") if bias is None else ("hidden", "classifier", "bias", "target")

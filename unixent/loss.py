@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from unixent import checks
 from unixent.api import cross_entropy, loss_terms, value_and_grad
+from unixent.arguments import adopt, resolve
 from unixent.errors import NonFiniteError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
@@ -117,8 +117,8 @@ class CrossEntropyLoss:
         return result
 
     def _check(self, logits: Array, label: Array, shared: dict[str, Any], reduced: dict[str, Any]) -> None:
-        backend = checks.resolve(self.backend, logits, "logits")
-        lead = checks.adopt(backend, "logits", logits)
+        backend = resolve(self.backend, logits, "logits")
+        lead = adopt(backend, "logits", logits)
         if not lead.info.concrete:
             return
         loss, grad = value_and_grad(logits, label, **shared, **reduced)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from unixent.options import LossOptions, ParallelConfig
+from unixent.options import LossOptions
 
 Array = Any  # whatever the framework calls its array
 
@@ -76,6 +76,23 @@ class Capabilities:
     batch_invariant: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How the arrays of this process fit into the whole.
+
+    Attributes:
+        model_group: the processes that share the classes, or None where they are all here.
+        token_group: the processes that share the positions, or None.
+        classes: C of the whole vocabulary.
+        first_class: index of the first class that this process holds.
+    """
+
+    model_group: Any | None
+    token_group: Any | None
+    classes: int
+    first_class: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossProblem:
     """What a logits-level and a fused linear problem share; every array belongs to the backend.
@@ -86,13 +103,14 @@ class LossProblem:
         mask: position weights P (bool, integer or floating), or None.
         normalizer: replaces the denominator of "mean": a Python float, a 0-d array, or None.
         options: the validated options.
-        classes: C.
+        classes: C, of the whole vocabulary where that is split.
         target_kind: "index" or "probability".
         accumulation: "float32" or "float64": the dtype of every exp, log and sum.
         result_dtype: dtype that the finished result is rounded to.
         terms: return `LossTerms` instead of the reduced loss.
         check_empty: raise `unixent.checks.empty_mean` when the mean's denominator reads 0.
-        parallel: how the problem is split over processes, or None.
+        parallel: how the problem is split over processes, or None. Logits and probabilities then hold this process's
+            classes and positions, while class indices and weight are those of the whole vocabulary.
     """
 
     target: Array
@@ -106,7 +124,7 @@ class LossProblem:
     result_dtype: str
     terms: bool = False
     check_empty: bool = False
-    parallel: ParallelConfig | None = None
+    parallel: Split | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,4 +203,20 @@ class Backend(Protocol):
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         """The fused loss and its gradients for each of ``wrt``: "hidden", "classifier", "bias", "target"."""
+        ...
+
+
+class ParallelBackend(Backend, Protocol):
+    """What a backend provides besides where it declares ``capabilities.parallel``. Groups are the framework's own."""
+
+    def group_size(self, group: Any) -> int:
+        """How many processes a group has."""
+        ...
+
+    def rank(self, group: Any) -> int:
+        """The number of this process in a group."""
+        ...
+
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        """The rows of all processes of a group, in the order of their ranks."""
         ...
