@@ -67,7 +67,7 @@ def _refused(group: str, rows: list[tuple[int, ...]]) -> BackendError | None:
     bad = [rank for rank, row in enumerate(rows) if row[0]]
     if not bad:
         return None
-    return BackendError(f"parallel: the arguments of process {bad[0]} of the {group} group were refused; see its error")
+    return BackendError(f"parallel: process {bad[0]} of the {group} group refused its arguments; see its error")
 
 
 def _attempt(function: Callable[[], T]) -> tuple[T | None, UnixentError | None]:
