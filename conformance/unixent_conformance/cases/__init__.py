@@ -11,7 +11,6 @@ from unixent_conformance.cases import (
     errors,
     indices,
     layouts,
-    linear,
     options,
     properties,
     special,
@@ -21,7 +20,7 @@ from unixent_conformance.cases.model import Call, Case, Finding, Raises
 __all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
 
 
-FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear)
+FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations)
 
 
 @cache
