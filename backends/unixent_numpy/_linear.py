@@ -68,6 +68,8 @@ def _losses(
         for_each_block(stop - start, step, lambda a, b: loss(start + a, start + b, logits[a:b]))  # noqa: B023
         if "hidden" in grads:
             grads["hidden"][start:stop] = _product(logits, problem.classifier, tiles, kind)
+            # 0 times a NaN in the classifier, again.
+            grads["hidden"][start:stop][off[start:stop]] = 0
         for tile in tiles if "classifier" in grads else ():
             grads["classifier"][tile] += logits[:, tile].T @ states
         if "bias" in grads:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unixent_conformance import oracle, tolerance
+from unixent_conformance import oracle, tolerance, tolerance_linear
 from unixent_conformance.cases.model import Asks, Call
 from unixent_conformance.oracle import Array, Rows
 from unixent_conformance.tolerance import Comparison, Estimate
@@ -46,6 +46,8 @@ def rows_of(call: Call) -> Rows:
 
 def expected(call: Call, asks: Asks) -> list[Part]:
     """The parts of the answer in the order in which an implementation gives them."""
+    if call.linear:
+        return _linear(call, asks != "loss")
     rows, narrow = rows_of(call), call.accumulation
     reduction = "sum" if asks == "terms" else str(call.options.get("reduction", "mean"))
     reduced = oracle.reduce(rows, reduction, call.options.get("normalizer"), str(call.options.get("on_empty", "zero")))
@@ -65,3 +67,9 @@ def expected(call: Call, asks: Asks) -> list[Part]:
         return [value, Part("gradient of logits", gradient, call.dtype)]
     gradient = tolerance.target_gradient(rows, reduced, upstream, narrow)
     return [value, Part("gradient of target", gradient, call.target.dtype.name)]
+
+
+def _linear(call: Call, gradients: bool) -> list[Part]:
+    found = tolerance_linear.estimates(call, gradients)
+    parts = [Part("loss", found.pop("loss"), call.result_dtype)]
+    return parts + [Part(f"gradient of {name}", own, str(getattr(call, name).dtype)) for name, own in found.items()]

@@ -91,7 +91,7 @@ class Rows:
     def gradient_magnitudes(self) -> Array:
         """The magnitudes of the terms of dl_n/dx'_c: what flows between the classes, before the softcap's slope."""
         with np.errstate(all="ignore"):
-            others = _sum_of_others(abs(self.coefficient))
+            others = sum_of_others(abs(self.coefficient))
             flow = self.probability * others + abs(self.coefficient) * self.complement
             if self.z_loss:
                 flow = flow + 2 * self.z_loss * (abs(self.peak) + self.spread)[:, None] * self.probability
@@ -182,7 +182,7 @@ def solve(
             probability=probability,
             complement=complement,
             coefficient=t,
-            others=_sum_of_others(t),
+            others=sum_of_others(t),
             target_factor=np.broadcast_to(w * (1 - s), t.shape),
             z_loss=float(z_loss),
             counted=v,
@@ -236,7 +236,7 @@ def _product(factor: Array, value: Array) -> Array:
     return np.where(factor == 0, 0, factor * np.where(factor == 0, 0, value))
 
 
-def _sum_of_others(t: Array) -> Array:
+def sum_of_others(t: Array) -> Array:
     """sum_{j != c} t_j for every c; the largest is left out of its own sum, not subtracted from it."""
     if not t.size:
         return np.zeros_like(t)

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 # Arrays up to this many elements are spelled out; larger ones come from the case by its id.
 SPELLED = 64
 
-CALLS = {"loss": "loss", "terms": "terms", "logits gradient": "gradient", "target gradient": "gradient"}
+CALLS = {
+    "loss": "loss",
+    "terms": "terms",
+    "logits gradient": "gradient",
+    "target gradient": "gradient",
+    "linear gradients": "linear_gradients",
+}
 
 
 def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
@@ -33,6 +39,8 @@ def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
             arguments = [line for line in arguments if not line.startswith("    normalizer=")]
             options["normalizer"] = call.options["normalizer"]
         spelled = ", ".join(f"{name!r}: {_literal(value)}" for name, value in options.items())
+        if call.linear:
+            arguments.insert(0, "    logits=None,")
         lines += ["call = uc.Call(", *arguments, f"    options={{{spelled}}},", ")"]
         lines += [f"case = uc.case({case.id!r}, call)"]
     if case.holds is None:

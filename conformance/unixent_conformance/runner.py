@@ -65,7 +65,7 @@ class Subject:
     mode: Mode = EAGER
 
     def loss(self, call: Call) -> Array:
-        return self._read(self._run(self.implementation.loss, call))
+        return self._read(self._run(self._linear if call.linear else self.implementation.loss, call))
 
     def terms(self, call: Call) -> tuple[Array, Array]:
         if self.implementation.terms is None:
@@ -105,17 +105,37 @@ class Subject:
                 changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
         return sorted(changed)
 
+    def linear_gradients(self, call: Call) -> tuple[Array, ...]:
+        """The fused loss and its gradient for each of `call.differentiable()`."""
+        both, names = self.implementation.linear_value_and_grad, call.differentiable()
+        upstream = None if call.upstream is None else self.harness.from_numpy(call.upstream)
+        if both is None or self.mode.autodiff:
+            function, arrays = self._bind(self._linear, call)
+            positions = [list(call.arrays()).index(name) for name in names]
+            value, gradients = self.harness.gradient(function, arrays, positions, upstream, self.mode)
+        else:
+            extra = {"wrt": names} if upstream is None else {"wrt": names, "grad_output": upstream}
+            value, gradients = self._run(both, call, **extra)
+        return self._read(value), *(self._read(gradient) for gradient in gradients)
+
+    @property
+    def _linear(self) -> Callable[..., Any]:
+        if self.implementation.linear is None:
+            raise Unsupported(f"{self.implementation.name} has no fused linear form")
+        return self.implementation.linear
+
     def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
         bound, arrays = self._bind(function, call, **extra)
         return self.harness.call(bound, arrays, self.mode)
 
     def _bind(self, function: Callable[..., Any], call: Call, **extra: Any) -> tuple[Callable[..., Any], list[Any]]:
         """A function of the arrays alone, and the arrays."""
-        names = list(call.arrays())[2:]
+        leading = 3 if call.linear else 2
+        names = list(call.arrays())[leading:]
         options = {**call.static(), **extra}
 
-        def bound(logits: Any, target: Any, *rest: Any) -> Any:
-            return function(logits, target, **dict(zip(names, rest, strict=True)), **options)
+        def bound(*given: Any) -> Any:
+            return function(*given[:leading], **dict(zip(names, given[leading:], strict=True)), **options)
 
         return bound, [self.harness.from_numpy(array) for array in call.arrays().values()]
 
@@ -143,7 +163,8 @@ def run_case(case: Case, subject: Subject) -> Result:
     base = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES)
     call = case.build()
     lacking = subject.implementation.lacking(_needs(case, subject.mode))
-    unknown = subject.implementation.unknown(frozenset(call.options) | frozenset(call.arrays()))
+    taken = frozenset() if call.linear else frozenset(call.options) | frozenset(call.arrays())
+    unknown = subject.implementation.unknown(taken)
     if unknown:
         return replace(base, verdict=Verdict.REFUSES, detail=f"has no option {', '.join(sorted(unknown))}")
     copies = _copies(call)
@@ -211,6 +232,8 @@ def _ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
         return (subject.loss(call),)
     if case.asks == "terms":
         return subject.terms(call)
+    if case.asks == "linear gradients":
+        return subject.linear_gradients(call)
     return subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
 
 

@@ -11,6 +11,7 @@ from unixent_conformance.cases import (
     errors,
     indices,
     layouts,
+    linear,
     options,
     properties,
     special,
@@ -20,7 +21,7 @@ from unixent_conformance.cases.model import Call, Case, Finding, Raises
 __all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
 
 
-FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations)
+FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear)
 
 
 @cache

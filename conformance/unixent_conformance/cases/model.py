@@ -11,15 +11,15 @@ import numpy as np
 if TYPE_CHECKING:
     from unixent_conformance.runner import Subject
 
-Asks = Literal["loss", "terms", "logits gradient", "target gradient"]
+Asks = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients"]
 
-ARRAYS = ("logits", "target", "weight", "mask")
+ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one call of `cross_entropy`: NumPy arrays, options that differ from the defaults, and the
-    upstream gradient where a gradient is asked."""
+    """The arguments of one call: NumPy arrays, options that differ from the defaults, and the upstream gradient where
+    a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias."""
 
     logits: Any
     target: Any
@@ -27,6 +27,19 @@ class Call:
     mask: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
     upstream: Any = None
+    hidden: Any = None
+    classifier: Any = None
+    bias: Any = None
+
+    @property
+    def linear(self) -> bool:
+        return self.hidden is not None
+
+    def differentiable(self) -> tuple[str, ...]:
+        """The arguments of a fused linear call that have a gradient, in the order of its `wrt`."""
+        smooth = np.asarray(self.target).dtype.kind == "f" or np.asarray(self.target).dtype.name == "bfloat16"
+        names = ("hidden", "classifier", *(["bias"] if self.bias is not None else []), *(["target"] if smooth else []))
+        return names
 
     def arrays(self) -> dict[str, Any]:
         """The array arguments by name; a normalizer may be one too."""
@@ -41,11 +54,13 @@ class Call:
 
     @property
     def dtype(self) -> str:
-        return str(np.asarray(self.logits).dtype.name)
+        return str(np.asarray(self.hidden if self.linear else self.logits).dtype.name)
 
     @property
     def accumulation(self) -> str:
-        return "float32" if self.dtype in ("float16", "bfloat16") else self.dtype
+        scores = (self.logits, self.hidden, self.classifier, self.bias)
+        widest = max(np.asarray(array).dtype.itemsize for array in scores if array is not None)
+        return "float64" if widest == 8 else "float32"
 
     @property
     def result_dtype(self) -> str:
@@ -92,7 +107,7 @@ class Case:
 
 def needs_of(call: Call) -> frozenset[str]:
     """The capabilities that a call leans on, from its arguments."""
-    needs = {f"dtype:{call.dtype}"}
+    needs = {f"dtype:{call.dtype}", *(["linear"] if call.linear else [])}
     target = np.asarray(call.target)
     needs.add("target:index" if target.dtype.kind in "iub" else "target:probability")
     if call.options.get("dtype"):

@@ -1,0 +1,145 @@
+"""README and docs are run, not only read.
+
+Every ```python block runs: those of a page one after another in one namespace, prompts and outputs as a doctest. Words
+after the language say what a block needs or how it runs:
+
+    ```python torch       needs the framework torch; skipped where it is not installed
+    ```bash run           the command runs in a copy of the checkout, with this environment's Python
+    ```bash fresh         the same, with a new virtual environment in which nothing is installed
+
+A shell block without such a word is there to be read.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import unixent
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
+
+
+class Block(NamedTuple):
+    page: Path
+    line: int
+    language: str
+    words: tuple[str, ...]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT).as_posix()}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text("utf-8")
+    for found in FENCE.finditer(text):
+        language, words, body = found.groups()
+        yield Block(page, text.count("\n", 0, found.start()) + 1, language, tuple(words.split()), body)
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+PYTHON = [block for block in ALL if block.language == "python"]
+SHELL = [block for block in ALL if block.language == "bash" and block.words]
+
+
+def missing(block: Block) -> list[str]:
+    return [name for name in block.words if find_spec(name) is None]
+
+
+@pytest.mark.parametrize("page", dict.fromkeys(block.page for block in PYTHON), ids=lambda page: page.name)
+def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = [block for block in PYTHON if block.page == page and not missing(block)]
+    if not chosen:
+        needed = sorted({name for block in PYTHON if block.page == page for name in missing(block)})
+        pytest.skip(f"every snippet of this page needs a framework: {', '.join(needed)}")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in chosen:
+        if ">>> " in block.text:
+            test = doctest.DocTestParser().get_doctest(block.text, namespace, str(block), str(page), block.line)
+            said: list[str] = []
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+            runner.run(test, out=said.append, clear_globs=False)
+            namespace = test.globs
+            assert not runner.failures, "".join(said)
+        else:
+            source = "\n" * block.line + block.text  # so that a traceback points into the page
+            exec(compile(source, str(page), "exec"), namespace)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources: commands write pictures and reports where they run."""
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("checkout") / "unixent", ignore=NOT_SOURCES))
+
+
+def test_shell_words_are_known() -> None:
+    unknown = [str(block) for block in SHELL if block.words[0] not in ("fresh", "run")]
+    assert not unknown, f"expected 'run' or 'fresh' after bash: {', '.join(unknown)}"
+
+
+@pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "run"], ids=str)
+def test_shell(block: Block, checkout: Path) -> None:
+    lacking = missing(block._replace(words=block.words[1:]))
+    if lacking:
+        pytest.skip(f"needs {', '.join(lacking)}")
+    run(block, checkout, Path(sys.executable).parent)
+
+
+@pytest.mark.skipif(find_spec("sklearn") is None, reason="runs once, in the environment `docs`")
+@pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "fresh"], ids=str)
+def test_shell_on_a_fresh_machine(block: Block, checkout: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    run(block, checkout, tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin"))
+
+
+def run(block: Block, folder: Path, programs: Path) -> None:
+    environment = {**os.environ, "PATH": os.pathsep.join((str(programs), os.environ["PATH"]))}
+    environment.pop("VIRTUAL_ENV", None)
+    command = ["bash", "-euo", "pipefail", "-c", block.text]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
+    assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            if not (page.parent / link).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not broken
+
+
+def test_readme_and_ci_run_the_same_tests() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (command,) = re.findall(r"^python -m pip install tox && .*$", readme, re.MULTILINE)
+    assert command in (ROOT / ".ci" / "run").read_text("utf-8")
+
+
+def cell(found: frozenset[str] | bool) -> str:
+    if isinstance(found, bool):
+        return "yes" if found else "-"
+    return ", ".join(sorted(found)) or "-"
+
+
+@pytest.mark.parametrize("name", [s.name for s in unixent.backends() if s.installed and s.name != "toy"])
+def test_the_table_of_backends_is_what_they_declare(name: str) -> None:
+    found = unixent.get_backend(name).capabilities
+    cells = (found.dtypes, found.targets, found.transforms, found.linear, found.parallel, found.batch_invariant)
+    row = f"| {name} | {' | '.join(map(cell, cells))} |"
+    assert row in (ROOT / "docs" / "backends.md").read_text("utf-8").splitlines(), f"docs/backends.md lacks\n{row}"
