@@ -9,7 +9,7 @@ R = sum_{c != k} exp(x_c - max_{c != k} x_c) and t = R exp(D),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,19 @@ from unixent_conformance.implementation import Implementation
 from unixent_conformance.oracle import Array
 
 BLOCK = 64
+
+REGISTRY: dict[str, type[Plain]] = {}
+
+
+def mutant(*features: str) -> Callable[[type[Plain]], type[Plain]]:
+    """Registers a wrong implementation with the features that should name its fault."""
+
+    def register(cls: type[Plain]) -> type[Plain]:
+        cls.features = features
+        REGISTRY[cls.__name__] = cls
+        return cls
+
+    return register
 
 
 @dataclass
@@ -35,6 +48,7 @@ class Plain:
     """The loss in overridable steps; `options` holds every option of the call with its default."""
 
     options: dict[str, Any]
+    features: tuple[str, ...] = ()  # of a mutant: where its fault should show
 
     # Steps before the arithmetic
 
