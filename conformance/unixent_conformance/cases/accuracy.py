@@ -80,7 +80,9 @@ def _large() -> Iterator[Case]:
         yield from _value_and_gradient(f"32000 classes with everything/{dtype}", LARGE, recipe)
     for dtype in (*HALF, "float32"):
         yield from _pair("70,000 equal logits", dtype, partial(_equal, dtype, 3, 70_000, "none"))
-        yield Case(f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, partial(_many, dtype), "terms", _needs(dtype))
+        yield Case(
+            f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, partial(_many, dtype), "terms", _needs(dtype)
+        )
         yield from _pair("70,000 uneven rows/mean", dtype, partial(_many, dtype))
         rows = partial(_equal, dtype, 100_000, 8)
         yield Case(f"large-inputs/100000-rows/{dtype}/terms", LARGE, rows, "terms", _needs(dtype))

@@ -118,7 +118,7 @@ class Recipe:
         if self.mask == "int":
             return np.floor(draws * 3).astype(np.int64).reshape(self.positions)
         draws = draws / (4 * n) if self.mask == "faint" else draws
-        return np.where(draws < 0.3 * draws.max(), 0.0, draws).astype(floating).reshape(self.positions)
+        return np.where(draws < 0.3 * draws.max(initial=0.0), 0.0, draws).astype(floating).reshape(self.positions)
 
     def _probabilities(self, rng: np.random.Generator, y: Array) -> Array:
         if self.target == "one-hot":

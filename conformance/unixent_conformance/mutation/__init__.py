@@ -1,6 +1,6 @@
-"""Proof that the suite can fail: a plain implementation that is right, and many that are wrong in one way each.
+"""Proof that the suite can fail: a plain implementation that is right, and many that are each wrong in one way.
 
-`mutants()` lists them. Each is a class whose docstring says what is wrong, with the features that should name the fault:
+`mutants()` lists them. The docstring of each says what is wrong; its features are those that should name the fault:
 
 >>> from unixent_conformance.mutation import caught, mutants
 >>> found = caught(mutants()["MaskAsBool"])
@@ -14,6 +14,7 @@ from importlib import import_module
 
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
+from unixent_conformance.implementation import Implementation
 from unixent_conformance.mutation.plain import REGISTRY, Plain
 from unixent_conformance.runner import Result, Subject, Verdict, run_case
 
@@ -25,6 +26,14 @@ def mutants() -> dict[str, type[Plain]]:
     for family in FAMILIES:
         import_module(f"{__name__}.{family}")
     return dict(REGISTRY)
+
+
+def __getattr__(name: str) -> Implementation:
+    # Each mutant can be named like any implementation: "unixent_conformance.mutation:MaskAsBool".
+    try:
+        return mutants()[name]().implementation()
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
 def caught(mutant: type[Plain]) -> Result | None:

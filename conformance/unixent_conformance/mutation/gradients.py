@@ -132,7 +132,7 @@ class PenaltyWithoutItsTwo(Plain):
     """z lse p for 2 z lse p."""
 
     def penalty_gradient(self, stats: Stats) -> Array:
-        return super().penalty_gradient(stats) / stats.p.dtype.type(2)
+        return np.asarray(super().penalty_gradient(stats) / stats.p.dtype.type(2))
 
 
 @mutant("softcap")
@@ -173,4 +173,6 @@ class TargetGradientIsMinusLogits(Plain):
     """dl/dq = -x, right up to a constant per row when q is kept on the simplex, and wrong as a gradient."""
 
     def target_gradients(self, stats: Stats, w: Array, v: Array) -> Array:
-        return super().target_gradients(Stats(stats.p, stats.rest, stats.surprise - stats.lse[:, None], stats.lse), w, v)
+        return super().target_gradients(
+            Stats(stats.p, stats.rest, stats.surprise - stats.lse[:, None], stats.lse), w, v
+        )

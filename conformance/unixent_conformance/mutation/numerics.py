@@ -33,7 +33,9 @@ class FlushesToZero(Plain):
 
     def statistics(self, x: Array) -> Stats:
         right = super().statistics(x)
-        return Stats(right.p, right.rest, np.where(np.isnan(right.lse)[:, None], np.nan, right.lse[:, None] - x), right.lse)
+        return Stats(
+            right.p, right.rest, np.where(np.isnan(right.lse)[:, None], np.nan, right.lse[:, None] - x), right.lse
+        )
 
 
 @mutant("confident rows")

@@ -47,7 +47,7 @@ class MaskAsBool(Plain):
     """Fractions and counts of the mask are cut to 0 and 1."""
 
     def mask(self, mask: Array | None, n: int, acc: np.dtype[Any]) -> Array:
-        return (super().mask(mask, n, acc) != 0).astype(acc)
+        return np.asarray(super().mask(mask, n, acc) != 0, dtype=acc)
 
 
 @mutant("mask")
@@ -55,7 +55,7 @@ class MaskAppliedTwice(Plain):
     """The losses are scaled by the mask once per position and once more when summed."""
 
     def counted(self, v: Array, ignored: Array) -> Array:
-        return super().counted(v, ignored) ** 2
+        return np.asarray(super().counted(v, ignored) ** 2)
 
 
 @mutant("mask", "class indices")
@@ -168,20 +168,6 @@ class SkipsTheLastBlock(Plain):
 class MeanOfBlockMeans(Plain):
     """Averages the averages of blocks, the last of which is shorter."""
 
-    def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
-        value, factor = super().mean(numerator, denominator)
-        blocks = list(self.blocks(self.n)) if self.n else []
-        if len(blocks) < 2 or self.options["normalizer"] is not None:
-            return value, factor
-        means = [self.rows_now[b].mean() for b in blocks]
-        return numerator.dtype.type(np.mean(means)), factor
-
-    def denominator(self, d: Array) -> Any:
-        self.n = len(d)
-        return super().denominator(d)
-
     def sum_positions(self, rows: Array) -> Any:
-        if not hasattr(self, "rows_now") or rows.dtype != np.bool_:
-            self.rows_now = getattr(self, "rows_next", rows)
-            self.rows_next = rows
-        return super().sum_positions(rows)
+        means = [rows[block].mean() for block in self.blocks(len(rows))]
+        return rows.dtype.type(len(rows) * np.mean(means)) if means else rows.sum()

@@ -52,16 +52,10 @@ class StraysNeverRaise(Plain):
 class MaskedStraysPass(Plain):
     """A mask of 0 hides a target that is no class."""
 
-    def mask(self, mask: Array | None, n: int, acc: np.dtype[Any]) -> Array:
-        self.masked = super().mask(mask, n, acc)
-        return self.masked
-
     def strays(self, y: Array, classes: int, ignored: Array) -> Array:
-        return super().strays(y, classes, ignored) & (self.masked_now(len(y)) != 0)
-
-    def masked_now(self, n: int) -> Array:
         mask = self.options["mask"]
-        return np.ones(n) if mask is None else np.asarray(mask).reshape(-1)
+        hidden = np.zeros(len(y), bool) if mask is None else np.asarray(mask).reshape(-1) == 0
+        return super().strays(y, classes, ignored | hidden)
 
 
 @mutant("out-of-range targets", "ignore_index")
