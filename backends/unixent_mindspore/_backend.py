@@ -1,0 +1,107 @@
+"""The adapter: MindSpore tensors described, handed over and sent to the cell that computes their loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor
+from mindspore.graph.api import _pynative_executor
+
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.registry import get_backend
+from unixent_mindspore._cells import Loss, eager_cell, on_cpu
+from unixent_mindspore._eager import from_host, to_host
+from unixent_mindspore._plan import DTYPES, Plan
+
+_NAMES = {getattr(ms, name): name for name in DTYPES} | {
+    getattr(ms, name): name
+    for name in ("bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+_NAMES[ms.bool_] = "bool"
+
+
+def dtype_name(dtype: Any) -> str:
+    """The NumPy-style name of a MindSpore dtype."""
+    return _NAMES.get(dtype) or str(dtype).lower()
+
+
+class MindsporeBackend:
+    """`unixent.Backend` for MindSpore tensors, eagerly; `unixent_mindspore._graph` serves compiled code."""
+
+    name = "mindspore"
+    version = ms.__version__
+    capabilities = Capabilities(
+        dtypes=frozenset(DTYPES),
+        transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
+        batch_invariant=True,
+    )
+
+    def devices(self) -> tuple[str, ...]:
+        return (str(ms.get_context("device_target")),)
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, Tensor)
+
+    def describe(self, array: Tensor) -> ArrayInfo:
+        device = str(ms.get_context("device_target"))
+        asked = isinstance(array, Parameter) and bool(array.requires_grad)
+        return ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=device == "CPU", requires_grad=asked)
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Tensor | None) -> Tensor:
+        if value.dtype.name == "bfloat16":
+            return Tensor(value.astype(np.float32)).astype(ms.bfloat16)
+        if value.flags.c_contiguous and value.flags.writeable:
+            return Tensor.from_numpy(value)
+        return Tensor(value.copy())
+
+    def first_invalid_target(self, target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
+        return get_backend("numpy").first_invalid_target(target.asnumpy(), classes, ignore_index)
+
+    def first_nonfinite(self, array: Tensor) -> int | None:
+        return get_backend("numpy").first_nonfinite(to_host(array))
+
+    def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
+        cell, inputs, _ = _eager(problem)
+        # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
+        found = (cell.forward if _compiles() and on_cpu() else cell)(*inputs)
+        return LossTerms(*found) if problem.terms else found
+
+    def value_and_grad(
+        self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        cell, inputs, plan = _eager(problem)
+        if on_cpu() and not _pynative_executor.requires_grad():
+            arrays = [to_host(item) for item in inputs]
+            loss, found = plan.differentiate(arrays, to_host(grad_output), wrt)
+            dtypes = dict(zip(plan.wrt, plan.wrt_dtypes, strict=True))
+            grads = tuple(from_host(grad, dtypes[name]) for grad, name in zip(found, wrt, strict=True))
+            return from_host(loss, plan.result), grads
+        loss = cell(*inputs)
+        if grad_output is None:
+            grad_output = ms.mint.ones(loss.shape, dtype=DTYPES[plan.accumulation])
+        found = cell.gradient(*inputs, grad_output)
+        both = dict(zip(plan.wrt, found if len(plan.wrt) > 1 else (found,), strict=True))
+        return loss, tuple(both[name] for name in wrt)
+
+    def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
+        raise NotImplementedError
+
+    def linear_value_and_grad(
+        self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        raise NotImplementedError
+
+
+def _compiles() -> bool:
+    return bool(ms.get_context("mode") == ms.GRAPH_MODE)
+
+
+def _eager(problem: Problem) -> tuple[Loss, tuple[Tensor | None, ...], Plan]:
+    plan = Plan.of(problem, dtype_name(problem.logits.dtype), dtype_name(problem.target.dtype))
+    normalizer = problem.normalizer
+    if isinstance(normalizer, float):
+        normalizer = Tensor(normalizer, DTYPES[plan.accumulation])
+    inputs = (problem.logits, problem.target, problem.weight, problem.mask, normalizer)
+    return eager_cell(plan, on_cpu()), inputs, plan
