@@ -135,7 +135,11 @@ class Subject:
         options = {**call.static(), **extra}
 
         def bound(*given: Any) -> Any:
-            return function(*given[:leading], **dict(zip(names, given[leading:], strict=True)), **options)
+            # A loop, since MindSpore compiles this function's source, where dict(zip(...)) is unknown.
+            named = {}
+            for name, value in zip(names, given[leading:]):  # noqa: B905
+                named[name] = value  # noqa: PERF403
+            return function(*given[:leading], **named, **options)
 
         return bound, [self.harness.from_numpy(array) for array in call.arrays().values()]
 

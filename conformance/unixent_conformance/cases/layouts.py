@@ -84,7 +84,7 @@ def _laid_out(recipe: Recipe, change: Callable[[Array], Array]) -> Call:
 def _upstreams() -> Iterator[Case]:
     patterns: dict[str, Callable[[Array], Array]] = {
         "uneven": lambda up: up,
-        "mostly 0": lambda up: np.where(np.arange(up.size).reshape(up.shape) % 3, 0, up).astype(up.dtype),
+        "mostly 0": lambda up: np.where(np.arange(up.size).reshape(up.shape) % 3, up.dtype.type(0), up),
         "negative": lambda up: -abs(up),
         "ramp": lambda up: np.arange(up.size).reshape(up.shape).astype(up.dtype),
         "small": lambda up: (up.astype(np.float64) * 1e-3).astype(up.dtype),
