@@ -47,7 +47,7 @@ def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
         if degree == 1:
             continue
         if group is None:
-            raise OptionError(f"{name}: expected a group of {degree} processes, since {why}; got None")
+            raise BackendError(f"{name}: expected a group of {degree} processes, since {why}; got None")
         size = backend.group_size(group)
         if size != degree:
             raise OptionError(f"{name}: expected a group of {degree} processes, since {why}; got one of {size}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +13,7 @@ from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per
 from unixent_numpy._linear import solve_linear
 from unixent_numpy._loss import BlockLoss
 from unixent_numpy._positions import Positions, equals, reduce, row_factors
+from unixent_numpy._split import split_losses
 
 
 class NumpyBackend:
@@ -22,6 +24,7 @@ class NumpyBackend:
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
         linear=True,
+        parallel=True,
         batch_invariant=True,
     )
 
@@ -67,16 +70,26 @@ class NumpyBackend:
     ) -> tuple[Array, tuple[Array, ...]]:
         return solve_linear(problem, grad_output, wrt)
 
+    def group_size(self, group: Any) -> int:
+        return int(group.Get_size())
+
+    def rank(self, group: Any) -> int:
+        return int(group.Get_rank())
+
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        rows: list[tuple[int, ...]] = group.allgather(row)
+        return rows
+
     def _solve(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Any, tuple[Array, ...]]:
         with np.errstate(all="ignore"):
-            positions = Positions.of(problem)
+            shape = problem.logits.shape[: problem.axis] + problem.logits.shape[problem.axis + 1 :]
+            positions = Positions.of(problem, math.prod(shape))
             factors = row_factors(positions, problem, grad_output) if wrt else None
             source = {"logits": problem.logits, "target": problem.target}
             grads = {name: np.empty_like(source[name], subok=False) for name in wrt}
             losses = _losses(problem, positions, factors, grads)
-            shape = problem.logits.shape[: problem.axis] + problem.logits.shape[problem.axis + 1 :]
             return reduce(losses, positions, problem, shape), tuple(grads[name] for name in wrt)
 
 
@@ -86,6 +99,10 @@ def _losses(problem: Problem, positions: Positions, factors: Array | None, grads
     logits = Rows(np.asarray(problem.logits), axis)
     probabilities = Rows(np.asarray(problem.target), axis) if positions.index is None else None
     outputs = {name: Rows(grad, axis) for name, grad in grads.items()}
+    if problem.parallel is not None and problem.parallel.model_group is not None:
+        return split_losses(
+            problem, positions, factors, logits, probabilities, outputs.get("logits"), outputs.get("target")
+        )
     gradient = outputs.get("logits")
     inplace = None if gradient is None else gradient.in_place(kind)
     step = rows_per_block(logits.count, logits.classes, kind.itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from unixent.plan import linear_chunk
 from unixent.protocol import LinearProblem
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._loss import BlockLoss
+from unixent_numpy._mpi import all_reduce
 from unixent_numpy._positions import Positions, reduce, row_factors
+from unixent_numpy._split import split_losses
 
 # Classes whose share of the classifier (its widened copy, its gradient's increment) exists at a time.
 TILE = 4096
@@ -22,20 +25,24 @@ def solve_linear(
     """The loss and its gradients for each of ``wrt``."""
     with np.errstate(all="ignore"):
         kind = np.dtype(problem.accumulation)
-        positions = Positions.of(problem)
+        positions = Positions.of(problem, math.prod(problem.hidden.shape[:-1]))
         factors = row_factors(positions, problem, grad_output) if wrt else None
         shape = problem.hidden.shape[:-1]
         hidden = problem.hidden.reshape(len(positions.v), problem.hidden.shape[-1])
         grads: dict[str, Array] = {}
+        group = None if problem.parallel is None else problem.parallel.model_group
         if "hidden" in wrt:
-            grads["hidden"] = np.empty(hidden.shape, hidden.dtype)
+            # Each process of a model group adds what its classes give.
+            grads["hidden"] = np.empty(hidden.shape, hidden.dtype if group is None else kind)
         if "target" in wrt:
-            grads["target"] = np.empty_like(problem.target, subok=False)
+            grads["target"] = np.empty(problem.target.shape, problem.target.dtype)
         # Sums over positions: rounded to their own dtype once, at the end.
         for name in ("classifier", "bias"):
             if name in wrt:
                 grads[name] = np.zeros(getattr(problem, name).shape, kind)
         losses = _losses(problem, positions, factors, hidden, grads)
+        if "hidden" in grads:
+            grads["hidden"] = all_reduce(grads["hidden"], group, "SUM")
         results = {name: grad.astype(getattr(problem, name).dtype, copy=False) for name, grad in grads.items()}
         if "hidden" in results:
             results["hidden"] = results["hidden"].reshape(problem.hidden.shape)
@@ -46,34 +53,59 @@ def _losses(
     problem: LinearProblem, positions: Positions, factors: Array | None, hidden: Array, grads: dict[str, Array]
 ) -> Array:
     """The positions' losses; fills ``grads`` on the way."""
-    kind, classes, count = np.dtype(problem.accumulation), problem.classes, len(hidden)
-    chunk = linear_chunk(count, classes, kind.itemsize, problem.chunk)
-    step = rows_per_block(chunk, classes, kind.itemsize)
-    probabilities = Rows(problem.target, -1) if positions.index is None else None
-    target_grad = Rows(grads["target"], -1) if "target" in grads else None
-    loss = BlockLoss(problem, positions, factors, probabilities, target_grad, Scratch(step, classes, kind))
+    kind, classes, count = np.dtype(problem.accumulation), len(problem.classifier), len(hidden)
+    chunk = linear_chunk(count, max(1, classes), kind.itemsize, problem.chunk)
+    losses = np.empty(count, kind)
     buffer = np.empty((chunk, classes), kind)
-    off = positions.v == 0
+    targets = problem.target.reshape(count, classes) if positions.index is None else None
+    target_grads = grads["target"].reshape(count, classes) if "target" in grads else None
     tiles = [slice(first, min(first + TILE, classes)) for first in range(0, classes, TILE)]
     for start in range(0, count, chunk):
-        stop = min(start + chunk, count)
-        states = hidden[start:stop].astype(kind)
+        rows = slice(start, min(start + chunk, count))
+        part = positions[rows]
+        states = hidden[rows].astype(kind)
         # 0 times a NaN in a switched-off position would reach the classifier's gradient.
-        states[off[start:stop]] = 0
-        logits = buffer[: stop - start]
+        states[part.v == 0] = 0
+        logits = buffer[: len(states)]
         for tile in tiles:
             np.matmul(states, problem.classifier[tile].T.astype(kind, copy=False), out=logits[:, tile])
         if problem.bias is not None:
             logits += problem.bias
-        for_each_block(stop - start, step, lambda a, b: loss(start + a, start + b, logits[a:b]))  # noqa: B023
+        losses[rows] = _chunk(
+            problem,
+            part,
+            None if factors is None else factors[rows],
+            logits,
+            None if targets is None else Rows(targets[rows], -1),
+            None if target_grads is None else Rows(target_grads[rows], -1),
+        )
         if "hidden" in grads:
-            grads["hidden"][start:stop] = _product(logits, problem.classifier, tiles, kind)
+            grads["hidden"][rows] = _product(logits, problem.classifier, tiles, kind)
             # 0 times a NaN in the classifier, again.
-            grads["hidden"][start:stop][off[start:stop]] = 0
+            grads["hidden"][rows][part.v == 0] = 0
         for tile in tiles if "classifier" in grads else ():
             grads["classifier"][tile] += logits[:, tile].T @ states
         if "bias" in grads:
             grads["bias"] += logits.sum(axis=0)
+    return losses
+
+
+def _chunk(
+    problem: LinearProblem,
+    positions: Positions,
+    factors: Array | None,
+    logits: Array,
+    probabilities: Rows | None,
+    target_grad: Rows | None,
+) -> Array:
+    """The losses of one chunk, whose ``logits`` become their gradient."""
+    if problem.parallel is not None and problem.parallel.model_group is not None:
+        rows = Rows(logits, -1)
+        return split_losses(problem, positions, factors, rows, probabilities, rows, target_grad)
+    step = rows_per_block(len(logits), problem.classes, logits.itemsize)
+    scratch = Scratch(step, problem.classes, logits.dtype)
+    loss = BlockLoss(problem, positions, factors, probabilities, target_grad, scratch)
+    for_each_block(len(logits), step, lambda start, stop: loss(start, stop, logits[start:stop]))
     return loss.losses
 
 

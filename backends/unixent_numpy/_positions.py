@@ -11,6 +11,7 @@ import numpy as np
 from unixent.checks import empty_mean
 from unixent.protocol import LossProblem, LossTerms
 from unixent_numpy._layout import Array
+from unixent_numpy._mpi import all_reduce
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,14 @@ class Positions:
     invalid: Array | None
     denominators: Array
 
+    def __getitem__(self, rows: slice) -> Positions:
+        parts = (self.v, self.index, self.w, self.invalid, self.denominators)
+        return Positions(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+
     @classmethod
-    def of(cls, problem: LossProblem) -> Positions:
+    def of(cls, problem: LossProblem, count: int) -> Positions:
         kind = np.dtype(problem.accumulation)
         if problem.target_kind == "probability":
-            count = problem.target.size // problem.classes
             v = np.ones(count, kind) if problem.mask is None else _flat(problem.mask, kind)
             return cls(v, None, None, None, v)
         target = np.asarray(problem.target).reshape(-1)
@@ -90,21 +94,30 @@ def mean_of(numerator: Any, denominator: Any, problem: LossProblem) -> Any:
     return numerator / denominator
 
 
+def total(values: Array, problem: LossProblem) -> Any:
+    """The sum over the positions of all processes."""
+    own = values.sum()
+    if problem.parallel is None or problem.parallel.token_group is None:
+        return own
+    return all_reduce(np.asarray(own), problem.parallel.token_group, "SUM")[()]
+
+
 def denominator_of(positions: Positions, problem: LossProblem) -> Any:
-    kind = np.dtype(problem.accumulation).type
     if problem.normalizer is not None:
-        return kind(problem.normalizer)
-    return positions.denominators.sum(dtype=kind)
+        return np.dtype(problem.accumulation).type(problem.normalizer)
+    return total(positions.denominators, problem)
 
 
 def reduce(losses: Array, positions: Positions, problem: LossProblem, shape: tuple[int, ...]) -> Any:
     """The finished result: reduced in the accumulation dtype, rounded once."""
     result = result_dtype(problem.result_dtype)
     if problem.terms:
-        return LossTerms(_finish(losses.sum(), result), _finish(positions.denominators.sum(), result))
+        return LossTerms(
+            _finish(total(losses, problem), result), _finish(total(positions.denominators, problem), result)
+        )
     if problem.options.reduction == "none":
         return losses.reshape(shape).astype(result)
-    numerator = losses.sum()
+    numerator = total(losses, problem)
     if problem.options.reduction == "sum":
         return _finish(numerator, result)
     return _finish(mean_of(numerator, denominator_of(positions, problem), problem), result)

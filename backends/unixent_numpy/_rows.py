@@ -25,10 +25,11 @@ Array = np.ndarray[Any, Any]
 
 
 class RowStatistics(NamedTuple):
-    """Per row: loss of the pivot L_k, lse, p_k, 1 - p_k, and the factor that turns e_c into p_c."""
+    """Per row: loss of the pivot L_k, lse, lse - shift, p_k, 1 - p_k, and the factor that turns e_c into p_c."""
 
     loss: Array
     lse: Array
+    rise: Array
     p: Array
     q: Array
     scale: Array
@@ -53,15 +54,18 @@ def pivot_statistics(block: Array, pivot: Array) -> RowStatistics:
     shift = np.where(np.isneginf(top), x_k, top)
     block -= shift[:, None]
     np.exp(block, out=block)
-    rest = block.sum(axis=1)
-    rest[np.isposinf(x_k)] = np.nan
+    return finish(shift, x_k, block.sum(axis=1))
 
+
+def finish(shift: Array, x_k: Array, rest: Array) -> RowStatistics:
+    """The statistics from the shift, the pivot's logit and R. A logit of +inf is NaN; a finite loss is no answer."""
+    rest = np.where(np.isposinf(x_k), np.nan, rest)
     gap, dropped = two_diff(shift, x_k)
     far = gap > 0
     down = np.minimum(gap, 0)
     # exp(gap) is subnormal before rest * exp(gap) is: take the two halves in turn.
     half = np.exp(down / 2)
-    deep = down < (-60 if block.dtype == np.float32 else -600)
+    deep = down < (-60 if down.dtype == np.float32 else -600)
     step = np.where(deep, half * half, np.exp(down))
     t = np.where(deep, (rest * half) * half, rest * step) * (1 + dropped)
     u = np.exp(-np.maximum(gap, 0))
@@ -72,6 +76,7 @@ def pivot_statistics(block: Array, pivot: Array) -> RowStatistics:
     return RowStatistics(
         loss=np.where(far, gap + log_total, near_loss),
         lse=np.where(far, shift + log_total, x_k + near_loss),
+        rise=np.where(far, log_total, near_loss - gap),
         p=np.where(far, u / total, 1 / near_norm),
         q=np.where(far, rest / total, t / near_norm),
         scale=np.where(far, 1 / total, step / near_norm),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -68,17 +68,17 @@ def load(path: str) -> Implementation:
     module, separator, attribute = path.partition(":")
     if not separator or not module or not attribute:
         raise ValueError(f"implementation: expected 'module:function'; got {path!r}")
-    return wrap(getattr(import_module(module), attribute), path)
+    return replace(wrap(getattr(import_module(module), attribute)), name=path)
 
 
-def wrap(found: Any, name: str | None = None) -> Implementation:
+def wrap(found: Any) -> Implementation:
     """An Implementation as it is, or any callable as one, its options read from its signature."""
     if isinstance(found, Implementation):
         return found
     if not callable(found):
         raise TypeError(f"implementation: expected a callable; got {type(found).__name__}")
-    own_name = str(getattr(found, "__name__", repr(found)))
-    return Implementation(name=name or own_name, loss=found, options=_keywords(found))
+    name = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', repr(found))}"
+    return Implementation(name, found, options=_keywords(found))
 
 
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:

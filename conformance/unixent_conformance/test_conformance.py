@@ -12,9 +12,9 @@ from unixent_conformance.runner import Subject, applies, run_case
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    cases = catalogue(quick=config.getoption("--unixent-quick"))
+    quick = config.getoption("--unixent-quick")
     named = plugin.chosen(config)
-    parameters = []
+    parameters, known = [], set()
     for name in named or _registered():
         try:
             found, harness = plugin.resolve(config, name)
@@ -26,10 +26,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             continue
         for mode in harness.modes:
             subject = Subject(harness, found, mode)
-            parameters += [
-                pytest.param(case, subject, id=f"{name}-{mode.name}-{case.id}") for case in cases if applies(case, mode)
-            ]
-    reasons = plugin.xfails(config, {str(p.id) for p in parameters})
+            for case in catalogue():
+                if applies(case, mode):
+                    id = f"{name}-{mode.name}-{case.id}"
+                    known.add(id)
+                    if case.quick or not quick:
+                        parameters.append(pytest.param(case, subject, id=id))
+    elsewhere = tuple(f"{name}-" for name in _registered() if name not in named) if named else ()
+    reasons = plugin.xfails(config, known, elsewhere)
     marked = [
         pytest.param(*p.values, id=p.id, marks=pytest.mark.xfail(strict=True, reason=reasons[str(p.id)]))
         if str(p.id) in reasons

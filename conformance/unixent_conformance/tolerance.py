@@ -86,6 +86,8 @@ def loss(rows: Rows, reduced: Reduced, reduction: str, accumulation: str) -> Est
     total = numerator(rows, reduced, accumulation)
     if reduction == "sum":
         return total
+    if reduced.empty:
+        return Estimate(reduced.value, np.zeros_like(reduced.value))
     with np.errstate(all="ignore"):
         # q = n/d: dq/q = dn/n - dd/d, one rounding for the quotient, one for a normalizer given as a Python float.
         relative = denominator_error(rows, reduced, accumulation) + 2 * roundoff(accumulation)

@@ -40,12 +40,15 @@ def test_listing_backends_brings_no_framework() -> None:
 
 
 def test_import_stays_within_its_budget() -> None:
-    """At most 50 ms over NumPy's own import, in the median of fresh interpreters with warm bytecode."""
+    """At most 50 ms over NumPy's own import, with warm bytecode.
+
+    Processor time of a fresh interpreter, since nothing in it waits, and what else the machine does is not to count.
+    """
     program = (
-        "import time, numpy\nstart = time.perf_counter()\nimport unixent\nprint(1e3 * (time.perf_counter() - start))"
+        "import time, numpy\nstart = time.process_time()\nimport unixent\nprint(1e3 * (time.process_time() - start))"
     )
     run(program)
-    median = statistics.median(float(run(program)) for _ in range(9))
+    median = statistics.median(float(run(program)) for _ in range(7))
     assert median <= BUDGET_MS, f"import unixent adds {median:.1f} ms to import numpy"
 
 

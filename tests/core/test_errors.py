@@ -72,7 +72,12 @@ CASES = [
     (unixent.OptionError, "dtype: expected None or one of .* got 'int8'", (X, Y), {"dtype": "int8"}),
     (unixent.OptionError, "validate: expected one of 'auto', 'full', 'off'", (X, Y), {"validate": "yes"}),
     (unixent.OptionError, "parallel: expected a ParallelConfig", (X, Y), {"parallel": 2}),
-    (unixent.BackendError, "parallel: .* got data_parallel=2", (X, Y), {"parallel": unixent.ParallelConfig(2)}),
+    (
+        unixent.BackendError,
+        "token_group: expected a group of 2 processes",
+        (X, Y),
+        {"parallel": unixent.ParallelConfig(2)},
+    ),
     (unixent.OptionError, "backend: expected None or a name; got 3", (X, Y), {"backend": 3}),
     (unixent.UnknownBackendError, "backend: expected one of .*'numpy'.*; got 'nunpy'", (X, Y), {"backend": "nunpy"}),
     (unixent.EmptyMeanError, "on_empty: ", (X, Y), {"mask": np.zeros(4), "on_empty": "raise"}),

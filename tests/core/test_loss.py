@@ -58,7 +58,7 @@ def test_half_terms_do_not_overflow():
     assert unixent.loss_terms(logits, label, dtype="float16").denominator.dtype == np.float16
 
 
-def test_a_split_loss_is_refused_when_called():
+def test_a_split_loss_without_its_group_is_refused_when_called():
     loss = unixent.CrossEntropyLoss(unixent.ParallelConfig(model_parallel=2))
     with pytest.raises(unixent.BackendError, match="model_parallel=2"):
         loss(LOGITS, LABEL)

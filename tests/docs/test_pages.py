@@ -117,12 +117,9 @@ def run(block: Block, folder: Path, programs: Path) -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    broken = []
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-            if not (page.parent / link).exists():
-                broken.append(f"{page.relative_to(ROOT)}: {link}")
-    assert not broken
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text("utf-8"))]
+    assert len(links) > 5
+    assert not [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()]
 
 
 def test_readme_and_ci_run_the_same_tests() -> None:

@@ -70,15 +70,6 @@ def _uneven_gaps(dtype: str, gap: float) -> Call:
 
 
 def _large() -> Iterator[Case]:
-    for dtype in (*HALF, "float32"):
-        yield from _pair("70,000 equal logits", dtype, partial(_equal, dtype, 3, 70_000, "none"))
-        for reduction in ("mean", "sum", "none"):
-            yield from _pair(f"100,000 rows/{reduction}", dtype, partial(_equal, dtype, 100_000, 8, reduction))
-        build = partial(_equal, dtype, 100_000, 8)
-        yield Case(f"large-inputs/100000-rows/{dtype}/terms", LARGE, build, "terms", _needs(dtype))
-        build = partial(_many, dtype)
-        yield Case(f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, build, "terms", _needs(dtype))
-        yield from _pair("70,000 uneven rows/mean", dtype, build)
     for dtype in DTYPES:
         recipe = Recipe(dtype=dtype, positions=(2,), classes=151_936, reduction="none", upstream="uneven")
         yield from _value_and_gradient(f"151936 classes/{dtype}", LARGE, recipe)
@@ -87,6 +78,16 @@ def _large() -> Iterator[Case]:
         yield from _value_and_gradient(f"32000 classes/{dtype}", LARGE, recipe, quick=dtype == "float32")
         recipe = recipe.but(smoothing=0.1, z_loss=1e-4, softcap=30.0)
         yield from _value_and_gradient(f"32000 classes with everything/{dtype}", LARGE, recipe)
+    for dtype in (*HALF, "float32"):
+        yield from _pair("70,000 equal logits", dtype, partial(_equal, dtype, 3, 70_000, "none"))
+        yield Case(
+            f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, partial(_many, dtype), "terms", _needs(dtype)
+        )
+        yield from _pair("70,000 uneven rows/mean", dtype, partial(_many, dtype))
+        rows = partial(_equal, dtype, 100_000, 8)
+        yield Case(f"large-inputs/100000-rows/{dtype}/terms", LARGE, rows, "terms", _needs(dtype))
+        for reduction in ("mean", "sum", "none"):
+            yield from _pair(f"100,000 rows/{reduction}", dtype, partial(_equal, dtype, 100_000, 8, reduction))
 
 
 def _needs(dtype: str) -> frozenset[str]:

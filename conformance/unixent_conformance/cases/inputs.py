@@ -36,7 +36,7 @@ class Recipe:
     axis: int = -1
     weight: str = "none"  # "none", "plain", "zeros"
     ignore: str = "none"  # "none"; some positions ignored by "default" -100, an index "inside" [0, C) or "outside" it
-    mask: str = "none"  # "none", "bool", "int", "fraction"
+    mask: str = "none"  # "none", "bool", "int", "fraction", "faint" (fractions that sum to less than 1)
     smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
@@ -117,7 +117,8 @@ class Recipe:
             return (draws < 0.6).reshape(self.positions)
         if self.mask == "int":
             return np.floor(draws * 3).astype(np.int64).reshape(self.positions)
-        return np.where(draws < 0.3, 0.0, draws).astype(floating).reshape(self.positions)
+        draws = draws / (4 * n) if self.mask == "faint" else draws
+        return np.where(draws < 0.3 * draws.max(initial=0.0), 0.0, draws).astype(floating).reshape(self.positions)
 
     def _probabilities(self, rng: np.random.Generator, y: Array) -> Array:
         if self.target == "one-hot":

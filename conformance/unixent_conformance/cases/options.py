@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
         "bool": INDEX.but(mask="bool", positions=(16,)),
         "integer": INDEX.but(mask="int", positions=(16,)),
         "fractions": INDEX.but(mask="fraction", positions=(16,)),
+        "fractions that sum to less than 1": INDEX.but(mask="faint", positions=(16,)),
         "fractions, probabilities": PROBABILITY.but(mask="fraction", positions=(16,)),
         "fractions, weights": INDEX.but(mask="fraction", weight="plain", positions=(16,)),
     },

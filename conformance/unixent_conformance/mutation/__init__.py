@@ -1,1 +1,47 @@
-"""Proof that the suite can fail: a plain implementation that is right, and many that are wrong in one way each."""
+"""Proof that the suite can fail: a plain implementation that is right, and many that are each wrong in one way.
+
+`mutants()` lists them. The docstring of each says what is wrong; its features are those that should name the fault:
+
+>>> from unixent_conformance.mutation import caught, mutants
+>>> found = caught(mutants()["MaskAsBool"])
+>>> found.feature, found.verdict.value
+('mask', 'silently wrong')
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from unixent_conformance.cases import catalogue
+from unixent_conformance.harnesses import load
+from unixent_conformance.implementation import Implementation
+from unixent_conformance.mutation.plain import REGISTRY, Plain
+from unixent_conformance.runner import Result, Subject, Verdict, run_case
+
+FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling")
+
+
+def mutants() -> dict[str, type[Plain]]:
+    """Every wrong implementation, by name."""
+    for family in FAMILIES:
+        import_module(f"{__name__}.{family}")
+    return dict(REGISTRY)
+
+
+def __getattr__(name: str) -> Implementation:
+    # Each mutant can be named like any implementation: "unixent_conformance.mutation:MaskAsBool".
+    try:
+        return mutants()[name]().implementation()
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def caught(mutant: type[Plain]) -> Result | None:
+    """The first case of the features that should name the fault which finds it silently wrong; quick cases first."""
+    subject = Subject(load("numpy"), mutant().implementation())
+    cases = catalogue(features=mutant.features)
+    for case in sorted(cases, key=lambda case: not case.quick):
+        result = run_case(case, subject)
+        if result.verdict is Verdict.WRONG:
+            return result
+    return None

@@ -9,16 +9,30 @@ R = sum_{c != k} exp(x_c - max_{c != k} x_c) and t = R exp(D),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
+from unixent_conformance.mutation.checks import DEFAULTS, check, check_upstream
 from unixent_conformance.oracle import Array
 
 BLOCK = 64
+
+REGISTRY: dict[str, type[Plain]] = {}
+
+
+def mutant(*features: str) -> Callable[[type[Plain]], type[Plain]]:
+    """Registers a wrong implementation with the features that should name its fault."""
+
+    def register(cls: type[Plain]) -> type[Plain]:
+        cls.features = features
+        REGISTRY[cls.__name__] = cls
+        return cls
+
+    return register
 
 
 @dataclass
@@ -35,6 +49,7 @@ class Plain:
     """The loss in overridable steps; `options` holds every option of the call with its default."""
 
     options: dict[str, Any]
+    features: tuple[str, ...] = ()  # of a mutant: where its fault should show
 
     # Steps before the arithmetic
 
@@ -42,38 +57,7 @@ class Plain:
         return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
     def check(self, x: Array, target: Array, weight: Array | None, mask: Array | None) -> None:
-        """Bad input, as errors of the standard library."""
-        o = self.options
-        if x.dtype.kind in "biucO" or not x.ndim:
-            raise TypeError(f"logits: {x.dtype} of shape {x.shape}")
-        if not -x.ndim <= o["axis"] < x.ndim:
-            raise ValueError("axis")
-        positions = np.delete(np.array(x.shape, int), o["axis"]).tolist()
-        index = target.dtype.kind in "iu"
-        if target.dtype.kind in "bcO" or target.shape != (tuple(positions) if index else x.shape):
-            raise ValueError(f"target: {target.dtype} of shape {target.shape}")
-        if not x.shape[o["axis"]]:
-            raise ValueError("logits: no classes")
-        if weight is not None and (weight.shape != (x.shape[o["axis"]],) or weight.dtype.kind in "biucO"):
-            raise ValueError("weight")
-        if mask is not None and (mask.shape != tuple(positions) or mask.dtype.kind in "cO"):
-            raise ValueError("mask")
-        if o["reduction"] not in ("none", "sum", "mean") or o["on_empty"] not in ("zero", "nan", "raise"):
-            raise ValueError("reduction, on_empty")
-        if not 0 <= o["label_smoothing"] <= 1 or not 0 <= o["z_loss"] < np.inf:
-            raise ValueError("label_smoothing, z_loss")
-        if o["softcap"] is not None and not 0 < o["softcap"] < np.inf:
-            raise ValueError("softcap")
-        if o["normalizer"] is not None and (
-            o["reduction"] != "mean" or np.ndim(o["normalizer"]) or not np.isfinite(o["normalizer"])
-        ):
-            raise ValueError("normalizer")
-        if type(o["ignore_index"]) is not int or (not index and o["ignore_index"] != -100):
-            raise ValueError("ignore_index")
-        if o["validate"] not in ("auto", "full", "off"):
-            raise ValueError("validate")
-        if o["dtype"] not in (None, "float16", "bfloat16", "float32", "float64"):
-            raise ValueError("dtype")
+        check(x, target, weight, mask, self.options)
 
     def rows(self, x: Array, axis: int) -> Array:
         return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
@@ -205,11 +189,6 @@ class Plain:
         nothing = denominator.dtype.type(0 if self.options["on_empty"] == "zero" else np.nan)
         return nothing, nothing
 
-    def check_upstream(self, up: Any, positions: tuple[int, ...]) -> None:
-        due = positions if self.options["reduction"] == "none" else ()
-        if up is not None and (up.shape != due or up.dtype.kind == "c"):
-            raise ValueError("grad_output")
-
     def upstream(self, up: Any, n: int, acc: np.dtype[Any]) -> Array:
         return np.broadcast_to(np.asarray(1 if up is None else up).astype(acc).reshape(-1), (n,))
 
@@ -270,7 +249,7 @@ class Plain:
             return value, None
         if wrt == "target" and indices:
             raise ValueError("wrt")
-        self.check_upstream(up, np.moveaxis(x, axis, -1).shape[:-1])
+        check_upstream(up, np.moveaxis(x, axis, -1).shape[:-1], o["reduction"])
         live = np.where(strays, 1, v)
         scaled = self.scale(gradients, self.upstream(up, n, acc), factor, live)
         dtype = self.gradient_dtype(x) if wrt == "logits" else target.dtype
@@ -304,20 +283,5 @@ class Plain:
 
         return Implementation(name or type(self).__name__, loss, terms, value_and_grad)
 
-
-DEFAULTS: dict[str, Any] = {
-    "weight": None,
-    "mask": None,
-    "axis": -1,
-    "reduction": "mean",
-    "ignore_index": -100,
-    "label_smoothing": 0.0,
-    "z_loss": 0.0,
-    "softcap": None,
-    "normalizer": None,
-    "on_empty": "zero",
-    "dtype": None,
-    "validate": "auto",
-}
 
 plain = Plain().implementation()

@@ -1,0 +1,198 @@
+"""The adapter: tensors described and handed over, and a problem sent the way that suits where it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unixent.checks import empty_mean
+from unixent.errors import BackendError
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent_torch import _traced
+from unixent_torch._autograd import Loss, apply
+from unixent_torch._gradient import Gradient
+from unixent_torch._kernel import Spec, solve
+from unixent_torch._positions import Positions, first_invalid
+from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
+
+_DTYPE_NAMES = {
+    getattr(torch, name): name
+    for name in (
+        "float16", "bfloat16", "float32", "float64", "bool",
+        "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    )
+}  # fmt: skip
+
+
+def _is_traced() -> bool:
+    """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
+    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
+
+
+def _is_transformed() -> bool:
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+class TorchBackend:
+    """`unixent.Backend` for torch tensors, on any device."""
+
+    name = "torch"
+    version = torch.__version__
+    capabilities = Capabilities(
+        dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
+        transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
+        batch_invariant=True,
+    )
+
+    def devices(self) -> tuple[str, ...]:
+        found = ["cpu"]
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if accelerator is not None:
+            found += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+        return tuple(found)
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, Tensor)
+
+    def describe(self, array: Tensor) -> ArrayInfo:
+        if type(array) is not Tensor:
+            _refuse_distributed(array)
+        device = array.device
+        concrete = not _is_traced() and device.type != "meta"
+        return ArrayInfo(
+            tuple(array.shape),
+            _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
+            str(device),
+            readable=concrete and device.type == "cpu" and not _is_transformed(),
+            concrete=concrete and not _is_transformed(),
+            requires_grad=array.requires_grad and torch.is_grad_enabled(),
+        )
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Tensor | None) -> Tensor:
+        if value.dtype.name == "bfloat16":  # a dtype that torch can't read from NumPy
+            tensor = torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
+        else:
+            # torch warns of memory that it could write to, and can't hold foreign byte orders or negative strides.
+            usable = value.flags.writeable and value.dtype.isnative and all(step >= 0 for step in value.strides)
+            tensor = torch.from_numpy(value if usable else value.astype(value.dtype.newbyteorder("=")))
+        return tensor if like is None else tensor.to(like.device)
+
+    def first_invalid_target(self, target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
+        return first_invalid(target, classes, ignore_index)
+
+    def first_nonfinite(self, array: Tensor) -> int | None:
+        bad = ~torch.isfinite(array.detach()).reshape(-1)
+        return int(bad.to(torch.uint8).argmax()) if bad.any() else None
+
+    def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
+        found = _Prepared(problem)
+        loss = found.loss()
+        if not problem.terms:
+            return found.finish(loss)
+        return LossTerms(found.finish(loss), found.finish(found.total()))
+
+    def value_and_grad(
+        self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        found = _Prepared(problem)
+        loss, grads = found.loss_and_grads(grad_output, wrt)
+        return found.finish(loss), tuple(grad.movedim(-1, problem.axis) for grad in grads)
+
+    def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
+        raise NotImplementedError
+
+    def linear_value_and_grad(
+        self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        raise NotImplementedError
+
+
+def _refuse_distributed(array: Tensor) -> None:
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(array, module.DTensor):
+        raise BackendError(
+            "logits: expected a local tensor; got a DTensor, whose classes or positions may lie on other ranks "
+            "(take its to_local(), or its full_tensor() where gathering it is meant)"
+        )
+
+
+class _Prepared:
+    """A problem with its classes last, its positions known and its denominator found."""
+
+    def __init__(self, problem: Problem) -> None:
+        options = problem.options
+        self._problem = problem
+        self._traced = _is_traced()
+        x, target = problem.logits, problem.target
+        if problem.axis != x.ndim - 1:
+            x = x.movedim(problem.axis, -1)
+            target = target.movedim(problem.axis, -1) if problem.target_kind == "probability" else target
+        kind = torch.float64 if problem.accumulation == "float64" else torch.float32
+        weight = None if problem.weight is None else problem.weight.to(kind)
+        on_cpu = x.device.type == "cpu"
+        self._host = on_cpu and not self._traced and not _is_transformed()
+        self.positions = Positions.of(problem, target, weight, self._host)
+        self.operands = (x, self.positions.target, weight, self.positions.v)
+        spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
+        kept = x.ndim - 1 if options.reduction == "none" else 0
+        self.call = Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
+        self.denominator = self._denominator(x)
+
+    def total(self) -> Tensor:
+        """The sum of the d_n."""
+        d, (x, *_) = self.positions.d, self.operands
+        if d is not None:
+            return d.sum()
+        return torch.full((), float(x.shape[:-1].numel()), dtype=self.call.spec.accumulation, device=x.device)
+
+    def _denominator(self, x: Tensor) -> Denominator:
+        problem = self._problem
+        if problem.terms or problem.options.reduction != "mean":
+            return None
+        value: Any = problem.normalizer
+        if value is None:
+            value = self.total() if self.positions.d is not None or self._traced else float(x.shape[:-1].numel())
+        if isinstance(value, Tensor):
+            value = value.to(self.call.spec.accumulation)
+            value = value.item() if self._host else value
+        if problem.check_empty and value == 0:
+            raise empty_mean()
+        return value
+
+    def loss(self) -> Tensor:
+        if self._traced:
+            return reduce(_traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
+        return apply(self.operands, self.denominator, self.call)
+
+    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, target, weight, v = self.operands
+        spec = self.call.spec
+        if grad_output is None:
+            upstream = torch.ones(x.shape[: self.call.kept], dtype=spec.accumulation, device=x.device)
+        else:
+            upstream = grad_output.to(spec.accumulation)
+        if self._traced:
+            sources = {"logits": x, "target": target}
+
+            def loss_of(*values: Tensor) -> Tensor:
+                given = sources | dict(zip(wrt, values, strict=True))
+                losses = _traced.losses(given["logits"], given["target"], weight, v, spec)
+                return reduce(losses, self.denominator, self.call)
+
+            loss, pull = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
+            return loss, pull(upstream)
+        scale = spread(factor(upstream, self.denominator, self.call), x.shape[:-1])
+        if _is_transformed():
+            grads = Gradient.apply(*self.operands, scale, spec, wrt)
+            return Loss.apply(*self.operands, self.denominator, self.call), grads
+        with torch.no_grad():
+            losses, grads = solve(x, target, weight, v, scale, spec, wrt)
+            return reduce(losses, self.denominator, self.call), grads
+
+    def finish(self, value: Tensor) -> Tensor:
+        dtype: torch.dtype = getattr(torch, self._problem.result_dtype)
+        return value if value.dtype == dtype else value.to(dtype)

@@ -1,0 +1,69 @@
+"""Memory: blocks of rows that stay in cache, whatever the strides, and pages for the gradient."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# A block is passed over about four times: on a CPU it has to stay in cache, and be long enough that the calls between
+# two passes don't count. On an accelerator it only bounds the scratch memory.
+_HOST_ELEMENTS = 1 << 20
+_DEVICE_ELEMENTS = 1 << 25
+
+# glibc maps anything larger afresh on each allocation, and faulting such memory in by pages of 4 KiB takes longer than
+# the exponentials that are to fill it.
+_FRESH_BYTES = 1 << 25
+_PAGE = 1 << 12
+_MADV_HUGEPAGE = 14
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def rows_per_block(x: Tensor) -> int:
+    """How many rows of ``x`` (classes last) one block holds."""
+    elements = _HOST_ELEMENTS if x.device.type == "cpu" else _DEVICE_ELEMENTS
+    return max(1, elements // int(x.shape[-1]))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """`torch.empty_like`, asking for huge pages where the memory is large, fresh and the host's."""
+    out = torch.empty_like(x)
+    size = out.numel() * out.element_size()
+    if _libc is not None and size > _FRESH_BYTES and out.device.type == "cpu":
+        start = -(-out.data_ptr() // _PAGE) * _PAGE
+        length = (out.data_ptr() + size - start) // _PAGE * _PAGE
+        # Advice only: where the kernel has none to give, nothing changes.
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+    return out
+
+
+def blocks(tensors: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of one shape P + (C,) into equal pieces of at most ``rows`` positions, in C order, without a copy."""
+    first = tensors[0]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1, first.shape[-1]) for tensor in tensors)
+        first = tensors[0]
+    positions = first.shape[:-1].numel()
+    if positions <= rows:
+        if positions:
+            yield tensors
+        return
+    per = positions // first.shape[0]
+    if per > rows:
+        for item in zip(*tensors, strict=True):
+            yield from blocks(item, rows)
+    else:
+        step = rows // per
+        for start in range(0, first.shape[0], step):
+            yield tuple(tensor[start : start + step] for tensor in tensors)
+
+
+def row_sum(block: Tensor) -> Tensor:
+    """Sum of each row, as a column; a row's bits don't depend on how many others there are."""
+    if block.shape[0] == 1:
+        # torch splits a lone row over its threads, and sums it in another order.
+        return block.expand(2, -1).sum(1, keepdim=True)[:1]
+    return block.sum(1, keepdim=True)

@@ -1,0 +1,64 @@
+"""The suite does not cry wolf, and its catalogue is what it claims to be."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
+from unixent_conformance import run
+from unixent_conformance.cases import catalogue, find
+from unixent_conformance.cases.combinations import FACTORS, allowed
+from unixent_conformance.cases.covering import covering_array
+from unixent_conformance.mutation.plain import plain
+
+FEATURES = list(dict.fromkeys(case.feature for case in catalogue()))
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_right_implementation_passes(feature: str) -> None:
+    report = run(plain, "numpy", features=[feature])
+    assert report.ok, [(r.id, r.detail) for r in report.cases if not r.verdict.ok][:3]
+    refused = {r.detail for r in report.cases if r.verdict.value == "refuses"}
+    assert refused <= {"Plain has no linear form"}
+
+
+def test_ids_are_unique_stable_and_plain() -> None:
+    ids = [case.id for case in catalogue()]
+    assert len(set(ids)) == len(ids)
+    assert all(case.id.startswith(case.feature.replace(" ", "-") + "/") for case in catalogue())
+    assert not any(set(" ,[]#\t") & set(id) for id in ids)
+
+
+def test_quick_cases_are_few_and_of_every_feature() -> None:
+    quick = catalogue(quick=True)
+    assert {case.feature for case in quick} == set(FEATURES)
+    assert len(quick) < len(catalogue()) / 4
+
+
+@pytest.mark.parametrize("id", ["combinations", "mask", "large-inputs/32000-classes/float32/gradient"])
+def test_inputs_are_the_same_every_time(id: str) -> None:
+    case = next(case for case in catalogue() if case.id.startswith(id))
+    one, other = case.build(), case.build()
+    for name, array in one.arrays().items():
+        assert array is not other.arrays()[name]
+        np.testing.assert_array_equal(array.view(np.uint8), other.arrays()[name].view(np.uint8))
+
+
+def test_unknown_names_are_errors() -> None:
+    with pytest.raises(LookupError, match="no case is called 'nope'"):
+        find("nope")
+    with pytest.raises(ValueError, match="no such feature: nope"):
+        catalogue(features=("mask", "nope"))
+
+
+@pytest.mark.parametrize("strength", [2, 3])
+def test_covering_array_covers(strength: int) -> None:
+    rows = covering_array(FACTORS, strength, allowed)
+    assert all(allowed(row) for row in rows)
+    for names in combinations(FACTORS, strength):
+        seen = {tuple(map(repr, (row[name] for name in names))) for row in rows}
+        for levels in product(*(FACTORS[name] for name in names)):
+            if allowed(dict(zip(names, levels, strict=True))):
+                assert tuple(map(repr, levels)) in seen

@@ -1,0 +1,180 @@
+"""Verdicts, modes, repro snippets and exit codes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import unixent
+from unixent_conformance import case, check, run, subject
+from unixent_conformance.cases import catalogue
+from unixent_conformance.cli import run_command
+from unixent_conformance.harness import Harness, Mode
+from unixent_conformance.harnesses import load
+from unixent_conformance.harnesses.numpy import NumPyHarness
+from unixent_conformance.implementation import Implementation, wrap
+from unixent_conformance.mutation import mutants
+from unixent_conformance.mutation.plain import plain
+from unixent_conformance.runner import Result, Subject, applies, run_case
+
+PLAIN = "unixent_conformance.mutation.plain:plain"
+
+
+def judge(implementation: Implementation, id: str, mode: str = "eager", harness: Harness | None = None) -> Result:
+    harness = harness or load("numpy")
+    modes = {m.name: m for m in harness.modes}
+    return run_case(case(id), Subject(harness, implementation, modes[mode]))
+
+
+def raising(error: type[Exception], text: str = "no") -> Any:
+    def loss(*args: Any, **options: Any) -> Any:
+        raise error(text)
+
+    return loss
+
+
+def test_undeclared_refusal_is_a_crash_and_a_declared_one_is_not() -> None:
+    refusing = replace(plain, loss=raising(TypeError))
+    id = "class-indices/plain/float16-mean/value"
+    assert judge(refusing, id).verdict.value == "crashed"
+    declared = replace(refusing, capabilities=frozenset({"dtype:float32", "target:index"}))
+    assert judge(declared, id).verdict.value == "refuses"
+    assert judge(declared, id.replace("16", "32")).verdict.value == "crashed"
+
+
+def test_unixents_own_backends_refuse_with_their_own_errors() -> None:
+    id = "class-indices/plain/float16-mean/value"
+    own = Implementation("own", raising(RuntimeError), capabilities=frozenset({"target:index"}), own_errors=True)
+    assert judge(own, id).verdict.value == "crashed"
+    assert judge(replace(own, loss=raising(unixent.BackendError)), id).verdict.value == "refuses"
+
+
+def test_a_wrong_answer_is_wrong_whatever_is_declared() -> None:
+    def zero(logits: Any, target: Any, **options: Any) -> Any:
+        return np.zeros((), logits.dtype)
+
+    found = judge(Implementation("zero", zero, capabilities=frozenset()), "class-indices/plain/float16-mean/value")
+    assert found.verdict.value == "silently wrong"
+    assert found.units > 100
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "verdict"),
+    [
+        (unixent.ShapeError, "target: no", "matches"),
+        (unixent.ShapeError, "no", "crashed"),
+        (unixent.OptionError, "target: no", "crashed"),
+        (ValueError, "target: no", "crashed"),
+    ],
+)
+def test_errors_are_judged_by_class_and_by_the_argument_they_name(
+    error: type[Exception], text: str, verdict: str
+) -> None:
+    own = Implementation("own", raising(error, text), own_errors=True)
+    assert judge(own, "bad-input/target-of-another-shape/value").verdict.value == verdict
+
+
+def test_any_error_does_for_a_stranger() -> None:
+    found = judge(Implementation("stranger", raising(KeyError)), "bad-input/target-of-another-shape/value")
+    assert found.verdict.value == "matches"
+
+
+def test_options_outside_the_signature_are_refused_without_a_call() -> None:
+    def loss(logits: Any, target: Any, reduction: str = "mean") -> Any:
+        return plain.loss(logits, target, reduction=reduction)
+
+    found = wrap(loss)
+    assert judge(found, "mask/bool/float32-sum/value").detail == "has no option mask"
+    assert judge(found, "class-indices/plain/float32-sum/value").verdict.value == "matches"
+    assert judge(found, "class-indices/plain/float32-sum/gradient").detail == "numpy has no automatic differentiation"
+
+
+def test_every_refusal_of_a_small_implementation_is_named() -> None:
+    def loss(logits: Any, target: Any) -> Any:
+        return plain.loss(logits, target)
+
+    report = run(loss, "numpy", quick=True)
+    assert report.ok
+    assert report.counts[report.cases[0].verdict] > 0
+    assert all(r.detail for r in report.cases if r.verdict.value == "refuses")
+
+
+class TracingHarness(NumPyHarness):
+    modes = (Mode("eager"), Mode("traced", traced=True, sample=True))
+
+
+def traced(**options: Any) -> dict[str, Any]:
+    return {**options, "validate": "off", "on_empty": options.get("on_empty", "zero").replace("raise", "nan")}
+
+
+# What a framework does under a trace: no value is read.
+BLIND = Implementation(
+    "blind",
+    lambda x, y, **options: plain.loss(x, y, **traced(**options)),
+    None,
+    lambda x, y, grad_output=None, wrt="logits", **options: plain.value_and_grad(
+        x, y, grad_output=grad_output, wrt=wrt, **traced(**options)
+    ),
+)
+
+
+@pytest.mark.parametrize("id", ["out-of-range-targets/C/value", "empty-mean/all-masked/raise/gradient"])
+def test_errors_about_values_become_nan_under_a_trace(id: str) -> None:
+    harness = TracingHarness()
+    assert judge(BLIND, id, "eager", harness).verdict.value == "silently wrong"
+    assert judge(BLIND, id, "traced", harness).verdict.value == "matches"
+    assert judge(plain, id, "traced", harness).verdict.value == "crashed"
+
+
+def test_modes_choose_their_cases() -> None:
+    shape = case("bad-input/target-of-another-shape/value")
+    value, gradient = (case(f"mask/bool/float32-sum/{word}") for word in ("value", "gradient"))
+    traced, autodiff = Mode("traced", traced=True), Mode("autodiff", autodiff=True)
+    assert not applies(shape, traced)
+    assert applies(value, traced)
+    assert not applies(value, autodiff)
+    assert applies(gradient, autodiff)
+    assert not applies(case("mask/bool/float16-sum/value"), Mode("dear", sample=True))
+
+
+MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnchecked", "PythonFloat")
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_snippets_reproduce_when_pasted(name: str) -> None:
+    broken = subject(f"unixent_conformance.mutation:{name}")
+    results = (run_case(c, broken) for c in catalogue(features=mutants()[name].features))
+    found = next(r for r in results if not r.verdict.ok)
+    with pytest.raises(AssertionError, match=found.verdict.value):
+        exec(found.repro, {})
+
+
+def test_check_passes_what_holds() -> None:
+    check(case("mask/bool/float32-sum/value"), subject(PLAIN))
+    with pytest.raises(LookupError, match="no mode 'jit'"):
+        subject(PLAIN, mode="jit")
+
+
+@pytest.mark.parametrize(
+    ("backends", "implementation", "code", "text"),
+    [
+        ([], PLAIN, 0, "class weights"),
+        ([], "unixent_conformance.mutation:MaskAsBool", 1, "uc.check"),
+        (["nope"], None, 2, "nope"),
+        ([], "no_such_module:loss", 2, "no_such_module"),
+        ([], f"{PLAIN}er", 2, "plainer"),
+    ],
+)
+def test_exit_codes(backends: list[str], implementation: str | None, code: int, text: str) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    features = ["mask", "class weights"]
+    done = run_command(backends, implementation=implementation, quick=True, features=features, console=console)
+    assert done == code
+    assert isinstance(console.file, io.StringIO)
+    assert text in console.file.getvalue()
+    assert "Traceback" not in console.file.getvalue()
