@@ -66,7 +66,7 @@ def adopt(backend: Backend, name: str, value: Any, lead: Argument | None = None)
             raise DTypeError(f"{name}: expected {_KINDS[REALS]}; got {value.dtype}")
         value = backend.asarray(np.asarray(value), None if lead is None else lead.array)
     found = Argument(name, value, backend.describe(value))
-    if lead is not None and found.info.device != lead.info.device:
+    if lead is not None and found.info.device and lead.info.device and found.info.device != lead.info.device:
         raise BackendError(
             f"{name}: expected an array on {lead.info.device}, where {lead.name} is; got one on {found.info.device}"
         )
@@ -84,11 +84,14 @@ def expect(found: Argument, shape: tuple[int, ...], dtypes: frozenset[str]) -> A
     return found.array
 
 
+def not_constant(name: str) -> OptionError:
+    """The error for a gradient asked of a weight, mask or normalizer; for backends that learn of it late."""
+    return OptionError(f"{name}: expected a constant, since it has no gradient; got an array that requires one")
+
+
 def constant(found: Argument) -> Argument:
     if found.info.requires_grad:
-        raise OptionError(
-            f"{found.name}: expected a constant, since it has no gradient; got an array that requires one"
-        )
+        raise not_constant(found.name)
     return found
 
 

@@ -41,7 +41,8 @@ class ArrayInfo:
     Attributes:
         shape: its shape; entries may be symbolic under a trace.
         dtype: canonical NumPy-style name: "float16", "bfloat16", "float32", "float64", "int8", ..., "uint64", "bool".
-        device: where it lives, as the framework prints it; compared between the arguments of one call.
+        device: where it lives, as the framework prints it; compared between the arguments of one call. Empty where it
+            is bound to none (a traced array, an array that moves to where the others are).
         readable: its values can be read without stalling: an eager array in host memory.
         concrete: it has values at all; False under a trace.
         requires_grad: the framework can tell that a gradient is asked of this array.

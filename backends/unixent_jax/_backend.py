@@ -1,0 +1,104 @@
+"""The adapter: arrays described and handed over, problems turned into calls of the jitted loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from unixent import checks
+from unixent.errors import BackendError
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent_jax import _loss
+
+
+class JaxBackend:
+    """`unixent.Backend` for `jax.Array`, traced or not, on any number of devices."""
+
+    name = "jax"
+    version = jax.__version__
+    capabilities = Capabilities(
+        dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
+        transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
+    )
+
+    def devices(self) -> tuple[str, ...]:
+        return tuple(map(str, jax.devices()))
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, jax.Array)
+
+    def describe(self, array: Array) -> ArrayInfo:
+        if isinstance(array, jax.core.Tracer):
+            return ArrayInfo(array.shape, array.dtype.name, "", readable=False, concrete=False)
+        devices = array.sharding.device_set
+        readable = array.is_fully_addressable and all(device.platform == "cpu" for device in devices)
+        # An uncommitted array goes wherever the others are.
+        where = ", ".join(sorted(map(str, devices))) if array.committed else ""
+        return ArrayInfo(array.shape, array.dtype.name, where, readable)
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
+        kept = jax.dtypes.canonicalize_dtype(value.dtype)
+        if kept.kind in "iu" and kept != value.dtype and value.size:
+            limits = np.iinfo(kept)
+            if value.min() < limits.min or value.max() > limits.max:
+                raise BackendError(
+                    f"backend: expected {value.dtype} values that fit {kept}, since jax_enable_x64 is off; got values "
+                    f"in [{value.min()}, {value.max()}]"
+                )
+        return jnp.asarray(value)
+
+    def first_invalid_target(self, target: Array, classes: int, ignore_index: int) -> tuple[int, int] | None:
+        values = np.asarray(target)
+        if values.size == 0 or (values.min() >= 0 and values.max() < classes):
+            return None
+        limits = np.iinfo(values.dtype)
+        invalid = (values < 0) | (values >= classes)
+        if limits.min <= ignore_index <= limits.max:
+            invalid &= values != ignore_index
+        flat = int(invalid.argmax())
+        return (flat, int(values.reshape(-1)[flat])) if invalid.any() else None
+
+    def first_nonfinite(self, array: Array) -> int | None:
+        bad = ~np.isfinite(np.asarray(array.astype(jnp.float32) if array.dtype.itemsize < 4 else array))
+        return int(bad.argmax()) if bad.any() else None
+
+    def cross_entropy(self, problem: Problem) -> Array | LossTerms:
+        plan, arrays = _prepared(problem)
+        result = _loss.value(plan, problem.result_dtype, arrays)
+        return LossTerms(*result) if problem.terms else result
+
+    def value_and_grad(
+        self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        plan, arrays = _prepared(problem)
+        value, gradients = _loss.value_and_gradients(plan, problem.result_dtype, wrt, arrays, grad_output)
+        return value, gradients
+
+    def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
+        raise NotImplementedError
+
+    def linear_value_and_grad(
+        self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        raise NotImplementedError
+
+
+def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
+    if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
+    plan = _loss.Plan(
+        options=problem.options,
+        axis=problem.axis,
+        classes=problem.classes,
+        indexed=problem.target_kind == "index",
+        accumulation=problem.accumulation,
+        terms=problem.terms,
+    )
+    arrays = _loss.Arrays(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
+    if problem.check_empty and bool(_loss.is_empty(plan, arrays)):
+        raise checks.empty_mean()
+    return plan, arrays

@@ -1,0 +1,215 @@
+"""The loss from its rows: capping, weighting, counting, reducing, in plain JAX operations around the row kernels."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+from jax.experimental import checkify
+
+from unixent.arguments import not_constant
+from unixent.options import LossOptions
+from unixent_jax import _rows, _stats
+
+
+class Plan(NamedTuple):
+    """What is static about a call: the jitted functions are traced once for each plan and set of shapes."""
+
+    options: LossOptions
+    axis: int
+    classes: int
+    indexed: bool
+    accumulation: str
+    terms: bool
+
+
+class Arrays(NamedTuple):
+    """What is traced; absent ones are None."""
+
+    logits: Array
+    target: Array
+    weight: Array | None
+    mask: Array | None
+    normalizer: Array | float | None
+
+
+class Positions(NamedTuple):
+    """The counted losses and their weights, with the class axis kept as 1."""
+
+    losses: Array  # v l
+    denominators: Array  # d
+
+
+def losses(plan: Plan, arrays: Arrays) -> Positions:
+    """Each position's loss v l and its part d of the denominator, in the accumulation dtype."""
+    wide = jnp.dtype(plan.accumulation)
+    weight = _constant("weight", arrays.weight, wide)
+    mask = _constant("mask", arrays.mask, wide)
+    if mask is not None:
+        mask = jnp.expand_dims(mask, plan.axis)
+    if weight is not None:
+        weight = weight.reshape([-1 if i == plan.axis else 1 for i in range(arrays.logits.ndim)])
+    x = arrays.logits.astype(wide)
+    solve = _index_positions if plan.indexed else _probability_positions
+    return solve(plan, x, arrays.target, weight, mask)
+
+
+def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
+    y = jnp.expand_dims(target, plan.axis)
+    valid = _in_range(y, plan.classes)
+    counted = ~_equals(y, plan.options.ignore_index)
+    if plan.options.validate == "full":
+        _debug_check(plan, valid | ~counted, y)
+    stray = counted & ~valid
+    y = jnp.where(valid, y, 0).astype(jnp.int32)
+    w_y = jnp.ones((), x.dtype)
+    if weight is not None:
+        w_y = _stats.pick(jnp.broadcast_to(weight, x.shape), y, plan.axis) if not _stats.alone(x) else weight.reshape(-1)[y]
+    v = counted.astype(x.dtype) if mask is None else jnp.where(counted, mask, 0)
+    live = (v != 0) | stray
+    # A factor of NaN makes the value and the whole gradient row of a stray index NaN.
+    marked = jnp.where(stray, jnp.nan, 1).astype(x.dtype)
+    x = _capped(plan, x, live)
+
+    options, s = _rows.RowOptions(plan.axis, plan.options.z_loss), plan.options.label_smoothing
+    if s == 0:
+        rows = _rows.index_loss(options, x, y, marked * w_y, live)
+    else:
+        w = jnp.ones((), x.dtype) if weight is None else weight
+        t = marked * jnp.where(_stats.hits(x, y, plan.axis), (1 - s) * w_y + s / plan.classes * w, s / plan.classes * w)
+        rows = _rows.mixed_loss(options, x, t, jnp.ones((), x.dtype), live)
+    return Positions(_count(rows, mask, live), v * w_y)
+
+
+def _probability_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
+    v = jnp.ones((), x.dtype) if mask is None else mask
+    live = v != 0
+    x = _capped(plan, x, live)
+    s = plan.options.label_smoothing
+    w = jnp.ones((), x.dtype) if weight is None else weight
+    t = w * ((1 - s) * target.astype(x.dtype) + s / plan.classes)
+    options = _rows.RowOptions(plan.axis, plan.options.z_loss)
+    rows = _rows.mixed_loss(options, x, t, w if s < 1 else jnp.zeros((), x.dtype), live)
+    return Positions(_count(rows, mask, live), jnp.broadcast_to(v, rows.shape))
+
+
+def _count(rows: Array, mask: Array | None, live: Array) -> Array:
+    # The outer selection keeps an infinite or NaN upstream gradient out of dead rows.
+    return jnp.where(live, rows if mask is None else mask * rows, 0)
+
+
+def reduce(plan: Plan, positions: Positions, normalizer: Array | float | None) -> Array | tuple[Array, Array]:
+    """The reduction, still in the accumulation dtype; both sums where the plan asks for terms."""
+    reduction = plan.options.reduction
+    if reduction == "none":
+        return jnp.squeeze(positions.losses, plan.axis)
+    numerator = jnp.sum(positions.losses)
+    if plan.terms:
+        return numerator, jnp.sum(positions.denominators)
+    if reduction == "sum":
+        return numerator
+    denominator = _denominator(plan, positions, normalizer)
+    empty = denominator == 0
+    if plan.options.on_empty == "zero":
+        return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
+    return numerator / jnp.where(empty, jnp.nan, denominator)
+
+
+def _denominator(plan: Plan, positions: Positions, normalizer: Array | float | None) -> Array:
+    given = _constant("normalizer", normalizer, jnp.dtype(plan.accumulation))
+    return jnp.sum(positions.denominators) if given is None else given
+
+
+@partial(jax.jit, static_argnames=("plan", "result_dtype"))
+def value(plan: Plan, result_dtype: str, arrays: Arrays) -> Array | tuple[Array, Array]:
+    """The finished result."""
+    return _rounded(reduce(plan, losses(plan, arrays), arrays.normalizer), result_dtype)
+
+
+@partial(jax.jit, static_argnames=("plan", "result_dtype", "wrt"))
+def value_and_gradients(
+    plan: Plan, result_dtype: str, wrt: tuple[str, ...], arrays: Arrays, upstream: Array | None
+) -> tuple[Any, tuple[Array, ...]]:
+    """The finished result and the gradients, formed from the unrounded one."""
+
+    def of(*values: Array) -> Any:
+        put = arrays._replace(**dict(zip(wrt, values, strict=True)))
+        return reduce(plan, losses(plan, put), put.normalizer)
+
+    result, pull = jax.vjp(of, *(getattr(arrays, name) for name in wrt))
+    upstream = jnp.ones((), result.dtype) if upstream is None else upstream.astype(result.dtype)
+    return _rounded(result, result_dtype), pull(jnp.broadcast_to(upstream, result.shape))
+
+
+@partial(jax.jit, static_argnames="plan")
+def is_empty(plan: Plan, arrays: Arrays) -> Array:
+    """Whether the denominator of the mean is 0."""
+    return _denominator(plan, losses(plan, arrays), arrays.normalizer) == 0
+
+
+def _rounded(result: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda array: array.astype(dtype), result)
+
+
+def _in_range(y: Array, classes: int) -> Array:
+    """0 <= y < classes, compared without leaving y's dtype."""
+    below = True if not isinstance(classes, int) or classes <= jnp.iinfo(y.dtype).max else None
+    return (y >= 0) if below is None else (y >= 0) & (y < classes)
+
+
+def _equals(y: Array, value: int) -> Array:
+    limits = jnp.iinfo(y.dtype)
+    return y == value if limits.min <= value <= limits.max else jnp.zeros(y.shape, bool)
+
+
+def _debug_check(plan: Plan, good: Array, y: Array) -> None:
+    first = jnp.argmin(good.reshape(-1))
+    checkify.debug_check(
+        jnp.all(good),
+        f"target: expected class indices in [0, {plan.classes}) or ignore_index={plan.options.ignore_index}; "
+        "got {value} at flat position {position}",
+        value=y.reshape(-1)[first],
+        position=first,
+    )
+
+
+def _constant(name: str, value: Array | float | None, dtype: Any) -> Array | None:
+    return None if value is None else _barred(name, jnp.asarray(value)).astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _barred(name: str, value: Array) -> Array:
+    return value
+
+
+@partial(_barred.defjvp, symbolic_zeros=True)
+def _barred_jvp(name: str, primals: Any, tangents: Any) -> Any:
+    if not isinstance(tangents[0], SymbolicZero):
+        raise not_constant(name)
+    return primals[0], tangents[0]
+
+
+def _capped(plan: Plan, x: Array, live: Array) -> Array:
+    limits = jnp.finfo(x.dtype)
+    cap = plan.options.softcap
+    if cap is None or cap > limits.max:
+        return x
+    # Dead rows are cleared first: the cap's slope at NaN would turn their zero gradient into NaN.
+    return _cap(max(cap, float(limits.tiny)), jnp.where(live, x, 0))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _cap(cap: float, x: Array) -> Array:
+    return cap * jnp.tanh(x / cap)
+
+
+@_cap.defjvp
+def _cap_jvp(cap: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    # sech^2 without the cancellation of 1 - tanh^2.
+    decay = jnp.exp(-2 * jnp.abs(x / cap))
+    return _cap(cap, x), 4 * decay / (1 + decay) ** 2 * tangent

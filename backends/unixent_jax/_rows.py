@@ -1,0 +1,170 @@
+"""The loss of each row and its derivatives, as JAX custom derivatives.
+
+The rule of a loss forms the gradient g in the forward pass and returns <g, tangent>: transposed it is reverse mode, as
+it stands forward mode, and both are one program under jit. The rule of the gradient is the product with the Hessian,
+written in plain differentiable operations, so that every higher order follows from it.
+
+With coefficients t_c per class, T = sum_c t_c and A = T + 2 z lse,
+
+    loss = sum_c t_c L_c + z lse^2        g_c = A p_c - t_c        dg = A dp + (dT + 2 z <p, v>) p - dt,
+    dp = p * (v - <p, v>)                 h_c = dloss/dt_c = L_c   dh = <p, v> - v.
+
+All arrays are in the accumulation dtype; what is said once per row has size 1 along the class axis.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from unixent_jax import _stats
+
+
+class RowOptions(NamedTuple):
+    """What is static about a row."""
+
+    axis: int
+    z_loss: float
+
+
+def _product(factor: Array, value: Array) -> Array:
+    """factor * value with 0 * inf = 0: what has no weight adds nothing. NaN stays."""
+    return jnp.where((factor == 0) & (value == jnp.inf), 0, factor * value)
+
+
+def _known(tangent: Any) -> bool:
+    return not isinstance(tangent, SymbolicZero)
+
+
+def _inner(a: Array, b: Array, axis: int) -> Array:
+    return jnp.sum(a * b, axis, keepdims=True)
+
+
+def _softmax(x: Array, live: Array, axis: int) -> tuple[Array, Array]:
+    """p and lse for derivatives of higher order; dead rows hold numbers, so that zeros pass through them."""
+    x = jnp.where(live, x, 0)
+    return jax.nn.softmax(x, axis), jax.nn.logsumexp(x, axis, keepdims=True)
+
+
+def _with_z_loss(loss: Array, row: _stats.Pivot, options: RowOptions) -> Array:
+    return loss + options.z_loss * row.lse**2 if options.z_loss else loss
+
+
+# Class indices: t is coefficient at the target and 0 elsewhere.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def index_loss(options: RowOptions, x: Array, y: Array, coefficient: Array, live: Array) -> Array:
+    """coefficient * L_y + z lse^2, exactly 0 where not live. y must lie in [0, C)."""
+    row = _stats.scalars(x, y, options.axis)
+    return jnp.where(live, _with_z_loss(_product(coefficient, row.loss), row, options), 0)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _index_loss_and_gradient(
+    options: RowOptions, x: Array, y: Array, coefficient: Array, live: Array
+) -> tuple[Array, Array]:
+    e, row = _stats.exponentials(x, y, options.axis)
+    loss = _with_z_loss(_product(coefficient, row.loss), row, options)
+    total, own = coefficient, -coefficient * row.complement
+    if options.z_loss:
+        pull = 2 * options.z_loss * row.lse
+        total, own = total + pull, own + pull * row.probability
+    others = e * (row.scale * total)
+    gradient = jnp.where(_stats.hits(x, y, options.axis), own, others)
+    return jnp.where(live, loss, 0), jnp.where(live, gradient, 0)
+
+
+@partial(index_loss.defjvp, symbolic_zeros=True)
+def _index_loss_jvp(options: RowOptions, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    loss, gradient = _index_loss_and_gradient(options, *primals)
+    return loss, _inner(gradient, tangents[0], options.axis)
+
+
+@partial(_index_loss_and_gradient.defjvp, symbolic_zeros=True)
+def _index_gradient_jvp(options: RowOptions, primals: Any, tangents: Any) -> Any:
+    x, _, coefficient, live = primals
+    loss, gradient = _index_loss_and_gradient(options, *primals)
+    curvature = _curvature(options, x, coefficient, live, tangents[0])
+    return (loss, gradient), (_inner(gradient, tangents[0], options.axis), jnp.where(live, curvature, 0))
+
+
+def _curvature(options: RowOptions, x: Array, total: Array, live: Array, tangent: Array) -> Array:
+    """The part of dg that stems from dx."""
+    p, lse = _softmax(x, live, options.axis)
+    mean = _inner(p, tangent, options.axis)
+    moved = p * (tangent - mean)
+    if not options.z_loss:
+        return total * moved
+    return (total + 2 * options.z_loss * lse) * moved + 2 * options.z_loss * mean * p
+
+
+# Mixed targets: any t, of the shape of x.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def mixed_loss(options: RowOptions, x: Array, t: Array, weight: Array, live: Array) -> Array:
+    """sum_c t_c L_c + z lse^2, exactly 0 where not live. weight is dt/dq but for a factor: where it is 0, t is fixed."""
+    return _mixed_loss_and_gradients(options, x, t, weight, live)[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _mixed_loss_and_gradients(
+    options: RowOptions, x: Array, t: Array, weight: Array, live: Array
+) -> tuple[Array, Array, Array]:
+    axis = options.axis
+    peak = jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+    e, row = _stats.exponentials(x, peak, axis)
+    at_peak = _stats.hits(x, peak, axis)
+    # Every term counts relative to the peak, whose own L is the small part that all share.
+    gap = _stats.pick(x, peak, axis) - x
+    t_peak = _stats.pick(t, peak, axis)
+    t_others = jnp.sum(jnp.where(at_peak, 0, t), axis, keepdims=True)
+    total = t_peak + t_others
+
+    loss = jnp.sum(_product(t, gap), axis, keepdims=True) + total * row.loss
+    pull = 2 * options.z_loss * row.lse if options.z_loss else jnp.zeros((), x.dtype)
+    own = (t_others + pull) * row.probability - t_peak * row.complement
+    gradient = jnp.where(at_peak, own, e * (row.scale * (total + pull)) - t)
+    surprise = gap + row.loss
+    surprise = jnp.where((weight == 0) & (surprise == jnp.inf), 0, surprise)
+    loss = _with_z_loss(loss, row, options)
+    return jnp.where(live, loss, 0), jnp.where(live, gradient, 0), jnp.where(live, surprise, 0)
+
+
+@partial(mixed_loss.defjvp, symbolic_zeros=True)
+def _mixed_loss_jvp(options: RowOptions, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    loss, gradient, surprise = _mixed_loss_and_gradients(options, *primals)
+    return loss, _along(options, gradient, surprise, tangents)
+
+
+def _along(options: RowOptions, gradient: Array, surprise: Array, tangents: Any) -> Array:
+    dx, dt = tangents[:2]
+    moved = jnp.zeros((), gradient.dtype)
+    if _known(dx):
+        moved = moved + _inner(gradient, dx, options.axis)
+    if _known(dt):
+        moved = moved + _inner(surprise, dt, options.axis)
+    return moved
+
+
+@partial(_mixed_loss_and_gradients.defjvp, symbolic_zeros=True)
+def _mixed_gradients_jvp(options: RowOptions, primals: Any, tangents: Any) -> Any:
+    x, t, _, live = primals
+    dx, dt = tangents[:2]
+    loss, gradient, surprise = _mixed_loss_and_gradients(options, *primals)
+    dgradient, dsurprise = jnp.zeros_like(gradient), jnp.zeros_like(surprise)
+    if _known(dx):
+        p, _ = _softmax(x, live, options.axis)
+        dgradient = dgradient + _curvature(options, x, jnp.sum(t, options.axis, keepdims=True), live, dx)
+        dsurprise = dsurprise + _inner(p, dx, options.axis) - dx
+    if _known(dt):
+        p, _ = _softmax(x, live, options.axis)
+        dgradient = dgradient + p * jnp.sum(dt, options.axis, keepdims=True) - dt
+    dgradient, dsurprise = jnp.where(live, dgradient, 0), jnp.where(live, dsurprise, 0)
+    return (loss, gradient, surprise), (_along(options, gradient, surprise, tangents), dgradient, dsurprise)
