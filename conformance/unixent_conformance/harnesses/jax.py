@@ -1,4 +1,4 @@
-"""JAX: eagerly, differentiated, and both again under jit."""
+"""JAX: eagerly, and each case a second time under jit, differentiated; some also under an eager `jax.vjp`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class JaxHarness(Harness):
     name = "jax"
     modes = (
         Mode("eager"),
-        Mode("grad", autodiff=True),
         Mode("jit", traced=True, autodiff=True),
+        Mode("grad", autodiff=True, sample=True),
     )
 
     def version(self) -> str:
