@@ -157,13 +157,13 @@ def _rounded(result: Any, dtype: str) -> Any:
 
 def _in_range(y: Array, classes: int) -> Array:
     """0 <= y < classes, compared without leaving y's dtype."""
-    below = True if not isinstance(classes, int) or classes <= jnp.iinfo(y.dtype).max else None
-    return (y >= 0) if below is None else (y >= 0) & (y < classes)
+    every = isinstance(classes, int) and classes > jnp.iinfo(y.dtype).max
+    return y >= 0 if every else (y >= 0) & (y < classes)
 
 
 def _equals(y: Array, value: int) -> Array:
     limits = jnp.iinfo(y.dtype)
-    return y == value if limits.min <= value <= limits.max else jnp.zeros(y.shape, bool)
+    return y == jnp.asarray(value, y.dtype) if limits.min <= value <= limits.max else jnp.zeros(y.shape, bool)
 
 
 def _debug_check(plan: Plan, good: Array, y: Array) -> None:

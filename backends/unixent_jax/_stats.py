@@ -72,7 +72,7 @@ def exponentials(x: Array, pivot: Array, axis: int) -> tuple[Array, Pivot]:
     high = x - shift
     low = x - (high + shift)
     e = jnp.exp(high)
-    e = erase(jnp.where(x == -jnp.inf, 0, e + e * low), pivot, axis)
+    e = erase(jnp.where(high == -jnp.inf, 0, e + e * low), pivot, axis)
     return e, _scalars(x_k, shift, jnp.sum(e, axis, keepdims=True))
 
 
