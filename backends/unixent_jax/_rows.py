@@ -118,7 +118,7 @@ def _mixed_loss_and_gradients(
     options: RowOptions, x: Array, t: Array, weight: Array, live: Array
 ) -> tuple[Array, Array, Array]:
     axis = options.axis
-    peak = jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+    peak = _stats.argmax(x, axis)
     e, row = _stats.exponentials(x, peak, axis)
     at_peak = _stats.hits(x, peak, axis)
     # Every term counts relative to the peak, whose own L is the small part that all share.

@@ -56,6 +56,17 @@ def pick(x: Array, y: Array, axis: int) -> Array:
     return jnp.sum(jnp.where(hits(x, y, axis), x, 0), axis, keepdims=True)
 
 
+def argmax(x: Array, axis: int) -> Array:
+    """The first class that holds the maximum; any class where the row is NaN.
+
+    Two plain reductions: of a sharded row, `jnp.argmax` collects every shard's maximum.
+    """
+    last = x.shape[axis] - 1
+    at_top = x == jnp.max(x, axis, keepdims=True)
+    classes = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    return jnp.min(jnp.where(at_top, classes, last), axis, keepdims=True)
+
+
 def erase(x: Array, y: Array, axis: int) -> Array:
     """x with 0 at the class y of each row."""
     if alone(x):
