@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.mutation.plain import DEFAULTS, Plain
+from unixent_conformance.mutation.checks import DEFAULTS, check_upstream
+from unixent_conformance.mutation.plain import Plain
 from unixent_conformance.oracle import Array
 
 CHUNK = 4
@@ -84,17 +85,22 @@ class PlainLinear(Plain):
         q = self.one_hot(y, classes, acc) if indices else given.target.astype(acc)
         return v, np.where(strays, v, self.denominators(v, w, q, indices))
 
+    def flow(self, flow: Array, given: Inputs) -> Array:
+        """The gradient of a chunk's logits."""
+        return flow
+
     def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
         return np.asarray(flow @ given.classifier.astype(acc))
 
-    def classifier_gradient(self, total: Array, flow: Array, states: Array) -> Array:
+    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
         return np.asarray(total + flow.T @ states)
 
     def bias_gradient(self, total: Array, flow: Array) -> Array:
         return np.asarray(total + flow.sum(axis=0))
 
-    def chunk_factor(self, factor: Any, rows: slice, d: Array) -> Any:
-        return factor
+    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+        """What a chunk's losses are multiplied by on the way to the value."""
+        return np.asarray(ups[rows] * factor)
 
     def reduced(self, losses: Array, d: Array, given: Inputs) -> tuple[Any, Any]:
         acc = losses.dtype.type
@@ -110,36 +116,33 @@ class PlainLinear(Plain):
         outer, acc = self.options, self.accumulation_of(given)
         v, d = self.counts(given, acc)
         n, classes = len(v), len(given.classifier)
-        zero = self.zero_losses(n, acc)
-        _, factor = self.reduced(zero, d, given)
+        losses, ups = np.zeros(n, acc), self.upstream(up, n, acc)
+        _, factor = self.reduced(losses, d, given)
         grads = {
             "hidden": np.zeros(given.hidden.shape, acc),
             "classifier": np.zeros(given.classifier.shape, acc),
             "bias": np.zeros(classes, acc),
             "target": np.zeros((n, classes), acc),
         }
-        losses, ups = zero, self.upstream(up, n, acc)
         for rows in self.chunks(n, given.chunk):
             part = given.part(rows)
             states = self.states(part.hidden, v[rows], acc)
             logits = self.logits(states, part, acc)
+            pull = self.pull(ups, factor, rows, d)
             # One chunk as a call of its own: no reduction, errors already raised, the accumulation dtype throughout.
             self.options = {**outer, "reduction": "none", "dtype": acc.name, "normalizer": None, "validate": "off"}
-            pull = ups[rows] * self.chunk_factor(factor, rows, d)
             target = part.target if part.target.ndim == 1 else part.target.astype(acc)
             losses[rows], flow = self.solve(logits, target, part.weight, part.mask, pull, "logits", False)
+            flow = self.flow(flow, part)
             if "target" in wrt:
                 _, grads["target"][rows] = self.solve(logits, target, part.weight, part.mask, pull, "target", False)
             self.options = outer
             own = self.hidden_gradient(flow, part, acc)
             grads["hidden"][rows] = self.silence(own, v[rows])
-            grads["classifier"] = self.classifier_gradient(grads["classifier"], flow, states)
+            grads["classifier"] = self.classifier_gradient(grads["classifier"], flow, states, part)
             grads["bias"] = self.bias_gradient(grads["bias"], flow)
         value, _ = self.reduced(losses, d, given)
         return self.finish(value, outer["dtype"] or given.hidden.dtype), grads
-
-    def zero_losses(self, n: int, acc: np.dtype[Any]) -> Array:
-        return np.zeros(n, acc)
 
     def linear(
         self, hidden: Any, classifier: Any, target: Any, up: Any, wrt: tuple[str, ...], options: dict[str, Any]
@@ -150,7 +153,7 @@ class PlainLinear(Plain):
             raise TypeError(f"unknown options {unknown}")
         self.options = {**DEFAULTS, **options}
         self.check_linear(hidden, classifier, bias, target, chunk)
-        self.check_upstream(up, hidden.shape[:-1])
+        check_upstream(up, hidden.shape[:-1], self.options["reduction"])
         classes, width = classifier.shape
         n = int(np.prod(hidden.shape[:-1], dtype=np.int64))
         given = Inputs(
@@ -167,11 +170,6 @@ class PlainLinear(Plain):
         with np.errstate(all="ignore"):
             value, grads = self.solve_linear(given, up, wrt)
             return value, tuple(grads[k].reshape(originals[k].shape).astype(originals[k].dtype) for k in wrt)
-
-    def check_upstream(self, up: Any, positions: tuple[int, ...]) -> None:
-        due = positions if self.options["reduction"] == "none" else ()
-        if up is not None and np.shape(up) != due:
-            raise ValueError("grad_output")
 
     def implementation(self, name: str = "") -> Implementation:
         def loss(hidden: Any, classifier: Any, target: Any, **options: Any) -> Any:

@@ -1,0 +1,181 @@
+"""Wrong in what a fused linear form adds to the loss: chunks, products, gradients summed over positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.mutation.linear import Inputs, PlainLinear
+from unixent_conformance.mutation.plain import mutant
+from unixent_conformance.oracle import Array
+
+
+@mutant("fused linear chunks")
+class LastChunkDropped(PlainLinear):
+    """Positions beyond a whole number of chunks are never seen."""
+
+    def chunks(self, count: int, size: int) -> Iterator[slice]:
+        return (rows for rows in super().chunks(count, size) if rows.stop - rows.start == size)
+
+
+@mutant("fused linear chunks")
+class LastChunkOverlaps(PlainLinear):
+    """The last chunk is moved back to be whole, and its overlap enters the summed gradients twice."""
+
+    def chunks(self, count: int, size: int) -> Iterator[slice]:
+        for rows in super().chunks(count, size):
+            yield slice(max(rows.stop - size, 0), rows.stop)
+
+
+@mutant("fused linear chunks")
+class MeanOverTheChunk(PlainLinear):
+    """The gradient is divided by the chunk's own denominator."""
+
+    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+        if self.options["reduction"] != "mean" or self.options["normalizer"] is not None:
+            return super().pull(ups, factor, rows, d)
+        own = d[rows].sum()
+        return super().pull(ups, 1 / own if own else own, rows, d)
+
+
+@mutant("fused linear chunks")
+class MeanOfChunkMeans(PlainLinear):
+    """The value is the mean of the chunks' means: right only where all chunks weigh the same."""
+
+    def reduced(self, losses: Array, d: Array, given: Inputs) -> tuple[Any, Any]:
+        value, factor = super().reduced(losses, d, given)
+        if self.options["reduction"] == "mean" and self.options["normalizer"] is None and len(d) and d.sum():
+            parts = [(losses[rows].sum(), d[rows].sum()) for rows in self.chunks(len(d), given.chunk)]
+            value = np.mean([numerator / own for numerator, own in parts if own], dtype=losses.dtype)
+        return value, factor
+
+
+@mutant("fused linear chunks")
+class UpstreamOfTheFirstChunk(PlainLinear):
+    """Every chunk takes the upstream gradients of the first one's positions."""
+
+    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+        return super().pull(np.roll(ups, rows.start), factor, rows, d)
+
+
+@mutant("fused linear chunks")
+class ClassifierGradientOfTheLastChunk(PlainLinear):
+    """Overwritten where it should be added to."""
+
+    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
+        return super().classifier_gradient(np.zeros_like(total), flow, states, given)
+
+
+@mutant("fused linear chunks")
+class BiasGradientOfTheLastChunk(PlainLinear):
+    """The same for the bias."""
+
+    def bias_gradient(self, total: Array, flow: Array) -> Array:
+        return super().bias_gradient(np.zeros_like(total), flow)
+
+
+@mutant("fused linear half precision")
+class ClassifierGradientInHalf(PlainLinear):
+    """The sum over chunks is kept in the classifier's own half precision."""
+
+    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
+        own = super().classifier_gradient(total, flow, states, given)
+        return own.astype(given.classifier.dtype).astype(own.dtype)
+
+
+@mutant("fused linear half precision")
+class LogitsInHalf(PlainLinear):
+    """A matrix product of half inputs is left in half precision, as frameworks return it."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        return super().logits(states, given, acc).astype(given.hidden.dtype).astype(acc)
+
+
+@mutant("fused linear half precision")
+class LogitsGradientInHalf(PlainLinear):
+    """Rounded to half precision before the two products: small entries of a mean over many positions vanish."""
+
+    def flow(self, flow: Array, given: Inputs) -> Array:
+        return flow.astype(given.hidden.dtype).astype(flow.dtype)
+
+
+@mutant("fused linear")
+class HiddenGradientInHalf(PlainLinear):
+    """The sum over tiles of classes is kept in the half precision of hidden."""
+
+    def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        total = np.zeros(given.hidden.shape, given.hidden.dtype)
+        for first in range(0, len(given.classifier), 4):
+            tile = slice(first, first + 4)
+            total = (total.astype(acc) + flow[:, tile] @ given.classifier[tile].astype(acc)).astype(total.dtype)
+        return total.astype(acc)
+
+
+@mutant("fused linear")
+class BiasForgotten(PlainLinear):
+    """The logits are the product alone."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        return np.asarray(states @ given.classifier.astype(acc).T)
+
+
+@mutant("fused linear")
+class BiasGradientMissing(PlainLinear):
+    """The bias never learns."""
+
+    def bias_gradient(self, total: Array, flow: Array) -> Array:
+        return total
+
+
+@mutant("fused linear")
+class BiasInsideTheProduct(PlainLinear):
+    """The bias scales the rows of the classifier."""
+
+    def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        own = flow if given.bias is None else flow * given.bias.astype(acc)
+        return super().hidden_gradient(np.asarray(own), given, acc)
+
+
+@mutant("fused linear")
+class ClassifierRoundedToHidden(PlainLinear):
+    """A wider classifier is cast to the dtype of hidden."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        narrow = given.classifier.astype(given.hidden.dtype).astype(acc)
+        product = states @ narrow.T
+        return np.asarray(product if given.bias is None else product + given.bias.astype(acc))
+
+
+@mutant("fused linear special values")
+class UncountedStatesReachTheClassifier(PlainLinear):
+    """0 times what an uncounted hidden state holds: NaN from where nothing should come."""
+
+    def states(self, hidden: Array, v: Array, acc: np.dtype[Any]) -> Array:
+        return hidden.astype(acc)
+
+
+@mutant("fused linear special values")
+class BiasMadeFinite(PlainLinear):
+    """-inf in the bias becomes the lowest number."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        logits = super().logits(states, given, acc)
+        return np.where(np.isneginf(logits), np.finfo(acc).min, logits).astype(acc)
+
+
+@mutant("fused linear special values")
+class StraysLeaveTheClassifierAlone(PlainLinear):
+    """An unread index out of range makes the value NaN, and adds nothing to the gradients."""
+
+    def flow(self, flow: Array, given: Inputs) -> Array:
+        return np.asarray(np.where(np.isnan(flow).all(axis=1, keepdims=True), 0, flow))
+
+
+@mutant("fused linear bad input")
+class AnyChunk(PlainLinear):
+    """A chunk of 0 or less means the default."""
+
+    def check_linear(self, hidden: Array, classifier: Array, bias: Array | None, target: Array, chunk: Any) -> None:
+        super().check_linear(hidden, classifier, bias, target, None)

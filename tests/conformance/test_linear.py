@@ -1,0 +1,185 @@
+"""The fused linear form's truth against exact rationals and mpmath, and its error model against moved logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+import pytest
+
+from unixent_conformance import expect, oracle, oracle_linear, run, tolerance_linear
+from unixent_conformance.cases import catalogue, linear
+from unixent_conformance.cases.linear import Linear
+from unixent_conformance.cases.model import Call
+from unixent_conformance.mutation.linear import plain_linear
+
+FEATURES = tuple(sorted({case.feature for case in linear.cases()}))
+
+RECIPES = {
+    "plain": Linear(linear.INDEX),
+    "half": Linear(linear.INDEX.but(dtype="float16", reduction="sum"), bias=False),
+    "options": Linear(
+        linear.INDEX.but(weight="plain", mask="fraction", smoothing=0.2, z_loss=0.1, ignore="inside", upstream="uneven")
+    ),
+    "capped": Linear(linear.INDEX.but(softcap=2.0, reduction="none", upstream="uneven")),
+    "probabilities": Linear(linear.PROBABILITY.but(weight="plain", reduction="sum", dtype="float64")),
+    "confident": linear.SHAPES["confident"],
+}
+
+
+def number(value: object) -> mpmath.mpf:
+    return mpmath.mpf(float(value))  # type: ignore[arg-type]
+
+
+def logits_of(call: Call) -> list[list[mpmath.mpf]]:
+    """h W^T + b without a rounding: every float is a rational."""
+    hidden = [[Fraction(float(e)) for e in row] for row in call.hidden.reshape(-1, call.hidden.shape[-1])]
+    classifier = [[Fraction(float(e)) for e in row] for row in call.classifier]
+    bias = [Fraction(0 if call.bias is None else float(call.bias[c])) for c in range(len(classifier))]
+    exact = [
+        [sum((a * b for a, b in zip(h, w, strict=True)), start=beta) for w, beta in zip(classifier, bias, strict=True)]
+        for h in hidden
+    ]
+    return [[mpmath.mpf(z.numerator) / z.denominator for z in row] for row in exact]
+
+
+def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], mpmath.mpf]:
+    """Losses and logits gradients per position, from the textbook formulas, and what a mean divides by."""
+    o, classes = call.options, len(call.classifier)
+    w = [number(1 if call.weight is None else call.weight[c]) for c in range(classes)]
+    s, z, a = (number(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
+    indices = call.target.dtype.kind == "i"
+    losses, gradients, denominator = [], [], mpmath.mpf(0)
+    for n, row in enumerate(logits_of(call)):
+        x = [a * mpmath.tanh(e / a) for e in row] if a else row
+        slope = [1 - mpmath.tanh(e / a) ** 2 if a else mpmath.mpf(1) for e in row]
+        y = call.target.reshape(-1)[n] if indices else -1
+        v = number(1 if call.mask is None else call.mask.reshape(-1)[n])
+        v = v * int(not indices or y != o.get("ignore_index", -100))
+        q = [number(int(c == y) if indices else call.target[n, c]) for c in range(classes)]
+        t = [w[c] * ((1 - s) * q[c] + s / classes) for c in range(classes)]
+        lse = mpmath.log(sum(mpmath.exp(e) for e in x))
+        p = [mpmath.exp(e - lse) for e in x]
+        losses.append(v * (sum(t[c] * (lse - x[c]) for c in range(classes)) + z * lse**2))
+        gradients.append([v * slope[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
+        denominator += v * (sum(w[c] * q[c] for c in range(classes)) if indices else 1)
+    return losses, gradients, denominator
+
+
+def exactly(wide: np.longdouble) -> mpmath.mpf:
+    """A longdouble as an mpf, nothing lost: two float64 hold its 64 bits."""
+    high = float(wide)
+    return mpmath.mpf(high) + mpmath.mpf(float(wide - np.longdouble(high)))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_truth(name: str) -> None:
+    """Every estimate within 2^-52 of its terms' magnitudes; the bounds themselves are far above."""
+    call = RECIPES[name].call()
+    found = tolerance_linear.estimates(call, gradients=True)
+    reduction = call.options.get("reduction", "mean")
+    with mpmath.workdps(60):
+        losses, gradients, denominator = textbook(call)
+        scale = 1 / denominator if reduction == "mean" else mpmath.mpf(1)
+        up = np.broadcast_to(1.0 if call.upstream is None else call.upstream, call.hidden.shape[:-1]).reshape(-1)
+        flow = [[number(up[n]) * scale * g for g in row] for n, row in enumerate(gradients)]
+        h, w = call.hidden.reshape(len(flow), -1), call.classifier
+        expected = {
+            "loss": [e * scale for e in losses] if reduction == "none" else [sum(losses) * scale],
+            "hidden": [
+                sum(g * number(e) for g, e in zip(row, w[:, d], strict=True)) for row in flow for d in range(len(w[0]))
+            ],
+            "classifier": [
+                sum(flow[n][c] * number(h[n, d]) for n in range(len(flow)))
+                for c in range(len(w))
+                for d in range(len(w[0]))
+            ],
+            "bias": [sum(row[c] for row in flow) for c in range(len(w))],
+        }
+        largest = max(abs(e) for row in flow for e in row)
+        for part, estimate in found.items():
+            if part == "target":
+                continue  # the oracle's own test covers it: logits enter it only through the rows
+            for got, due in zip(np.ravel(estimate.value), expected[part], strict=True):
+                room = abs(due) if part == "loss" else largest * 100
+                assert abs(exactly(got) - due) <= room * mpmath.mpf(2) ** -52
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_moved_logits_stay_within_the_model(name: str) -> None:
+    """Logits off by all that is allowed, in the worst and in random directions, move loss and gradients by no more than
+    the model says, and by enough for it to mean something."""
+    call = RECIPES[name].call()
+    found = oracle_linear.solve(call)
+    narrow = call.accumulation
+    moved = tolerance_linear.logits_moved(found, call)
+    raw = found.hidden @ found.classifier.T + (0 if call.bias is None else call.bias.astype(np.longdouble))
+    u = 2.0**-53 if narrow == "float64" else 2.0**-24
+    gamma = tolerance_linear.gamma(call.hidden.shape[-1] + 1, u)
+    rng = np.random.default_rng(0)
+    sign = np.where(
+        np.arange(raw.shape[1]) == call.target.reshape(-1)[:, None] if call.target.ndim == 1 else raw > 0, -1, 1
+    )
+    options = {name: call.options[name] for name in oracle_linear.ROW_OPTIONS if name in call.options}
+    shares = []
+    for direction in [sign, -sign, *rng.choice([-1, 1], (40, *raw.shape))]:
+        logits = (raw + direction * gamma * found.magnitude).reshape(*found.rows.positions, -1)
+        rows = oracle.solve(logits, call.target, weight=call.weight, mask=call.mask, **options)
+        counted = found.rows.counted != 0
+        shift = abs(rows.surprise - found.rows.surprise)[counted] / moved.surprise[counted]
+        spread = abs(rows.probability - found.rows.probability)[counted] / moved.probability[counted]
+        total = abs(rows.lse - found.rows.lse)[counted] / moved.lse[counted, 0]
+        shares += [float(e.max()) for e in (shift, spread, total)]
+    assert max(shares) <= 1 + 8 * oracle.UNIT_ROUNDOFF / u  # the oracle's own roundings, seen in float64
+    assert max(shares) > 0.5
+
+
+def test_no_bound_is_vacuous() -> None:
+    """E of the error model is small in every case that has an answer."""
+    largest = {}
+    for case in linear.cases():
+        if case.raises is None:
+            call = case.build()
+            moved = tolerance_linear.logits_moved(oracle_linear.solve(call), call)
+            largest[case.id] = float(moved.largest.max(initial=0))
+    assert max(largest.values()) <= 1 / 64, max(largest, key=lambda id: largest[id])
+    assert all(case.holds is None for case in linear.cases() if case.id not in largest)
+
+
+def test_bounds_are_of_the_promised_order() -> None:
+    """A plain float32 call: a few hundred roundings, not thousands."""
+    call = RECIPES["plain"].call()
+    for part in expect.expected(call, "linear gradients"):
+        value, bound = abs(part.estimate.value).max(), part.estimate.bound.max()
+        assert 2.0**-24 * value < bound < 2.0**-24 * value * 400
+
+
+def test_a_right_implementation_matches_everywhere() -> None:
+    report = run(plain_linear, "numpy", features=FEATURES)
+    assert report.ok, [(r.id, r.detail) for r in report.cases if not r.verdict.ok][:5]
+    assert {result.verdict.value for result in report.cases} == {"matches"}
+
+
+def test_what_has_no_fused_form_refuses() -> None:
+    lacking = replace(plain_linear, linear=None, linear_value_and_grad=None)
+    report = run(lacking, "numpy", features=["fused linear chunks"], quick=True)
+    assert {result.verdict.value for result in report.cases} == {"refuses"}
+    assert "no fused linear form" in report.cases[0].detail
+
+
+def test_catalogue_has_every_option_fused() -> None:
+    """Each option of the unfused form occurs in a fused case."""
+    features = {case.id.split("/")[1] for case in catalogue(features=("fused linear",))}
+    assert {
+        "class-indices",
+        "class-probabilities",
+        "class-weights",
+        "ignore_index",
+        "mask",
+        "label-smoothing",
+        "z-loss",
+        "softcap",
+        "normalizer",
+    } <= features
