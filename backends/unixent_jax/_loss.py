@@ -68,7 +68,11 @@ def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, 
     y = jnp.where(valid, y, 0).astype(jnp.int32)
     w_y = jnp.ones((), x.dtype)
     if weight is not None:
-        w_y = _stats.pick(jnp.broadcast_to(weight, x.shape), y, plan.axis) if not _stats.alone(x) else weight.reshape(-1)[y]
+        w_y = (
+            _stats.pick(jnp.broadcast_to(weight, x.shape), y, plan.axis)
+            if not _stats.alone(x)
+            else weight.reshape(-1)[y]
+        )
     v = counted.astype(x.dtype) if mask is None else jnp.where(counted, mask, 0)
     live = (v != 0) | stray
     # A factor of NaN makes the value and the whole gradient row of a stray index NaN.
