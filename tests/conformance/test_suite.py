@@ -16,12 +16,12 @@ from unixent_conformance.mutation.plain import plain
 FEATURES = list(dict.fromkeys(case.feature for case in catalogue()))
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+# The fused linear form has a plain implementation, and tests, of its own.
+@pytest.mark.parametrize("feature", [name for name in FEATURES if "fused" not in name])
 def test_a_right_implementation_passes(feature: str) -> None:
     report = run(plain, "numpy", features=[feature])
-    assert report.ok, [(r.id, r.detail) for r in report.cases if not r.verdict.ok][:3]
-    refused = {r.detail for r in report.cases if r.verdict.value == "refuses"}
-    assert refused <= {"Plain has no linear form"}
+    bad = [(r.id, r.detail) for r in report.cases if r.verdict.value != "matches"]
+    assert not bad, bad[:3]
 
 
 def test_ids_are_unique_stable_and_plain() -> None:
