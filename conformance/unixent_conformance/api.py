@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
-from unixent_conformance import harnesses, implementation
+from unixent_conformance import harnesses, report
 from unixent_conformance.cases import catalogue, find
 from unixent_conformance.cases.model import Call, Case
+from unixent_conformance.dialects import explain, settle
 from unixent_conformance.harness import Harness
-from unixent_conformance.implementation import Implementation
-from unixent_conformance.runner import Result, Subject, Verdict, count, run_case, run_cases
+from unixent_conformance.implementation import Implementation, load, of_backend, wrap
+from unixent_conformance.isolation import Isolated, Plan, Task
+from unixent_conformance.linear import can_pass, through_identity
+from unixent_conformance.runner import Result, Subject, Verdict, applies, run_case
 
 
 @dataclass(frozen=True)
@@ -37,26 +42,56 @@ class Report:
         found = Counter(result.verdict for result in self.cases)
         return {verdict: found[verdict] for verdict in Verdict}
 
+    @property
+    def dialects(self) -> dict[str, int]:
+        """The dialects found, and in how many cases."""
+        return dict(Counter(name for result in self.cases for name in result.dialects).most_common())
+
+    def to_json(self) -> str:
+        """Everything, as `report.from_json` reads it."""
+        return report.to_json(self)
+
+    def to_junit(self) -> str:
+        """A JUnit file: failures are silently wrong, errors crashed, skipped are refusals and dialects."""
+        return report.to_junit(self)
+
+    def to_markdown(self) -> str:
+        """A table by feature, the dialects, and what failed, for a pull request."""
+        return report.to_markdown(self)
+
+    def to_html(self) -> str:
+        """One page, whole in itself: features, cases, errors in units of their bounds, lines to paste."""
+        return report.to_html([self])
+
     def by_feature(self) -> dict[str, tuple[Result, ...]]:
         features = dict.fromkeys(result.feature for result in self.cases)
         return {name: tuple(r for r in self.cases if r.feature == name) for name in features}
 
 
 def run(
-    tested: Any,
+    implementation: Any,
     framework: str | None = None,
     *,
     features: Sequence[str] | None = None,
     quick: bool = False,
+    strict: bool = False,
+    linear: bool = False,
+    isolate: bool | None = None,
+    timeout: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the catalogue.
 
-    tested: the name of a backend of unixent ("numpy"), "module:function", a callable that takes what
-        `unixent.cross_entropy` takes, or an `Implementation`.
+    implementation: the name of a backend of unixent ("numpy"), "module:function", a callable that takes what
+        `unixent.cross_entropy` takes, or an `Implementation`. Options that its signature lacks count as refused.
     framework: whose arrays it takes, by the name of a harness or "module:object" of your own; a backend's own harness
-        by default.
+        by default, numpy's for a callable.
     features: only these features of the catalogue. quick: the cases that make a run of seconds.
+    strict: a dialect is wrong. The backends of unixent are always judged so.
+    linear: it is a fused linear form, of (hidden, classifier, target), and is tested through an identity classifier.
+    isolate: run the cases in a worker process that is replaced when it dies, or is silent for `timeout` seconds: that
+        case has crashed, and the run goes on. By default so for "module:function" and for a callable that a new process
+        can import; not for a backend of unixent and an `Implementation`.
     progress: called with (done, of how many) after each case.
 
     >>> from unixent_conformance import run
@@ -64,29 +99,88 @@ def run(
     >>> run(plain, "numpy", features=["z-loss"], quick=True).ok
     True
     """
-    found, harness = resolve(tested, framework)
-    chosen = catalogue(quick=quick, features=tuple(features or ()))
-    total, results = count(chosen, harness), []
-    for result in run_cases(chosen, harness, found):
+    path = None if isinstance(implementation, Implementation) else importable(implementation)
+    if isolate is None:
+        isolate = path is not None and ":" in path
+    if isolate and path is None:
+        raise ValueError(f"isolate: a new process cannot import {implementation!r}; pass 'module:function'")
+    task = Task(path or "", framework, None if features is None else tuple(features), quick, strict, linear)
+    source: Isolated | Prepared = Isolated(task, timeout) if isolate else prepare(task, implementation)
+    plan, results = source.plan, []
+    for result in source:
         results.append(result)
         if progress is not None:
-            progress(len(results), total)
-    version = ", ".join(filter(None, (found.version, harness.version())))
-    return Report(found.name, harness.name, version, tuple(results))
+            progress(len(results), len(plan.cases))
+    return Report(plan.name, plan.framework, plan.version, settle(results))
 
 
-def resolve(tested: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
+@dataclass(frozen=True)
+class Prepared:
+    """A run in this process: `plan` says what it will be, iteration runs it."""
+
+    plan: Plan
+    subjects: dict[str, Subject]
+    strict: bool
+    linear: bool
+
+    def judge(self, id: str, mode: str) -> Result:
+        """The verdict on one case; what the oracle calls wrong may be right in a dialect."""
+        case, subject = find(id), self.subjects[mode]
+        if self.linear and not can_pass(case.build()):
+            detail = "logits that are not finite cannot pass an identity classifier"
+            return Result(id, case.feature, mode, Verdict.REFUSES, detail)
+        result = run_case(case, subject)
+        return result if self.strict else explain(result, case, subject)
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self.judge(id, mode) for id, mode in self.plan.cases)
+
+
+def prepare(task: Task, implementation: Any = None) -> Prepared:
+    """The implementation of a task, loaded, and the cases that it means."""
+    found, harness = resolve(task.tested if implementation is None else implementation, task.framework)
+    if task.linear:
+        found = through_identity(found, harness)
+    chosen = catalogue(quick=task.quick, features=task.features or ())
+    if found.terms is None:  # a loss is none the less a loss
+        chosen = [case for case in chosen if case.asks != "terms"]
+    pairs = tuple((case.id, mode.name) for mode in harness.modes for case in chosen if applies(case, mode))
+    plan = Plan(found.name, harness.name, ", ".join(filter(None, (found.version, harness.version()))), pairs)
+    subjects = {mode.name: Subject(harness, found, mode) for mode in harness.modes}
+    return Prepared(plan, subjects, task.strict or found.own_errors, task.linear)
+
+
+def importable(implementation: Any) -> str | None:
+    """How a new process finds an implementation, if it can: a string as it is, a function of a module by its path.
+
+    >>> import unixent
+    >>> importable(unixent.cross_entropy)
+    'unixent.api:cross_entropy'
+    """
+    if isinstance(implementation, str):
+        return implementation
+    module, name = getattr(implementation, "__module__", None), getattr(implementation, "__qualname__", "")
+    if module in (None, "__main__") or getattr(sys.modules.get(module), name, None) is not implementation:
+        return None
+    try:
+        return f"{module}:{name}" if find_spec(module) is not None else None
+    except (ImportError, ValueError):
+        return None
+
+
+def resolve(implementation: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
     """The implementation and the harness that `run` means."""
-    if not isinstance(tested, str):
-        return implementation.wrap(tested), harnesses.load(framework or "numpy")
-    if ":" in tested:
-        return implementation.load(tested), harnesses.load(framework or "numpy")
-    return implementation.of_backend(tested), harnesses.load(framework or tested)
+    if not isinstance(implementation, str):
+        return wrap(implementation), harnesses.load(framework or "numpy")
+    if ":" in implementation:
+        return load(implementation), harnesses.load(framework or "numpy")
+    return of_backend(implementation), harnesses.load(framework or implementation)
 
 
-def subject(tested: Any, framework: str | None = None, mode: str = "eager") -> Subject:
+def subject(implementation: Any, framework: str | None = None, mode: str = "eager", *, linear: bool = False) -> Subject:
     """An implementation seen through its harness, NumPy in and NumPy out: what a snippet of a failure starts with."""
-    found, harness = resolve(tested, framework)
+    found, harness = resolve(implementation, framework)
+    found = through_identity(found, harness) if linear else found
     modes = {m.name: m for m in harness.modes}
     if mode not in modes:
         raise LookupError(f"{harness.name} has no mode {mode!r}; it has {', '.join(modes)}")

@@ -71,6 +71,7 @@ class Harness:
     """The way in and out of one framework. Override `name`, `from_numpy` and `to_numpy`; the rest as it applies."""
 
     name: str = ""
+    path: str = ""  # "module:object", where it was loaded so
     modes: tuple[Mode, ...] = (EAGER,)
 
     def version(self) -> str:

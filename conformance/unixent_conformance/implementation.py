@@ -17,7 +17,8 @@ class Implementation:
     gradients come from the framework's differentiation. `capabilities` are names such as "dtype:float16",
     "target:probability", "linear" or "batch_invariant"; what a case needs beyond them may be refused, loudly. None
     declares everything. `options` are the keywords accepted, None for all. `own_errors` says that errors must be of
-    the classes of `unixent` and name the argument; otherwise any exception does where one is due.
+    the classes of `unixent` and name the argument; otherwise any exception does where one is due. `refusals` are
+    classes of exception by which it says that it lacks something; any other, where none is due, is a crash.
     """
 
     name: str
@@ -29,7 +30,10 @@ class Implementation:
     capabilities: frozenset[str] | None = None
     options: frozenset[str] | None = None
     own_errors: bool = False
+    refusals: tuple[type[Exception], ...] = ()
     version: str = ""
+    path: str = ""  # where a new process finds it; the name, if empty
+    as_logits: bool = False  # a fused linear form, seen as a loss of logits
 
     def lacking(self, needs: frozenset[str]) -> frozenset[str]:
         """What of `needs` is not declared."""
@@ -68,17 +72,20 @@ def load(path: str) -> Implementation:
     module, separator, attribute = path.partition(":")
     if not separator or not module or not attribute:
         raise ValueError(f"implementation: expected 'module:function'; got {path!r}")
-    return replace(wrap(getattr(import_module(module), attribute)), name=path)
+    given = getattr(import_module(module), attribute)
+    found = wrap(given)
+    return replace(found, name=found.name if found is given else path, path=path)
 
 
 def wrap(found: Any) -> Implementation:
-    """An Implementation as it is, or any callable as one, its options read from its signature."""
+    """An Implementation as it is, or any callable as one: its options are read from its signature, and by
+    NotImplementedError it says that it lacks something."""
     if isinstance(found, Implementation):
         return found
     if not callable(found):
         raise TypeError(f"implementation: expected a callable; got {type(found).__name__}")
     name = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', repr(found))}"
-    return Implementation(name, found, options=_keywords(found))
+    return Implementation(name, found, options=_keywords(found), refusals=(NotImplementedError,))
 
 
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:

@@ -27,7 +27,7 @@ def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
     """Python that reproduces a failure: it ends in the same verdict, raised as an AssertionError."""
     lines = [f"# {case.id}: {line}" if not i else f"#   {line}" for i, line in enumerate(detail.splitlines()[:4])]
     lines += ["import numpy as np", "import unixent_conformance as uc", ""]
-    lines += [f"subject = uc.subject({subject.implementation.name!r}, {subject.harness.name!r}, {subject.mode.name!r})"]
+    lines += [_subject(subject)]
     if case.holds is not None or not _spelled(call):
         lines += [f"case = uc.case({case.id!r})", "call = case.build()  # the inputs, as NumPy arrays"]
     else:
@@ -52,6 +52,13 @@ def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
             "    print(repr(error))",
         ]
     return "\n".join([*lines, "uc.check(case, subject)", ""])
+
+
+def _subject(subject: Subject) -> str:
+    tested, harness = subject.implementation, subject.harness
+    arguments = [tested.path or tested.name, harness.path or harness.name, subject.mode.name]
+    linear = ", linear=True" if tested.as_logits else ""
+    return f"subject = uc.subject({', '.join(map(repr, arguments))}{linear})"
 
 
 def _everything(call: Call) -> dict[str, Any]:

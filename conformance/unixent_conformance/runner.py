@@ -1,7 +1,9 @@
-"""Runs cases and judges what comes back, one of four verdicts.
+"""Runs cases and judges what comes back, one of five verdicts.
 
 matches
     within the error model, or the very error that was due
+dialect
+    not what was due, but what another convention's formula says, and that convention has a name (see `dialects`)
 refuses
     a loud error about something that the implementation declares it lacks
 silently wrong
@@ -34,18 +36,20 @@ WATCHED = 1 << 16
 
 class Verdict(str, Enum):
     MATCHES = "matches"
+    DIALECT = "dialect"
     REFUSES = "refuses"
     WRONG = "silently wrong"
     CRASHED = "crashed"
 
     @property
     def ok(self) -> bool:
-        return self in (Verdict.MATCHES, Verdict.REFUSES)
+        return self not in (Verdict.WRONG, Verdict.CRASHED)
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case under one mode. `units` is the largest error in units of its bound."""
+    """One case under one mode. `units` is the largest error in units of its bound; `dialects` names the conventions
+    under which the answer is right, where it is a dialect; `candidates` are all the sets of names that explain it."""
 
     id: str
     feature: str
@@ -54,6 +58,8 @@ class Result:
     detail: str = ""
     units: float = 0.0
     repro: str = ""
+    dialects: tuple[str, ...] = ()
+    candidates: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,8 @@ def run_case(case: Case, subject: Subject) -> Result:
     except Exception as error:
         if lacking and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
             return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacking)}: {error}")
+        if isinstance(error, subject.implementation.refusals):
+            return replace(base, verdict=Verdict.REFUSES, detail=f"{type(error).__name__}: {error}")
         text = f"{type(error).__name__}: {error}"
         return replace(base, verdict=Verdict.CRASHED, detail=text, repro=repro.snippet(case, call, subject, text))
     finding = finding or _written_to(call, copies)

@@ -31,4 +31,5 @@ def load(name: str) -> Harness:
         found = registered[name].load()
     if not isinstance(found, Harness):
         raise TypeError(f"{name}: expected a Harness; got {type(found).__name__}")
+    found.path = name if attribute else ""
     return found

@@ -1,0 +1,54 @@
+"""The process that `isolation` starts: loads the implementation, then answers cases, a line of JSON each."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from unixent_conformance.isolation import Task
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Read a task, say what it comes to, then one result for each `[id, mode]`."""
+
+    def answer(message: Any) -> None:
+        answers.write(json.dumps(message) + "\n")
+        answers.flush()
+
+    given = json.loads(requests.readline())
+    task = Task(**{**given, "features": given["features"] and tuple(given["features"]), "path": tuple(given["path"])})
+    try:
+        from unixent_conformance.api import prepare
+        from unixent_conformance.report.records import record_of
+
+        prepared = prepare(task)
+    except Exception as error:
+        answer({"error": _said(error)})
+        return
+    answer(asdict(prepared.plan))
+    for line in requests:
+        id, mode = json.loads(line)
+        answer(record_of(prepared.judge(id, mode)))
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: {error.msg}"
+    return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    # The implementation may print: what it writes to standard output goes to standard error, the answers to a
+    # descriptor that only this module knows.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    faulthandler.enable()
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

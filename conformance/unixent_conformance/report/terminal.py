@@ -1,0 +1,70 @@
+"""What a run looks like in a terminal: a bar while it runs, a table by feature, the failures with lines to paste."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from unixent_conformance.api import Report
+from unixent_conformance.runner import Verdict
+
+STYLES = {
+    Verdict.MATCHES: "green",
+    Verdict.DIALECT: "cyan",
+    Verdict.REFUSES: "yellow",
+    Verdict.WRONG: "bold red",
+    Verdict.CRASHED: "magenta",
+}
+
+
+def table(report: Report) -> Table:
+    """One row per feature: how many cases got each verdict, and the largest error in units of its bound."""
+    shown = Table(title=f"{report.implementation} ({report.version or report.framework})", title_justify="left")
+    shown.add_column("feature", no_wrap=True)
+    for verdict in Verdict:
+        shown.add_column(verdict.value, justify="right")
+    shown.add_column("error / bound", justify="right")
+    for feature, results in report.by_feature().items():
+        counts = [sum(r.verdict is verdict for r in results) for verdict in Verdict]
+        cells = [_cell(n, verdict) for n, verdict in zip(counts, Verdict, strict=True)]
+        worst = max(r.units for r in results)
+        bad = not all(r.verdict.ok for r in results)
+        shown.add_row(f"[red]{feature}[/red]" if bad else feature, *cells, f"{worst:.2g}")
+    totals = [_cell(n, verdict) for verdict, n in report.counts.items()]
+    shown.add_section()
+    shown.add_row(f"all {len(report.cases)}", *totals, "")
+    return shown
+
+
+def line(report: Report) -> str:
+    """One implementation in a line: the count of each verdict."""
+    counts = ", ".join(f"[{STYLES[v]}]{n} {v.value}[/{STYLES[v]}]" for v, n in report.counts.items() if n)
+    return f"{report.implementation} [dim]({report.version})[/dim]: {counts}"
+
+
+def print_failures(console: Console, report: Report, most: int = 5) -> None:
+    """The first failures of distinct features, each with its snippet, and how many more there are."""
+    bad = [r for r in report.cases if not r.verdict.ok]
+    first = list({r.feature: r for r in reversed(bad)}.values())[::-1][:most]
+    for r in first:
+        style = STYLES[r.verdict]
+        title = f"[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]"
+        console.print(f"\n{title}\n{escape(r.detail)}\n", highlight=False, soft_wrap=True)
+        console.print(r.repro, markup=False, highlight=False, soft_wrap=True, style="dim")  # not wrapped: to be pasted
+    if len(bad) > len(first):
+        console.print(f"... and {len(bad) - len(first)} more")
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _cell(n: int, verdict: Verdict) -> str:
+    return f"[{STYLES[verdict]}]{n}[/{STYLES[verdict]}]" if n else "[dim]-[/dim]"

@@ -1,0 +1,81 @@
+"""A segfault, an exit or a hang costs one case, not the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from unixent_conformance import run
+from unixent_conformance.api import Report, importable
+from unixent_conformance.runner import Verdict
+
+INDICES = ["class indices"]
+
+
+def crashes(report: Report) -> dict[str, str]:
+    return {r.id: r.detail for r in report.cases if r.verdict is Verdict.CRASHED}
+
+
+def test_same_verdicts_as_in_this_process() -> None:
+    isolated = run("subjects:right", "numpy", features=INDICES, quick=True)
+    here = run("subjects:right", "numpy", features=INDICES, quick=True, isolate=False)
+    assert isolated == here
+    assert isolated.counts[Verdict.MATCHES] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("dies", "SIGSEGV"), ("quits", "exit code 3: out of memory"), ("hangs", "no answer in 2 s")],
+)
+def test_what_ends_the_process_costs_its_cases_alone(name: str, said: str) -> None:
+    report = run(f"subjects:{name}", "numpy", features=INDICES, quick=True, timeout=2)
+    sound = run("subjects:right", "numpy", features=INDICES, quick=True)
+    bad = crashes(report)
+    assert bad, report.counts
+    assert all("wide" in id and said in detail for id, detail in bad.items()), bad
+    assert [r for r in report.cases if r.id not in bad] == [r for r in sound.cases if r.id not in bad]
+    assert [r.id for r in report.cases] == [r.id for r in sound.cases]
+    assert not report.ok
+
+
+def test_lines_to_paste_name_the_implementation() -> None:
+    report = run("subjects:quits", "numpy", features=INDICES, quick=True)
+    repro = next(r.repro for r in report.cases if r.verdict is Verdict.CRASHED)
+    assert "uc.subject('subjects:quits', 'numpy', 'eager')" in repro
+    compile(repro, "repro", "exec")
+
+
+def test_what_dies_each_time_is_given_up_feature_by_feature() -> None:
+    report = run("subjects:always_dies", "numpy", features=["axis and shape"], quick=True)
+    details = list(crashes(report).values())
+    assert len(details) == sum(r.verdict is not Verdict.REFUSES for r in report.cases)
+    assert any(detail.startswith("not run: the process ended") for detail in details)
+
+
+def test_what_it_prints_is_no_answer() -> None:
+    report = run("subjects:chatty", "numpy", features=INDICES, quick=True)
+    assert crashes(report) == {}
+    assert report.counts[Verdict.MATCHES] > 0
+
+
+@pytest.mark.parametrize("path", ["no_such_module:loss", "subjects:no_such_function"])
+def test_what_cannot_be_loaded_is_an_import_error(path: str) -> None:
+    with pytest.raises(ImportError, match=r"no_such"):
+        run(path, "numpy", features=INDICES)
+
+
+def test_a_function_that_only_this_process_has_runs_here() -> None:
+    def local(logits: object, target: object) -> object:
+        return logits
+
+    assert importable(local) is None
+    assert not run(local, "numpy", features=INDICES, quick=True).ok
+    with pytest.raises(ValueError, match="cannot import"):
+        run(local, "numpy", features=INDICES, isolate=True)
+
+
+def test_fused_linear_form_through_the_identity() -> None:
+    report = run("subjects:linear", "numpy", features=["class indices", "NaN"], quick=True, linear=True)
+    by_feature = {name: {r.verdict for r in results} for name, results in report.by_feature().items()}
+    assert Verdict.MATCHES in by_feature["class indices"]
+    assert by_feature["NaN"] == {Verdict.REFUSES}
+    assert report.ok, crashes(report)
