@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
@@ -104,25 +104,58 @@ def conformance(
         str | None,
         typer.Option(metavar="NAME", help="Whose arrays it takes. Default: the backend's own; numpy for a callable."),
     ] = None,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Test the fused linear form, of (hidden, classifier, target).")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Test the cross-entropies of other libraries, as many as are installed.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this peer; repeatable. Implies --peers.")
+    ] = None,
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="With --peers: JSON reports of other environments to join; repeatable."),
+    ] = None,
     feature: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the report as HTML, JSON, JUnit and Markdown.")
+    ] = None,
+    isolate: Annotated[
+        bool | None,
+        typer.Option(
+            "--isolate/--no-isolate",
+            show_default=False,
+            help="Run cases in a process that is replaced when it dies. Default: for an implementation of yours.",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="With isolation: the longest a case may run.")] = 60,
 ) -> None:
     """Run the conformance catalogue. Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run."""
     try:
-        from unixent_conformance.cli import run_command
+        from unixent_conformance.cli import peers_command, run_command
     except ModuleNotFoundError as error:
         _fail(f'the suite needs {error.name}: pip install "unixent[conformance]"')
     if implementation is not None and not all(implementation.partition(":")):
         _fail(f"--implementation: expected module:function; got {implementation!r}")
+    if merge and not (peers or peer):
+        _fail("--merge: expected with --peers")
     chosen = backend or []
     if not chosen and implementation is None:
         chosen = [status.name for status in unixent.backends() if status.installed]
     # A module beside the person who types is meant, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
+    shared: dict[str, Any] = {"features": feature, "quick": quick, "strict": strict, "timeout": timeout, "out": report}
     try:
-        code = run_command(chosen, implementation=implementation, framework=framework, features=feature, quick=quick)
+        if peers or peer:
+            raise typer.Exit(peers_command(peer or [], merge=merge or [], **shared))
+        code = run_command(
+            chosen, implementation=implementation, framework=framework, linear=linear, isolate=isolate, **shared
+        )
     except UnixentError as error:
         _fail(str(error))
     except SyntaxError as error:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from unixent_conformance import report
-from unixent_conformance.api import resolve, run
+from unixent_conformance import peers, report
+from unixent_conformance.api import Report, run
+from unixent_conformance.report import terminal
+
+# What keeps one implementation from being run; the others are still run.
+CANNOT_RUN = (ImportError, LookupError, ValueError, TypeError, AttributeError)
 
 
 def run_command(
@@ -16,30 +23,84 @@ def run_command(
     *,
     implementation: str | None = None,
     framework: str | None = None,
-    features: Sequence[str] | None = None,
-    quick: bool = False,
+    out: Path | None = None,
     console: Console | None = None,
+    **options: Any,
 ) -> int:
     """Run the catalogue on each backend, or on one implementation given as "module:function", and show the tables.
 
-    Returns the exit code: 0 where everything matches or is refused as declared, 1 on anything silently wrong or
-    crashed, 2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature),
-    with one line that says why.
+    out is the folder to write reports to; the other options are those of `unixent_conformance.run`. Returns the exit
+    code: 0 where everything matches, is a dialect or is refused as declared, 1 on anything silently wrong or crashed,
+    2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one
+    line that says why.
     """
     console = console or Console()
-    code = 0
+    code, done = 0, []
     for name in [*backends, *([implementation] if implementation else [])]:
-        try:
-            found, harness = resolve(name, framework)
-            with report.progress_bar(console) as bar:
-                advance = partial(report.advance, bar, bar.add_task(name, total=None))
-                done = run(found, framework or harness.name, features=features, quick=quick, progress=advance)
-        except (ImportError, LookupError, ValueError, TypeError, AttributeError) as error:
-            console.print(f"[bold red]error[/bold red] {name}: {error}", highlight=False)
+        found = _run(console, name, name, framework, options)
+        if found is None:
             code = 2
             continue
-        console.print(report.table(done))
-        if not done.ok:
-            report.print_failures(console, done)
+        done.append(found)
+        console.print(terminal.table(found))
+        if not found.ok:
+            terminal.print_failures(console, found)
             code = max(code, 1)
+    if out is not None and done:
+        _write(console, out, done, f"Conformance of {', '.join(found.implementation for found in done)}")
     return code
+
+
+def peers_command(
+    chosen: Sequence[str],
+    *,
+    merge: Sequence[Path] = (),
+    out: Path | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> int:
+    """Run the catalogue on the peers that are installed here, or on those chosen, and make one page of them.
+
+    merge are JSON reports, or folders of them, from other environments: they join the page, and a report made now takes
+    the place of one of the same name. Returns 0, or 2 where a chosen peer is unknown or cannot be run: a peer that
+    differs is what is to be shown, no failure.
+    """
+    console = console or Console()
+    code, done = 0, {}
+    try:
+        listed = [peers.find(name) for name in chosen] or list(peers.PEERS)
+        merged = [found for path in merge for found in report.read(path)]
+    except (LookupError, ValueError, OSError) as error:
+        console.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False)
+        return 2
+    for peer in listed:
+        absent = peer.absent()
+        if absent:
+            console.print(f"[dim]{peer.name}: {absent}[/dim]", highlight=False)
+            code = 2 if chosen else code
+            continue
+        found = _run(console, peer.name, peer.path, peer.harness, {**options, "linear": peer.linear, "isolate": True})
+        if found is None:
+            code = 2 if chosen else code
+            continue
+        done[found.implementation] = found
+        console.print(terminal.line(found), highlight=False)
+    everything = peers.in_order({**{found.implementation: found for found in merged}, **done}.values())
+    if out is not None and everything:
+        _write(console, out, everything, "Cross-entropy across frameworks")
+    return code
+
+
+def _run(console: Console, name: str, tested: str, framework: str | None, options: dict[str, Any]) -> Report | None:
+    try:
+        with terminal.progress_bar(console) as bar:
+            advance = partial(terminal.advance, bar, bar.add_task(name, total=None))
+            return run(tested, framework, progress=advance, **options)
+    except CANNOT_RUN as error:
+        console.print(f"[bold red]error[/bold red] {name}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        return None
+
+
+def _write(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:
+    written = report.write(out, reports, title)
+    console.print(f"{written[0]} and {len(written) - 1} more files", highlight=False, soft_wrap=True)

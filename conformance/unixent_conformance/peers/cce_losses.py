@@ -1,0 +1,32 @@
+"""Apple's cut-cross-entropy, its path through `torch.compile`: the Triton one needs a GPU."""
+
+from __future__ import annotations
+
+import torch
+from cut_cross_entropy import linear_cross_entropy as cce
+
+from unixent_conformance.peers.adapting import peer
+
+
+def _linear(
+    hidden: torch.Tensor,
+    classifier: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    loss: torch.Tensor = cce(
+        hidden,
+        classifier,
+        target,
+        ignore_index=ignore_index,
+        softcap=softcap,
+        reduction=reduction,
+        impl="torch_compile",
+    )
+    return loss
+
+
+linear_cross_entropy = peer("cut-cross-entropy", _linear, "cut-cross-entropy")
