@@ -13,7 +13,7 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
         modes = (
             Mode("eager"),
             Mode("autograd", autodiff=True),
-            Mode("compile", traced=True, autodiff=True, sample=True),
+            Mode("compile", traced=True, autodiff=True, cases="core"),
         )
 
         def from_numpy(self, array):            # a copy: the suite compares its own arrays afterwards
@@ -38,7 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from unixent_conformance.oracle import Array
 
@@ -55,13 +55,14 @@ class Mode:
         on_empty="raise" give NaN instead of an error, and cases about errors are left out.
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
-    sample: each case is dear (a compilation), so only the quick cases run.
+    cases: where each case is dear (a compilation), "quick" runs a tenth of the catalogue and "core" a few cases of
+        every feature. pytest's --unixent-thorough runs them all.
     """
 
     name: str
     traced: bool = False
     autodiff: bool = False
-    sample: bool = False
+    cases: Literal["all", "quick", "core"] = "all"
 
 
 EAGER = Mode("eager")

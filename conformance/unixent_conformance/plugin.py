@@ -42,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--unixent-quick", action="store_true", help="only the cases that make a run of seconds")
     group.addoption(
+        "--unixent-thorough",
+        action="store_true",
+        help="all cases under every mode, those that cost a compilation each included: hours for some frameworks",
+    )
+    group.addoption(
         "--unixent-xfails",
         metavar="FILE",
         help="known failures, a line each: an id as pytest prints it between brackets, a '#', the reason; "

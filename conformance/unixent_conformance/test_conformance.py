@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from unixent_conformance import plugin
@@ -25,6 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             parameters.append(pytest.param(None, None, id=name, marks=pytest.mark.skip(reason=reason)))
             continue
         for mode in harness.modes:
+            mode = replace(mode, cases="all") if config.getoption("--unixent-thorough") else mode
             subject = Subject(harness, found, mode)
             for case in catalogue():
                 if applies(case, mode):

@@ -37,6 +37,15 @@ def test_quick_cases_are_few_and_of_every_feature() -> None:
     assert len(quick) < len(catalogue()) / 4
 
 
+def test_core_cases_are_a_few_of_every_feature_that_a_trace_can_show() -> None:
+    core = [case for case in catalogue() if case.core]
+    assert all(case.quick and case.holds is None for case in core)
+    untraceable = {"bad input", "fused linear bad input", "invariances", "inputs unmutated", "batch invariance"}
+    assert {case.feature for case in core} >= set(FEATURES) - untraceable
+    for feature in ("mask", "z-loss", "combinations", "confident rows"):
+        assert {case.asks for case in core if case.feature == feature} >= {"loss", "logits gradient"}
+
+
 @pytest.mark.parametrize("id", ["combinations", "mask", "large-inputs/32000-classes/float32/gradient"])
 def test_inputs_are_the_same_every_time(id: str) -> None:
     case = next(case for case in catalogue() if case.id.startswith(id))

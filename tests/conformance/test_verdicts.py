@@ -105,7 +105,7 @@ def test_every_refusal_of_a_small_implementation_is_named() -> None:
 
 
 class TracingHarness(NumPyHarness):
-    modes = (Mode("eager"), Mode("traced", traced=True, sample=True))
+    modes = (Mode("eager"), Mode("traced", traced=True, cases="quick"))
 
 
 def traced(**options: Any) -> dict[str, Any]:
@@ -139,7 +139,10 @@ def test_modes_choose_their_cases() -> None:
     assert applies(value, traced)
     assert not applies(value, autodiff)
     assert applies(gradient, autodiff)
-    assert not applies(case("mask/bool/float16-sum/value"), Mode("dear", sample=True))
+    quick, dear = Mode("quick", cases="quick"), Mode("dear", cases="core")
+    assert not applies(case("mask/bool/float16-sum/value"), quick)
+    assert applies(value, quick)
+    assert [c.core for c in catalogue()] == [applies(c, dear) for c in catalogue()]
 
 
 MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnchecked", "PythonFloat")

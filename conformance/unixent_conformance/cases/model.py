@@ -67,6 +67,10 @@ class Call:
         return str(self.options.get("dtype") or self.dtype)
 
 
+# Errors about values, which cannot be read under a transform: NaN is due there instead.
+ABOUT_VALUES = ("TargetRangeError", "EmptyMeanError")
+
+
 @dataclass(frozen=True)
 class Raises:
     """The error that is due: its class by name, and the argument that its text must name."""
@@ -90,8 +94,8 @@ class Case:
 
     `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
     `holds` (a property of several calls; returns a Finding where it is broken) or, with neither, the oracle.
-    `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds and
-    are the ones repeated under a transform that costs a compilation per case.
+    `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds;
+    `core` ones, a few quick ones of every feature, are repeated under a transform that costs a compilation per case.
     """
 
     id: str
@@ -102,6 +106,7 @@ class Case:
     raises: Raises | None = None
     holds: Callable[[Subject, Call], Finding | None] | None = None
     quick: bool = False
+    core: bool = False
     note: str = field(default="", compare=False)
 
 

@@ -1,4 +1,4 @@
-"""JAX: eagerly, and each case a second time under jit, differentiated; some also under an eager `jax.vjp`."""
+"""JAX: eagerly, some cases a second time under jit, differentiated, and under an eager `jax.vjp`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def wide() -> Iterator[None]:
 class JaxHarness(Harness):
     name = "jax"
     modes = (
-        Mode("eager"),
-        Mode("jit", traced=True, autodiff=True),
-        Mode("grad", autodiff=True, sample=True),
+        # Eager calls are compiled too, op by op or whole.
+        Mode("eager", cases="quick"),
+        Mode("jit", traced=True, autodiff=True, cases="core"),
+        Mode("grad", autodiff=True, cases="core"),
     )
 
     def version(self) -> str:
