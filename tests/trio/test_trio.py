@@ -41,7 +41,7 @@ def own_arrays(name: str) -> tuple[Any, Any]:
     return asarray(LOGITS, None), asarray(TARGET, None)
 
 
-@pytest.mark.parametrize("order", itertools.permutations(FRAMEWORKS), ids="-".join)
+@pytest.mark.parametrize("order", list(itertools.permutations(FRAMEWORKS)), ids="-".join)
 def test_any_order_of_imports(order: tuple[str, ...]) -> None:
     program = "".join(f"import {name}\n" for name in order) + ONE_PROGRAM.format(order=order)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
@@ -65,7 +65,7 @@ def test_arrays_choose_their_backend(name: str) -> None:
     assert (np.abs(np.asarray(slope) - expected_slope) <= 64 * unit * scale).all()
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.permutations(FRAMEWORKS, 2))
+@pytest.mark.parametrize(("one", "other"), list(itertools.permutations(FRAMEWORKS, 2)))
 def test_arrays_of_two_frameworks_are_refused(one: str, other: str) -> None:
     with pytest.raises(unixent.BackendError, match=rf"target: .*{one}.*; got {other}"):
         unixent.cross_entropy(own_arrays(one)[0], own_arrays(other)[1])
