@@ -1,7 +1,8 @@
-"""The torch backend of unixent, and its native module form."""
+"""The torch backend of unixent, and `CrossEntropyLoss`, its form as a module."""
 
 from unixent_torch._backend import TorchBackend
+from unixent_torch._module import CrossEntropyLoss
 
 backend = TorchBackend()
 
-__all__ = ["TorchBackend", "backend"]
+__all__ = ["CrossEntropyLoss", "TorchBackend", "backend"]

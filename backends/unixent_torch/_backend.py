@@ -27,10 +27,23 @@ _DTYPE_NAMES = {
     )
 }  # fmt: skip
 
+_Transform = torch._C._functorch.TransformType
+
 
 def _is_traced() -> bool:
     """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
     return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
+
+
+def _is_composed() -> bool:
+    """Whether the loss has to be made of plain operations: for tracers, and for transforms that Functions lack."""
+    if _is_traced():
+        return True
+    if not _is_transformed():
+        return False
+    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack()]
+    # torch drops the outer of two forward-mode derivatives of a Function without a word, and can't functionalize one.
+    return kinds.count(_Transform.Jvp) > 1 or _Transform.Functionalize in kinds
 
 
 def _is_transformed() -> bool:
@@ -126,7 +139,7 @@ class _Prepared:
     def __init__(self, problem: Problem) -> None:
         options = problem.options
         self._problem = problem
-        self._traced = _is_traced()
+        self._composed = _is_composed()
         x, target = problem.logits, problem.target
         if problem.axis != x.ndim - 1:
             x = x.movedim(problem.axis, -1)
@@ -134,7 +147,7 @@ class _Prepared:
         kind = torch.float64 if problem.accumulation == "float64" else torch.float32
         weight = None if problem.weight is None else problem.weight.to(kind)
         on_cpu = x.device.type == "cpu"
-        self._host = on_cpu and not self._traced and not _is_transformed()
+        self._host = on_cpu and not self._composed and not _is_transformed()
         self.positions = Positions.of(problem, target, weight, self._host)
         self.operands = (x, self.positions.target, weight, self.positions.v)
         spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
@@ -155,7 +168,7 @@ class _Prepared:
             return None
         value: Any = problem.normalizer
         if value is None:
-            value = self.total() if self.positions.d is not None or self._traced else float(x.shape[:-1].numel())
+            value = self.total() if self.positions.d is not None or self._composed else float(x.shape[:-1].numel())
         if isinstance(value, Tensor):
             value = value.to(self.call.spec.accumulation)
             value = value.item() if self._host else value
@@ -164,7 +177,7 @@ class _Prepared:
         return value
 
     def loss(self) -> Tensor:
-        if self._traced:
+        if self._composed:
             return reduce(_traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
         return apply(self.operands, self.denominator, self.call)
 
@@ -175,7 +188,7 @@ class _Prepared:
             upstream = torch.ones(x.shape[: self.call.kept], dtype=spec.accumulation, device=x.device)
         else:
             upstream = grad_output.to(spec.accumulation)
-        if self._traced:
+        if self._composed:
             sources = {"logits": x, "target": target}
 
             def loss_of(*values: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def _mixed(x: Tensor, target: Tensor, weight: Tensor | None, spec: Spec, dead: T
         target = target.to(x.dtype)
         t = share * (target if dead is None else torch.where(dead, 0, target)) + base
     else:
-        t = torch.where(_is_class(x, target), share + base, base)
+        t = base + share * _is_class(x, target).to(x.dtype)
     if weight is not None:
         t = weight * t
     # The zero comes before the product, so that an infinite gap has no derivative either.

@@ -1,0 +1,145 @@
+"""Under the compiler: one graph, one compilation for all batch sizes, the eager result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad
+
+import unixent
+from unixent_torch import CrossEntropyLoss
+
+unixent.get_backend("torch")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+def inputs(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(rows)
+    x = 4 * torch.randn(rows, 7, dtype=torch.float64, generator=source)
+    return x.to(dtype).requires_grad_(), torch.randint(7, (rows,), generator=source)
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ignore": {"ignore_index": 3, "reduction": "sum"},
+    "all": {
+        "label_smoothing": 0.1,
+        "z_loss": 0.01,
+        "softcap": 5.0,
+        "reduction": "none",
+        "weight": torch.arange(7.0),
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
+def test_generated_code_agrees_with_eager(options: dict[str, Any], dtype: torch.dtype) -> None:
+    def call(x: Any, y: Any) -> Any:
+        return unixent.cross_entropy(x, y, **options)
+
+    x, y = inputs(6, dtype)
+    eager, compiled = call(x, y), torch.compile(call, fullgraph=True)(x, y)
+    tolerance = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(compiled, eager, rtol=tolerance, atol=0)
+    (due,), (got,) = (torch.autograd.grad(value.sum(), x) for value in (eager, compiled))
+    torch.testing.assert_close(got, due, rtol=tolerance, atol=tolerance * due.abs().max().item())
+
+
+def test_generated_code_keeps_confident_rows() -> None:
+    x = torch.tensor([[20.0, 0.0], [120.0, 40.0]], requires_grad=True)
+    loss = torch.compile(unixent.cross_entropy, fullgraph=True)(x, torch.tensor([0, 0]), reduction="none")
+    loss.sum().backward()
+    truth = torch.log1p(torch.exp(torch.tensor([-20.0, -80.0], dtype=torch.float64))).float()
+    torch.testing.assert_close(loss, truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(x.grad, torch.stack([-truth, truth], 1), rtol=1e-6, atol=0)
+
+
+def test_one_compilation_serves_every_batch_size() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, dynamic=True, backend=counter)
+    for rows in (3, 5, 8, 13):
+        x, y = inputs(rows)
+        loss = compiled(x, y, label_smoothing=0.1)
+        loss.backward()
+        torch.testing.assert_close(loss, unixent.cross_entropy(x, y, label_smoothing=0.1))
+    assert counter.frame_count == 1
+
+
+def test_automatic_dynamic_shapes_settle_after_two_compilations() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend=counter)
+    for rows in (3, 5, 8, 13, 21):
+        compiled(*inputs(rows)).backward()
+    assert counter.frame_count == 2
+
+
+def test_an_index_out_of_range_is_nan() -> None:
+    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend="aot_eager")
+    x, _ = inputs(3)
+    loss = compiled(x, torch.tensor([0, 7, -1]), reduction="none")
+    assert loss.isnan().tolist() == [False, True, True]
+    loss.sum().backward()
+    assert x.grad.isnan().all(1).tolist() == [False, True, True]
+    assert x.grad.isnan().any(1).tolist() == [False, True, True]
+
+
+def test_value_and_grad() -> None:
+    x, _ = inputs(4, torch.float64)
+    q = torch.rand(4, 7)
+
+    def call(x: Any, q: Any) -> Any:
+        return unixent.value_and_grad(x, q, wrt=("logits", "target"), reduction="none", grad_output=torch.arange(4.0))
+
+    (value, grads), (due, due_grads) = (f(x.detach(), q) for f in (torch.compile(call, fullgraph=True), call))
+    torch.testing.assert_close(value, due)
+    torch.testing.assert_close(grads, due_grads)
+
+
+def test_a_compiled_derivative() -> None:
+    x, y = inputs(4, torch.float64)
+    slope = grad(lambda x: unixent.cross_entropy(x, y, z_loss=0.1))
+    torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend="aot_eager")(x.detach()), slope(x.detach()))
+
+
+def test_the_module() -> None:
+    x, y = inputs(4)
+    loss = CrossEntropyLoss(weight=torch.rand(7), label_smoothing=0.1)
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y), loss(x, y))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_export(strict: bool) -> None:
+    rows = torch.export.Dim("rows")
+    x, y = inputs(4)
+    program = torch.export.export(
+        CrossEntropyLoss(), (x.detach(), y), dynamic_shapes=({0: rows}, {0: rows}), strict=strict
+    )
+    for other in (4, 9):
+        x, y = inputs(other)
+        torch.testing.assert_close(program.module()(x.detach(), y), CrossEntropyLoss()(x.detach(), y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
+def test_no_value_is_read_on_a_device(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """A meta tensor has no values: what works on one does not wait for an accelerator."""
+    options = {name: value.to("meta") if name == "weight" else value for name, value in options.items()}
+    x = torch.empty(6, 7, dtype=dtype, device="meta", requires_grad=True)
+    y = torch.empty(6, dtype=torch.int64, device="meta")
+    (unixent.cross_entropy(x, y, **options) * 2).sum().backward()
+    assert x.grad.shape == x.shape
+    unixent.value_and_grad(x, y, **options)
+
+
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        assert unixent.cross_entropy(torch.empty(6, 7), torch.empty(6, dtype=torch.int64)).shape == ()

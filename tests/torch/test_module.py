@@ -1,0 +1,103 @@
+"""`unixent_torch.CrossEntropyLoss` where `torch.nn.CrossEntropyLoss` stood."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+
+import unixent
+from unixent_torch import CrossEntropyLoss
+
+SHAPES = {"vector": (5,), "matrix": (3, 5), "image": (2, 5, 4, 3)}
+
+
+@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"weight": torch.rand(5)}],
+    ids=lambda arguments: ",".join(arguments) or "defaults",
+)
+def test_drop_in(arguments: dict[str, Any], shape: tuple[int, ...], kind: str) -> None:
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=source, requires_grad=True)
+    if kind == "index":
+        target = torch.randint(5, shape[:1] + shape[2:] if len(shape) > 1 else (), generator=source)
+    else:
+        target = torch.rand(shape, generator=source)
+    ours, stock = CrossEntropyLoss(**arguments)(x, target), torch.nn.CrossEntropyLoss(**arguments)(x, target)
+    torch.testing.assert_close(ours, stock)
+    torch.testing.assert_close(torch.autograd.grad(ours.sum(), x), torch.autograd.grad(stock.sum(), x))
+
+
+def test_positional_arguments_are_those_of_torch() -> None:
+    weight, x, y = torch.rand(5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    arguments = (weight, None, 2, None, "sum", 0.1)
+    torch.testing.assert_close(CrossEntropyLoss(*arguments)(x, y), torch.nn.CrossEntropyLoss(*arguments)(x, y))
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce")
+@pytest.mark.parametrize(
+    "pair", [{"size_average": False}, {"reduce": False}, {"size_average": True, "reduce": True}], ids=str
+)
+def test_the_deprecated_pair(pair: dict[str, bool]) -> None:
+    assert CrossEntropyLoss(**pair).reduction == torch.nn.CrossEntropyLoss(**pair).reduction
+
+
+def test_a_mean_over_nothing_is_nan_by_default() -> None:
+    x, y = torch.zeros(2, 3), torch.tensor([-100, -100])
+    assert CrossEntropyLoss()(x, y).isnan()
+    assert CrossEntropyLoss(on_empty="zero")(x, y) == 0
+    with pytest.raises(unixent.EmptyMeanError):
+        CrossEntropyLoss(on_empty="raise")(x, y)
+
+
+def test_what_torch_does_not_have() -> None:
+    x, y, mask = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, 0.0, 0.5, 1.0])
+    loss = CrossEntropyLoss(z_loss=0.1, softcap=5.0, dtype="float64")
+    due = unixent.cross_entropy(x, y, z_loss=0.1, softcap=5.0, dtype="float64", mask=mask, normalizer=3.0)
+    assert torch.equal(loss(x, y, mask, normalizer=3.0), due)
+    rows = CrossEntropyLoss(axis=-1)(torch.randn(2, 3, 4, 5), torch.zeros(2, 3, 4, dtype=torch.int32))
+    assert rows.shape == ()
+
+
+def test_autocast_gives_float32_as_torch_does() -> None:
+    layer, x, y = torch.nn.Linear(5, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer(x)
+        ours, stock = CrossEntropyLoss()(logits, y), torch.nn.CrossEntropyLoss()(logits, y)
+    assert logits.dtype is torch.bfloat16
+    assert ours.dtype is stock.dtype is torch.float32
+    torch.testing.assert_close(ours, stock)
+    ours.backward()
+    assert layer.weight.grad.dtype is torch.float32
+
+
+def test_state_copies_and_pickles() -> None:
+    loss = CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), z_loss=0.1, reduction="sum")
+    assert loss.state_dict().keys() == {"weight"}
+    file = io.BytesIO()
+    torch.save(loss, file)
+    file.seek(0)
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 2])
+    for other in (copy.deepcopy(loss), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x, y), loss(x, y))
+    other = CrossEntropyLoss(torch.ones(3), z_loss=0.1, reduction="sum")
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other(x, y), loss(x, y))
+    assert loss.double().weight.dtype is torch.float64
+
+
+def test_repr() -> None:
+    assert repr(CrossEntropyLoss()) == "CrossEntropyLoss()"
+    loss = CrossEntropyLoss(torch.ones(3), label_smoothing=0.1, softcap=30.0, on_empty="zero")
+    assert repr(loss) == "CrossEntropyLoss(weight=(3,), label_smoothing=0.1, softcap=30.0, on_empty='zero')"
+
+
+def test_options_are_checked_on_construction() -> None:
+    with pytest.raises(unixent.OptionError, match="label_smoothing"):
+        CrossEntropyLoss(label_smoothing=2.0)
