@@ -16,7 +16,7 @@ from unixent_conformance.dialects import explain, settle
 from unixent_conformance.harness import Harness
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
-from unixent_conformance.linear import can_pass, through_identity
+from unixent_conformance.linear import obstacle, through_identity
 from unixent_conformance.runner import Result, Subject, Verdict, applies, run_case
 
 
@@ -126,9 +126,9 @@ class Prepared:
     def judge(self, id: str, mode: str) -> Result:
         """The verdict on one case; what the oracle calls wrong may be right in a dialect."""
         case, subject = find(id), self.subjects[mode]
-        if self.linear and not can_pass(case.build()):
-            detail = "logits that are not finite cannot pass an identity classifier"
-            return Result(id, case.feature, mode, Verdict.REFUSES, detail)
+        why = obstacle(case.build()) if self.linear else ""
+        if why:
+            return Result(id, case.feature, mode, Verdict.REFUSES, why)
         result = run_case(case, subject)
         return result if self.strict else explain(result, case, subject)
 

@@ -15,9 +15,9 @@ from itertools import combinations
 
 import numpy as np
 
-from unixent_conformance import oracle, tolerance
+from unixent_conformance import expect, oracle, tolerance
 from unixent_conformance.cases.model import Call, Case
-from unixent_conformance.dialects_table import ACCURACY, DIALECTS, Dialect, slack
+from unixent_conformance.dialects_table import ACCURACY, DIALECTS, UNCHECKED, Dialect, slack
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.oracle import Array
@@ -26,29 +26,32 @@ from unixent_conformance.runner import Result, Subject, Verdict, WrongAnswer
 # More at once than this explains anything.
 MOST = 3
 
-BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY)}
+BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED)}
 
 
 def explain(result: Result, case: Case, subject: Subject) -> Result:
     """The result, as a dialect if the formulas of one or more explain the answer."""
-    due = case.raises.error if case.raises is not None else ""
-    if result.verdict is not Verdict.WRONG or case.holds is not None or due not in ("", "TargetRangeError"):
+    if result.verdict is not Verdict.WRONG or case.holds is not None:
         return result
+    if case.raises is not None and case.raises.error != "TargetRangeError":
+        return _spoken(result, ((UNCHECKED.name,),))
     call = case.build()
-    if call.linear:  # its inputs are no logits; their dialects show when it is seen as a loss of logits
-        return result
     try:
         if case.asks == "loss":
             answers: tuple[Array, ...] = (subject.loss(call),)
         elif case.asks == "terms":
             answers = subject.terms(call)
+        elif case.asks == "linear gradients":
+            answers = subject.linear_gradients(call)
         else:
             answers = subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
     except (Unsupported, WrongAnswer):
         return result
     found = tuple(_explanations(call, case, answers))
-    if not found:
-        return result
+    return _spoken(result, found) if found else result
+
+
+def _spoken(result: Result, found: tuple[tuple[str, ...], ...]) -> Result:
     names = " and ".join(found[0])
     return replace(
         result, verdict=Verdict.DIALECT, dialects=found[0], candidates=found, detail=f"{names}: {result.detail}"
@@ -71,7 +74,7 @@ def settle(results: Sequence[Result]) -> tuple[Result, ...]:
 def _explanations(call: Call, case: Case, answers: tuple[Array, ...]) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
     possible = _telling(call, case)
-    accuracies = [None, *(dialect for dialect in ACCURACY if dialect.applies(call, case))]
+    accuracies = [None, *(dialect for dialect in ACCURACY if not call.linear and dialect.applies(call, case))]
     for size in range(MOST + 1):
         for accuracy in accuracies:
             if size + (accuracy is not None) == 0:
@@ -88,6 +91,8 @@ def _explanations(call: Call, case: Case, answers: tuple[Array, ...]) -> Iterato
 
 def _telling(call: Call, case: Case) -> list[Dialect]:
     """The dialects that this case can tell from ours, or from a call in which no index is ignored."""
+    if call.linear:  # its inputs are no logits; the other dialects show when it is seen as a loss of logits
+        return [dialect for dialect in DIALECTS if dialect.topic == "empty mean" and dialect.applies(call, case)]
     possible = [dialect for dialect in DIALECTS if dialect.applies(call, case)]
     grounds: list[list[Dialect]] = [[], *([dialect] for dialect in possible if dialect.topic == "ignore_index")]
     plain = [expected(call, case, ground) for ground in grounds]
@@ -123,6 +128,8 @@ def expected(call: Call, case: Case, dialects: Sequence[Dialect]) -> list[Part]:
     spoken = call
     for dialect in dialects:
         spoken = dialect.call(spoken)
+    if call.linear:
+        return expect.expected(spoken, case.asks)
     options = {name: spoken.options[name] for name in _ROW_OPTIONS if name in spoken.options}
     rows = oracle.solve(spoken.logits, spoken.target, weight=spoken.weight, mask=spoken.mask, **options)
     for dialect in dialects:

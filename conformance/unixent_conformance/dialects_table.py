@@ -159,6 +159,25 @@ def _zero_times_infinity(rows: Rows, call: Call) -> Rows:
     return _Poisoned(**{**_fields(rows), "poisoned": poisoned})
 
 
+def _stray_nan_value(rows: Rows, call: Call) -> Rows:
+    """The value is NaN, the gradient that of lse alone."""
+    _, _, stray = _indices(rows, call)
+    others = np.where(stray[:, None], 1, rows.others)
+    rows = replace(rows, coefficient=np.where(stray[:, None], 0, rows.coefficient), others=others)
+    return _Poisoned(**{**_fields(replace(rows, lost=rows.lost & ~stray)), "poisoned": stray})
+
+
+def _nan_value_of_uncounted(rows: Rows, call: Call) -> Rows:
+    with np.errstate(all="ignore"):
+        terms = np.where(rows.coefficient == 0, 0, rows.surprise).sum(axis=1)
+        return _Poisoned(**{**_fields(rows), "poisoned": (rows.counted == 0) & ~np.isfinite(rows.lse + terms)})
+
+
+def _infinite_loss(rows: Rows, call: Call) -> Rows:
+    above = (rows.logits == np.inf).any(axis=1) & ~np.isnan(rows.logits).any(axis=1) & (rows.counted != 0)
+    return _InfiniteLoss(**{**_fields(replace(rows, lost=rows.lost & ~above)), "above": above})
+
+
 def _poisoned_by_uncounted(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         bad = (rows.counted == 0) & ~np.isfinite(rows.lse + rows.surprise.sum(axis=1))
@@ -201,6 +220,28 @@ class _NaNGradients(Rows):
 
     def loss_magnitudes(self) -> Array:
         return np.where(self.spoiled, 0, super().loss_magnitudes())
+
+
+@dataclass(frozen=True)
+class _InfiniteLoss(Rows):
+    """lse = inf under a +inf logit: the loss is inf - x, p is NaN at that logit and 0 elsewhere."""
+
+    above: Array = None  # type: ignore[assignment]
+
+    def losses(self) -> Array:
+        with np.errstate(all="ignore"):
+            infinite = np.where(self.coefficient == 0, 0, self.coefficient * (np.inf - self.logits)).sum(axis=1)
+        return np.where(self.above, infinite, super().losses())
+
+    def loss_magnitudes(self) -> Array:
+        return np.where(self.above, 0, super().loss_magnitudes())
+
+    def logits_gradients(self) -> Array:
+        mixed = np.where(self.logits == np.inf, np.nan, -self.counted[:, None] * self.coefficient)
+        return np.where(self.above[:, None], mixed, super().logits_gradients())
+
+    def gradient_magnitudes(self) -> Array:
+        return np.where(self.above[:, None], abs(self.coefficient), super().gradient_magnitudes())
 
 
 @dataclass(frozen=True)
@@ -322,6 +363,15 @@ DIALECTS = (
         lambda call, case: _strays(call, case) and case.raises is not None,
     ),
     Dialect(
+        "index out of range: NaN, finite gradient",
+        "out of range",
+        "y ∉ [0, C) → ℓₙ = NaN, ∂ℓₙ/∂x = p",
+        "Look at the loss, not at the gradient: a step still moves the weights.",
+        _strays,
+        rows=_stray_nan_value,
+        hazard=True,
+    ),
+    Dialect(
         "index out of range: clamped",
         "out of range",
         "y → min(max(y, 0), C−1)",
@@ -360,9 +410,9 @@ DIALECTS = (
     Dialect(
         "result in float32",
         "result dtype",
-        "dtype = float32 for float16 and bfloat16 logits",
+        "dtype = float32, whatever the dtype of the logits",
         "Here the result has the dtype of the logits; ask for dtype='float32' to keep this.",
-        _half,
+        lambda call, case: call.result_dtype != "float32",
         result=lambda call, result: "float32",
     ),
     Dialect(
@@ -399,6 +449,22 @@ DIALECTS = (
         hazard=True,
     ),
     Dialect(
+        "+∞ is an infinite loss",
+        "infinities",
+        "lse = ∞ → ℓₙ = ∞ − x_y; p is NaN at the +∞ logit, 0 elsewhere",
+        "Look for infinities as well as NaN: here a +∞ logit makes the value and the whole gradient row NaN.",
+        lambda call, case: bool((np.asarray(call.logits) == np.inf).any()),
+        rows=_infinite_loss,
+    ),
+    Dialect(
+        "NaN of uncounted rows, value only",
+        "infinities",
+        "vₙ·ℓₙ with 0·NaN = NaN, gradient 0",
+        "Masking multiplies: clean the logits of padded positions before the call.",
+        _infinite,
+        rows=_nan_value_of_uncounted,
+    ),
+    Dialect(
         "NaN of uncounted rows",
         "infinities",
         "vₙ·ℓₙ with 0·NaN = NaN",
@@ -406,6 +472,16 @@ DIALECTS = (
         _infinite,
         rows=_poisoned_by_uncounted,
     ),
+)
+
+# Known from the absence of an error alone, where one is due.
+UNCHECKED = Dialect(
+    "bad argument accepted",
+    "checks",
+    "no error: a wrong shape is broadcast, a wrong dtype converted, a value out of its range used as it is",
+    "Check shapes, dtypes and options before the call: a mistake there becomes a number.",
+    lambda call, case: False,
+    hazard=True,
 )
 
 # How many digits are kept; tried after, and on top of, what is computed. The order is from the mildest on.
@@ -426,6 +502,16 @@ ACCURACY = (
         "lse − x cancels: subtract a common offset from the logits before the call.",
         lambda call, case: True,
         rows=_as(_Difference),
+        hazard=True,
+    ),
+    Dialect(
+        "computed in float32",
+        "accuracy",
+        "as above with u = 2⁻²⁴, for float64 logits too",
+        "float64 in does not mean float64 arithmetic: ask the library for it where it can be asked.",
+        lambda call, case: call.dtype == "float64",
+        rows=_as(_Difference),
+        narrow=lambda call, narrow: "float32",
         hazard=True,
     ),
     Dialect(

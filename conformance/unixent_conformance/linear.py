@@ -18,6 +18,9 @@ from unixent_conformance.cases.model import Call
 from unixent_conformance.harness import Harness, Unsupported
 from unixent_conformance.implementation import Implementation
 
+# The identity is C x C.
+WIDEST = 4096
+
 
 def through_identity(found: Implementation, harness: Harness) -> Implementation:
     """The implementation whose loss is the fused linear form of `found`: its `linear`, or its only callable."""
@@ -34,9 +37,16 @@ def through_identity(found: Implementation, harness: Harness) -> Implementation:
     )
 
 
-def can_pass(call: Call) -> bool:
-    """Whether the identity leaves the logits of a call as they are."""
-    return call.linear or bool(np.isfinite(np.asarray(call.logits).astype(np.float64)).all())
+def obstacle(call: Call) -> str:
+    """Why the logits of a call cannot pass an identity classifier; empty if they can."""
+    if call.linear:
+        return ""
+    logits = np.asarray(call.logits)
+    if max(logits.shape, default=0) > WIDEST:
+        return f"an identity classifier of more than {WIDEST} classes is not made"
+    if not np.isfinite(logits.astype(np.complex128)).all():
+        return "logits that are not finite cannot pass an identity classifier"
+    return ""
 
 
 def _on_logits(linear: Callable[..., Any], harness: Harness) -> Callable[..., Any]:

@@ -31,6 +31,13 @@ def peer(name: str, loss: Callable[..., Any], *distributions: str, **more: Any) 
     )
 
 
+def flat(target: Any, positions: tuple[int, ...]) -> Any:
+    """The indices of all positions in a row, for a library that takes rows; a wrong shape must not vanish in it."""
+    if tuple(target.shape) != tuple(positions):
+        raise ValueError(f"target of shape {tuple(target.shape)} for positions {tuple(positions)}")
+    return target.reshape(-1)
+
+
 def only(argument: str, value: Any, *known: Any) -> None:
     """Refuse a value of an option that the library does not have."""
     if value not in known:

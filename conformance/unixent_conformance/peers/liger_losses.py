@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
 
 from liger_kernel.transformers.functional import liger_cross_entropy
 
-from unixent_conformance.peers.adapting import only, peer
+from unixent_conformance.peers.adapting import flat, only, peer
 
 
 def _cross_entropy(
@@ -31,7 +31,7 @@ def _cross_entropy(
     rows = logits.reshape(-1, logits.shape[-1]).clone()
     loss: torch.Tensor = liger_cross_entropy(
         rows,
-        target.reshape(rows.shape if target.is_floating_point() else -1),
+        target if target.is_floating_point() else flat(target, logits.shape[:-1]),
         weight=weight,
         ignore_index=ignore_index,
         reduction=reduction,

@@ -9,7 +9,7 @@ import scipy.special
 
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.oracle import Array
-from unixent_conformance.peers.adapting import only, peer
+from unixent_conformance.peers.adapting import flat, only, peer
 
 
 def _scipy(logits: Array, target: Array, *, axis: int = -1, reduction: str = "mean") -> Any:
@@ -36,7 +36,7 @@ def _sklearn(
     classes = logits.shape[-1]
     return np.asarray(
         log_loss(
-            target.reshape(-1),
+            flat(target, logits.shape[:-1]),
             scipy.special.softmax(logits, axis=-1).reshape(-1, classes),
             normalize=reduction == "mean",
             sample_weight=None if mask is None else mask.reshape(-1),

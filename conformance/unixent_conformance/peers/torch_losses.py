@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.peers.adapting import peer
+from unixent_conformance.peers.adapting import flat, peer
 
 
 def _cross_entropy(
@@ -48,8 +48,12 @@ def _linear_cross_entropy(
 ) -> torch.Tensor:
     """Hidden states (N, D): other axes are flattened, as its documentation does for sequences."""
     options: Any = getattr(torch.nn, "LinearCrossEntropyOptions", None) or _options()
-    positions, hidden = hidden.shape[:-1], hidden.reshape(-1, hidden.shape[-1])
-    target = target.reshape(hidden.shape[0], -1) if target.is_floating_point() else target.reshape(-1)
+    positions = hidden.shape[:-1]
+    if target.is_floating_point():
+        target = target.flatten(0, -2) if target.ndim > 1 else target[None]
+    else:
+        target = flat(target, positions)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
     loss = F.linear_cross_entropy(
         hidden,
         classifier,
