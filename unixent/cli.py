@@ -17,6 +17,7 @@ import unixent
 from unixent.errors import UnixentError
 from unixent.protocol import Capabilities
 from unixent.registry import BackendStatus
+from unixent_conformance.vectors.cli import app as vectors
 
 app = typer.Typer(
     help="One cross-entropy for NumPy, PyTorch, JAX and MindSpore.",
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(vectors, name="vectors")
 # Values of a result, in the order in which a person asks for them.
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _FLAGS = {"linear": "fused linear", "parallel": "parallel", "batch_invariant": "batch invariant"}

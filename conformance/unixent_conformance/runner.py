@@ -223,7 +223,7 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
         return case.holds(subject, call)
     if case.raises is not None and not subject.mode.traced:
         return _judge_error(case, call, subject, case.raises)
-    parts = expect.expected(call, case.asks)
+    parts = case.truth() if case.truth is not None else expect.expected(call, case.asks)
     answers = _ask(case, call, subject)
     comparisons = [(part, part.compare(got)) for part, got in zip(parts, answers, strict=True)]
     part, worst = max(comparisons, key=lambda pair: np.nan_to_num(pair[1].units, nan=np.inf))

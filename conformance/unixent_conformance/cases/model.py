@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -93,7 +93,8 @@ class Case:
     """One thing that must hold.
 
     `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
-    `holds` (a property of several calls; returns a Finding where it is broken) or, with neither, the oracle.
+    `holds` (a property of several calls; returns a Finding where it is broken), `truth` (the parts of a stored answer)
+    or, with none of them, the oracle.
     `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds;
     `core` ones, a few quick ones of every feature, are repeated under a transform that costs a compilation per case.
     """
@@ -105,6 +106,7 @@ class Case:
     needs: frozenset[str] = frozenset()
     raises: Raises | None = None
     holds: Callable[[Subject, Call], Finding | None] | None = None
+    truth: Callable[[], Sequence[Any]] | None = None
     quick: bool = False
     core: bool = False
     note: str = field(default="", compare=False)

@@ -1,0 +1,103 @@
+"""From files to verdicts: the stored answers, not the oracle's, decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.api import Report, resolve
+from unixent_conformance.cases.model import Call, Case, Raises
+from unixent_conformance.oracle import Array
+from unixent_conformance.runner import run_cases
+from unixent_conformance.tolerance import Comparison
+from unixent_conformance.vectors import files
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One array of a stored answer."""
+
+    name: str
+    value: Array
+    bound: Array
+    dtype: str
+
+    def compare(self, got: Array) -> Comparison:
+        """|got - value| <= bound, entry by entry; NaN and infinities must be the same."""
+        wrong = ""
+        if got.shape != self.value.shape:
+            wrong = f"{self.name}: shape {got.shape}, expected {self.value.shape}"
+        elif got.dtype.name != self.dtype:
+            wrong = f"{self.name}: dtype {got.dtype.name}, expected {self.dtype}"
+        if wrong:
+            return Comparison(float("inf"), (), float("nan"), float("nan"), 0.0, wrong)
+        if not got.size:
+            return Comparison(0.0, (), 0.0, 0.0, 0.0)
+        wide = got.astype(np.longdouble)
+        with np.errstate(all="ignore"):
+            error = abs(wide - self.value)
+            units = np.where(error == 0, 0, error / self.bound)
+            same = (wide == self.value) | (np.isnan(wide) & np.isnan(self.value))
+            units = np.where(same, 0, np.where(np.isfinite(wide) & np.isfinite(self.value), units, np.inf))
+        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
+        return Comparison(float(units[at]), at, float(wide[at]), float(self.value[at]), float(self.bound[at]))
+
+
+def check(
+    folder: str | Path,
+    tested: Any,
+    framework: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Hold an implementation to a set of vectors; the arguments are those of `unixent_conformance.run`.
+
+    Raises `Malformed` where the directory is no set of vectors of this major version.
+    """
+    manifest, arrays = files.read(folder)
+    try:
+        cases = [_case(vector, arrays) for vector in manifest["vectors"]]
+    except (KeyError, TypeError) as error:
+        raise files.Malformed(f"{folder}: {type(error).__name__}: {error}; see {files.SCHEMA}") from error
+    found, harness = resolve(tested, framework)
+    results = []
+    for result in run_cases(cases, harness, found):
+        results.append(result)
+        if progress is not None:
+            progress(len(results), len(cases))
+    version = f"vectors {manifest['version']}, {harness.version()}"
+    return Report(found.name, harness.name, version, tuple(results))
+
+
+def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
+    _call(vector, arrays)  # what is missing is missed here
+    due = vector.get("raises")
+    parts = [Golden(e["name"], arrays[e["value"]], arrays[e["bound"]], e["dtype"]) for e in vector["expected"]]
+    return Case(
+        vector["id"],
+        vector["feature"],
+        partial(_call, vector, arrays),
+        vector["asks"],
+        frozenset(vector["needs"]),
+        Raises(due["error"], due["argument"]) if due else None,
+        truth=lambda: parts,
+    )
+
+
+def _call(vector: dict[str, Any], arrays: dict[str, Array]) -> Call:
+    """A call of copies, so that nothing an implementation writes reaches the next vector."""
+    named = {name: arrays[key].copy() for name, key in vector["inputs"].items()}
+    options = dict(vector["options"])
+    if "normalizer" in named:
+        options["normalizer"] = named.pop("normalizer")
+    return Call(
+        named.pop("logits", None),
+        named.pop("target"),
+        upstream=named.pop("grad_output", None),
+        options=options,
+        **named,
+    )
