@@ -1,0 +1,31 @@
+"""Eight virtual devices, which must be asked for before the first use of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+from unixent_jax import _stats
+
+
+@pytest.fixture(params=["single device", "many devices"])
+def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The test twice: as in a process of one device, and as where logits may be sharded."""
+    single = request.param == "single device"
+    monkeypatch.setattr(_stats, "alone", lambda x: single)
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
+
+
+@pytest.fixture
+def single_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process of one device."""
+    monkeypatch.setattr(_stats, "alone", lambda x: True)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()

@@ -1,0 +1,81 @@
+"""Both formulations of a row's statistics against float64, in every regime."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unixent
+
+U = 2.0**-24
+REGIMES = {
+    "ordinary": lambda rng, shape: rng.normal(size=shape) * 3,
+    "confident": lambda rng, shape: rng.normal(size=shape) + 30 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
+    "very confident": lambda rng, shape: -40 * rng.random(shape) + 75 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
+    "wrong": lambda rng, shape: rng.normal(size=shape) - 30 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
+    "far from zero": lambda rng, shape: rng.normal(size=shape) * 5 + 1e4,
+    "huge": lambda rng, shape: rng.normal(size=shape) * 1e30,
+}
+
+
+@pytest.mark.parametrize("classes", [2, 7, 512])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_losses_and_gradients_keep_their_relative_accuracy(formulation: str, regime: str, classes: int) -> None:
+    rows = min(classes, 48)
+    x = np.asarray(REGIMES[regime](np.random.default_rng(classes), (rows, classes)), np.float32)
+    y = np.arange(rows)
+    exact, slope = truth(x, y)
+
+    loss = unixent.cross_entropy(jnp.asarray(x), y, reduction="none")
+    with_slope, got = unixent.value_and_grad(jnp.asarray(x), y, reduction="none")
+
+    bound = (8 + 2 * np.log2(classes)) * U * exact + 1e-37
+    assert np.all(abs(np.asarray(loss, float) - exact) <= bound)
+    assert np.all(abs(np.asarray(with_slope, float) - exact) <= bound)
+    gap = x.max(1, keepdims=True).astype(float) - x
+    assert np.all(abs(np.asarray(got, float) - slope) <= (16 + 2 * gap + 2 * np.log2(classes)) * U * abs(slope) + 1e-37)
+
+
+def truth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    wide, own = x.astype(float), np.arange(x.shape[1]) == y[:, None]
+    top = np.where(own, -np.inf, wide).max(1, keepdims=True)
+    e = np.exp(np.where(own, -np.inf, wide) - top)
+    rest, gap = e.sum(1), top[:, 0] - wide[own]
+    near = np.exp(-abs(gap))
+    total = np.where(gap > 0, rest + near, 1 + rest * near)
+    loss = np.where(gap > 0, gap + np.log(rest + near), np.log1p(rest * near))
+    scale = np.where(gap > 0, 1, near) / total
+    return loss, np.where(own, -(rest * scale)[:, None], e * scale[:, None])
+
+
+@pytest.mark.parametrize("position", ["target", "first other", "last"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nan_and_infinity_reach_the_loss_and_the_whole_gradient_row(
+    formulation: str, smoothing: float, value: float, position: str
+) -> None:
+    """The row maximum alone would lose a NaN: XLA's reduction on CPU drops it."""
+    x = np.zeros((2, 128), np.float32)
+    x[0, {"target": 5, "first other": 0, "last": 127}[position]] = value
+    loss, grad = unixent.value_and_grad(jnp.asarray(x), np.array([5, 5]), reduction="none", label_smoothing=smoothing)
+    value_only = unixent.cross_entropy(jnp.asarray(x), np.array([5, 5]), reduction="none", label_smoothing=smoothing)
+    assert np.isnan(loss[0])
+    assert np.isnan(value_only[0])
+    assert np.isnan(grad[0]).all()
+    assert np.isfinite(loss[1])
+    assert np.isfinite(grad[1]).all()
+
+
+def test_a_block_of_classes_may_overflow_where_only_the_target_is_large(formulation: str) -> None:
+    x = jnp.zeros((1, 1024)).at[0, 700].set(500.0)
+    assert unixent.cross_entropy(x, np.array([700])) == 0
+    assert unixent.cross_entropy(x, np.array([3])) == 500
+
+
+def test_the_class_axis_may_be_any(formulation: str) -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 96, 5))
+    y = jax.random.randint(jax.random.key(1), (3, 5), 0, 96)
+    moved = unixent.cross_entropy(jnp.moveaxis(x, 1, -1), y, reduction="none")
+    np.testing.assert_array_max_ulp(unixent.cross_entropy(x, y, axis=1, reduction="none"), moved, 4)
