@@ -109,7 +109,7 @@ def _curvature(options: RowOptions, x: Array, total: Array, live: Array, tangent
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def mixed_loss(options: RowOptions, x: Array, t: Array, weight: Array, live: Array) -> Array:
-    """sum_c t_c L_c + z lse^2, exactly 0 where not live. weight is dt/dq but for a factor: where it is 0, t is fixed."""
+    """sum_c t_c L_c + z lse^2, exactly 0 where not live. Where weight is 0, t_c is fixed and has no derivative."""
     return _mixed_loss_and_gradients(options, x, t, weight, live)[0]
 
 

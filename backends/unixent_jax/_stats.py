@@ -41,7 +41,7 @@ def alone(x: Array) -> bool:
 
     Under an automatic mesh a trace cannot see how x is sharded: only a process of a single device can be sure.
     """
-    return jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty
+    return bool(jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty)
 
 
 def hits(x: Array, y: Array, axis: int) -> Array:

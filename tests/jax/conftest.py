@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
-
 from unixent_jax import _stats
+
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture(params=["single device", "many devices"])

@@ -10,11 +10,18 @@ import pytest
 import unixent
 
 U = 2.0**-24
+
+
+def spike(shape: tuple[int, int], height: float) -> np.ndarray:
+    """The height at each row's target."""
+    return height * (np.arange(shape[1]) == np.arange(shape[0])[:, None])
+
+
 REGIMES = {
     "ordinary": lambda rng, shape: rng.normal(size=shape) * 3,
-    "confident": lambda rng, shape: rng.normal(size=shape) + 30 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
-    "very confident": lambda rng, shape: -40 * rng.random(shape) + 75 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
-    "wrong": lambda rng, shape: rng.normal(size=shape) - 30 * (np.arange(shape[1]) == np.arange(shape[0])[:, None]),
+    "confident": lambda rng, shape: rng.normal(size=shape) + spike(shape, 30),
+    "very confident": lambda rng, shape: -40 * rng.random(shape) + spike(shape, 75),
+    "wrong": lambda rng, shape: rng.normal(size=shape) + spike(shape, -30),
     "far from zero": lambda rng, shape: rng.normal(size=shape) * 5 + 1e4,
     "huge": lambda rng, shape: rng.normal(size=shape) * 1e30,
 }

@@ -79,7 +79,7 @@ def test_the_pattern_finds_a_collected_row() -> None:
 
 
 def test_inside_shard_map_over_positions() -> None:
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.random.normal(jax.random.key(0), (16, 64))
     y = jax.random.randint(jax.random.key(1), (16,), 0, 64)
 

@@ -65,7 +65,7 @@ class JaxHarness(Harness):
             return loss, pull(start)
 
         with wide():
-            return jax.jit(both)(*arrays) if mode.traced else both(*arrays)  # type: ignore[no-any-return]
+            return jax.jit(both)(*arrays) if mode.traced else both(*arrays)
 
 
 harness = JaxHarness()

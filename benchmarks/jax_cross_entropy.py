@@ -1,0 +1,81 @@
+"""Loss and gradient on JAX against optax, all jitted: time, and temporary memory as the compiler plans it.
+
+    python benchmarks/jax_cross_entropy.py [--rounds 15] [--shape 1024x32000 --shape 256x128256]
+
+Both sides run in turn in one process, and what is reported is the median of the rounds' ratios: a machine that is
+busy for a while slows both sides of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+import unixent
+
+
+def stock(x: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
+
+
+PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "value and gradient": (jax.value_and_grad(unixent.cross_entropy), jax.value_and_grad(stock)),
+    "value alone": (unixent.cross_entropy, stock),
+}
+
+
+def seconds(compiled: Any, x: jax.Array, y: jax.Array) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(x, y))
+    return time.perf_counter() - start
+
+
+def row(name: str, shape: tuple[int, int], rounds: int) -> str:
+    x = jax.random.normal(jax.random.key(0), shape)
+    y = jax.random.randint(jax.random.key(1), shape[:1], 0, shape[1])
+    ours, theirs = (jax.jit(function).lower(x, y).compile() for function in PAIRS[name])
+    temporaries = [side.memory_analysis().temp_size_in_bytes for side in (ours, theirs)]
+    timings = [(seconds(ours, x, y), seconds(theirs, x, y)) for _ in range(rounds + 2)][2:]
+    ratio = statistics.median(a / b for a, b in timings)
+    mine, other = (statistics.median(side) * 1e3 for side in zip(*timings, strict=True))
+    place = f"{shape[0]} x {shape[1]}"
+    return f"{place:>12}  {name:<20}{mine:9.1f}{other:9.1f}{ratio:8.2f}{temporaries[0]:14,}{temporaries[1]:12,}"
+
+
+def processor() -> str:
+    """The processor's own name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="unixent on JAX against optax.")
+    parser.add_argument("--shape", action="append", default=[], metavar="ROWSxCLASSES")
+    parser.add_argument("--rounds", type=int, default=15)
+    chosen = parser.parse_args()
+    shapes = [tuple(map(int, shape.split("x"))) for shape in chosen.shape or ["1024x32000", "256x128256"]]
+
+    print(f"{processor()}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}")
+    print(f"Python {platform.python_version()}, jax {jax.__version__}, optax {optax.__version__}, {jax.devices()}")
+    print(f"float32, medians of {chosen.rounds} rounds; milliseconds, ratio, temporaries in bytes")
+    print(f"{'shape':>12}  {'':<20}{'unixent':>9}{'optax':>9}{'ratio':>8}{'unixent':>14}{'optax':>12}")
+    for rows, classes in shapes:
+        for name in PAIRS:
+            print(row(name, (rows, classes), chosen.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
