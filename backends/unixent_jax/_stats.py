@@ -92,7 +92,7 @@ def scalars(x: Array, pivot: Array, axis: int) -> Pivot:
     block = _block_size(x.shape[axis]) if alone(x) else None
     if block is None:
         return exponentials(x, pivot, axis)[1]
-    blocks = x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+    blocks = x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :])
     index = jnp.expand_dims(pivot // block, axis)
     own = jnp.take_along_axis(blocks, index, axis, mode="promise_in_bounds")
     within, classes = jnp.expand_dims(pivot % block, axis), axis + 1
