@@ -195,6 +195,8 @@ def run_case(case: Case, subject: Subject) -> Result:
         return replace(base, verdict=Verdict.REFUSES, detail=f"declared not batch invariant: {finding.detail}")
     if finding.units <= 1:
         return replace(base, units=finding.units)
+    if isinstance(finding, WrongError) and lacking:  # it said no before it looked closer
+        return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacking)}: {finding.detail}")
     verdict = Verdict.CRASHED if isinstance(finding, WrongError) else Verdict.WRONG
     snippet = repro.snippet(case, call, subject, finding.detail)
     return replace(base, verdict=verdict, detail=finding.detail, units=finding.units, repro=snippet)

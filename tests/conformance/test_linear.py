@@ -9,6 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 
+import unixent
 from unixent_conformance import expect, oracle, oracle_linear, run, tolerance_linear
 from unixent_conformance.cases import catalogue, linear
 from unixent_conformance.cases.linear import Linear
@@ -167,6 +168,18 @@ def test_what_has_no_fused_form_refuses() -> None:
     report = run(lacking, "numpy", features=["fused linear chunks"], quick=True)
     assert {result.verdict.value for result in report.cases} == {"refuses"}
     assert "no fused linear form" in report.cases[0].detail
+
+
+def test_a_backend_that_declares_no_fused_form_may_refuse_everything() -> None:
+    """Bad input too: it says no before it looks at the arguments."""
+
+    def no(*arguments: object, **options: object) -> None:
+        raise unixent.BackendError("linear_cross_entropy: the backend does not provide the fused linear form")
+
+    capabilities = frozenset({"dtype:float32", "dtype:float64", "target:index", "target:probability"})
+    lacking = replace(plain_linear, linear=no, linear_value_and_grad=no, capabilities=capabilities, own_errors=True)
+    report = run(lacking, "numpy", features=FEATURES, quick=True)
+    assert {result.verdict.value for result in report.cases} == {"refuses"}
 
 
 def test_catalogue_has_every_option_fused() -> None:
