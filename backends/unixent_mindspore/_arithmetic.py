@@ -35,7 +35,7 @@ class Arithmetic(nn.Cell):
         self.mean = options.reduction == "mean" and not plan.terms
         self.each = options.reduction == "none" and not plan.terms
         # An ignore_index that the target's dtype can't hold matches nothing.
-        limits = np.iinfo(plan.target) if self.indexed else None
+        limits = np.iinfo(str(plan.dtypes[3])) if self.indexed else None
         self.ignores = limits is not None and bool(limits.min <= options.ignore_index <= limits.max)
 
         self.ignored_index = Tensor(_as_int64(options.ignore_index) if self.ignores else 0, ms.int64)

@@ -35,6 +35,7 @@ class MindsporeBackend:
     capabilities = Capabilities(
         dtypes=frozenset(DTYPES),
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
+        linear=True,
         batch_invariant=True,
     )
 
@@ -63,45 +64,57 @@ class MindsporeBackend:
         return get_backend("numpy").first_nonfinite(to_host(array))
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        cell, inputs, _ = _eager(problem)
-        # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
-        found = (cell.forward if _compiles() and on_cpu() else cell)(*inputs)
-        return LossTerms(*found) if problem.terms else found
+        return _value(problem)
 
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cell, inputs, plan = _eager(problem)
-        if on_cpu() and not _pynative_executor.requires_grad():
-            arrays = [to_host(item) for item in inputs]
-            loss, found = plan.differentiate(arrays, to_host(grad_output), wrt)
-            dtypes = dict(zip(plan.wrt, plan.wrt_dtypes, strict=True))
-            grads = tuple(from_host(grad, dtypes[name]) for grad, name in zip(found, wrt, strict=True))
-            return from_host(loss, plan.result), grads
-        loss = cell(*inputs)
-        if grad_output is None:
-            grad_output = ms.mint.ones(loss.shape, dtype=DTYPES[plan.accumulation])
-        found = cell.gradient(*inputs, grad_output)
-        both = dict(zip(plan.wrt, found if len(plan.wrt) > 1 else (found,), strict=True))
-        return loss, tuple(both[name] for name in wrt)
+        return _value_and_grad(problem, grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
-        raise NotImplementedError
+        return _value(problem)
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raise NotImplementedError
+        return _value_and_grad(problem, grad_output, wrt)
 
 
-def _compiles() -> bool:
-    return bool(ms.get_context("mode") == ms.GRAPH_MODE)
+def _value(problem: Problem | LinearProblem) -> Tensor | LossTerms:
+    cell, inputs, _ = _eager(problem)
+    # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
+    compiles = ms.get_context("mode") == ms.GRAPH_MODE
+    found = (cell.forward if compiles and on_cpu() else cell)(*inputs)
+    return LossTerms(*found) if problem.terms else found
 
 
-def _eager(problem: Problem) -> tuple[Loss, tuple[Tensor | None, ...], Plan]:
-    plan = Plan.of(problem, dtype_name(problem.logits.dtype), dtype_name(problem.target.dtype))
+def _value_and_grad(
+    problem: Problem | LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    cell, inputs, plan = _eager(problem)
+    dtypes = {plan.name(i): plan.dtypes[i] for i in plan.wrt}
+    if on_cpu() and not _pynative_executor.requires_grad():
+        loss, found = plan.differentiate([to_host(item) for item in inputs], to_host(grad_output), wrt)
+        grads = tuple(from_host(grad, str(dtypes[name])) for grad, name in zip(found, wrt, strict=True))
+        return from_host(loss, plan.result), grads
+    # Under a derivative, the gradient has to be one that can be differentiated again.
+    loss = cell(*inputs)
+    if grad_output is None:
+        grad_output = ms.mint.ones(loss.shape, dtype=DTYPES[plan.accumulation])
+    found = cell.gradient(*inputs, grad_output)
+    every = dict(zip(dtypes, found if len(dtypes) > 1 else (found,), strict=True))
+    return loss, tuple(every[name] for name in wrt)
+
+
+def _eager(problem: Problem | LinearProblem) -> tuple[Loss, tuple[Tensor | None, ...], Plan]:
+    """The cell of a problem, its inputs in the order of `INPUTS`, and its plan."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
-        normalizer = Tensor(normalizer, DTYPES[plan.accumulation])
-    inputs = (problem.logits, problem.target, problem.weight, problem.mask, normalizer)
+        normalizer = Tensor(normalizer, DTYPES[problem.accumulation])
+    shared = (problem.target, problem.weight, problem.mask, normalizer)
+    if isinstance(problem, Problem):
+        inputs = (problem.logits, None, None, *shared)
+    else:
+        inputs = (problem.hidden, problem.classifier, problem.bias, *shared)
+    plan = Plan.of(problem, tuple(None if item is None else dtype_name(item.dtype) for item in inputs))
     return eager_cell(plan, on_cpu()), inputs, plan

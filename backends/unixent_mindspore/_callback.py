@@ -21,12 +21,11 @@ class _Callback(nn.Cell):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        self.axis = plan.axis
-        self.each = plan.each
+        self.axis, self.each = plan.axis, plan.each
         self.cast, self.reshape, self.zeros = P.Cast(), P.Reshape(), P.Zeros()
         self.absent = Tensor(np.zeros(1), ms.float32)
 
-    def gather(self, item: Tensor | None) -> Tensor:
+    def give(self, item: Tensor | None) -> Tensor:
         """An argument in a dtype that NumPy knows."""
         if item is None:
             return self.absent
@@ -34,14 +33,16 @@ class _Callback(nn.Cell):
             return self.cast(item, ms.float32)
         return item
 
-    def spread(self, logits: Array, target: Array, *sides: Array) -> list[Array | None]:
+    def positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[: self.axis] + shape[self.axis + 1 :]
+
+    def take(self, *inputs: Array) -> list[Array | None]:
         """The arguments on the other side."""
-        given = zip(sides, self.plan.present, strict=True)
-        return [logits, target, *(item if there else None for item, there in given)]
+        return [None if dtype is None else item for item, dtype in zip(inputs, self.plan.dtypes, strict=True)]
 
 
 class CallbackLoss(_Callback):
-    """``(logits, target, weight, mask, normalizer) -> loss``"""
+    """The forward pass: `INPUTS` -> loss, or the two terms."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
@@ -53,90 +54,128 @@ class CallbackLoss(_Callback):
         dtype = DTYPES[host_dtype(plan.result)]
 
         # The operator takes its number of inputs from these names.
-        def run(logits: Array, target: Array, weight: Array, mask: Array, normalizer: Array) -> Any:
-            arrays = self.spread(logits, target, weight, mask, normalizer)
+        def run(
+            scores: Array,
+            classifier: Array,
+            bias: Array,
+            target: Array,
+            weight: Array,
+            mask: Array,
+            normalizer: Array,
+        ) -> Any:
+            arrays = self.take(scores, classifier, bias, target, weight, mask, normalizer)
             found = tuple(np.atleast_1d(item) for item in plan.solve(arrays))
             return found if plan.terms else found[0]
 
-        def shape(logits: Sequence[int], *_: Any) -> Any:
-            positions = (*logits[: plan.axis], *logits[plan.axis + 1 :])
+        def shape(scores: Sequence[int], *_: Any) -> Any:
+            positions = self.positions(tuple(scores))
             return ((1,), (1,)) if plan.terms else positions if plan.each and positions else (1,)
 
         self.call = ops.Custom(run, shape, lambda *_: (dtype, dtype) if plan.terms else dtype, "pyfunc")
 
+    def empty(self, shape: tuple[int, ...], normalizer: Tensor | None) -> Any:
+        """The result without a position."""
+        zero = self.zeros(shape, self.result)
+        if self.terms:
+            return zero, zero
+        if not self.mean:
+            return zero
+        if normalizer is None:
+            return self.nothing
+        return self.where(self.equal(normalizer, self.zeros((), normalizer.dtype)), self.nothing, zero)
+
     def construct(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None, normalizer: Tensor | None
+        self,
+        scores: Tensor,
+        classifier: Tensor | None,
+        bias: Tensor | None,
+        target: Tensor,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        normalizer: Tensor | None,
     ) -> Any:
-        shape = logits.shape[: self.axis] + logits.shape[self.axis + 1 :] if self.each else ()
-        if 0 in logits.shape:
-            zero = self.zeros(shape, self.result)
-            if self.terms:
-                return zero, zero
-            if not self.mean:
-                return zero
-            if normalizer is None:
-                return self.nothing
-            return self.where(
-                self.equal(normalizer, self.cast(self.zeros((), ms.float32), normalizer.dtype)), self.nothing, zero
-            )
+        shape: Any = ()
+        if self.each:
+            shape = self.positions(scores.shape)
+        if 0 in self.positions(scores.shape):
+            return self.empty(shape, normalizer)
         found = self.call(
-            self.gather(logits),
-            self.gather(target),
-            self.gather(weight),
-            self.gather(mask),
-            self.gather(normalizer),
+            self.give(scores),
+            self.give(classifier),
+            self.give(bias),
+            self.give(target),
+            self.give(weight),
+            self.give(mask),
+            self.give(normalizer),
         )
         if self.terms:
-            return self.cast(self.reshape(found[0], ()), self.result), self.cast(
-                self.reshape(found[1], ()), self.result
-            )
+            numerator, denominator = self.reshape(found[0], ()), self.reshape(found[1], ())
+            return self.cast(numerator, self.result), self.cast(denominator, self.result)
         return self.cast(self.reshape(found, shape), self.result)
 
 
 class CallbackGradient(_Callback):
-    """``(logits, target, weight, mask, normalizer, upstream) -> gradient``, or two of them for probability targets"""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or several."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
+        self.wrt = plan.wrt
         self.dtypes = tuple(DTYPES[name] for name in plan.wrt_dtypes)
+        self.count = len(plan.wrt)
         dtypes = tuple(DTYPES[host_dtype(name)] for name in plan.wrt_dtypes)
-        several = len(dtypes) > 1
 
-        def run(logits: Array, target: Array, weight: Array, mask: Array, normalizer: Array, upstream: Array) -> Any:
-            arrays = self.spread(logits, target, weight, mask, normalizer)
+        def run(
+            scores: Array,
+            classifier: Array,
+            bias: Array,
+            target: Array,
+            weight: Array,
+            mask: Array,
+            normalizer: Array,
+            upstream: Array,
+        ) -> Any:
+            arrays = self.take(scores, classifier, bias, target, weight, mask, normalizer)
             upstream = np.asarray(upstream) if plan.each else np.reshape(upstream, ())
-            _, found = plan.differentiate(arrays, upstream, plan.wrt)
-            return found if several else found[0]
+            found = plan.gradients(arrays, upstream)
+            return found if len(found) > 1 else found[0]
 
-        self.several = several
-        self.call = ops.Custom(
-            run,
-            lambda logits, *_: (logits, logits) if several else logits,
-            lambda *_: dtypes if several else dtypes[0],
-            "pyfunc",
-        )
+        def shape(*shapes: Any) -> Any:
+            found = tuple(tuple(shapes[i]) for i in plan.wrt)
+            return found if len(found) > 1 else found[0]
+
+        self.call = ops.Custom(run, shape, lambda *_: dtypes if len(dtypes) > 1 else dtypes[0], "pyfunc")
 
     def construct(
         self,
-        logits: Tensor,
+        scores: Tensor,
+        classifier: Tensor | None,
+        bias: Tensor | None,
         target: Tensor,
         weight: Tensor | None,
         mask: Tensor | None,
         normalizer: Tensor | None,
         upstream: Tensor,
     ) -> Any:
-        if 0 in logits.shape:
-            if self.several:
-                return self.zeros(logits.shape, self.dtypes[0]), self.zeros(logits.shape, self.dtypes[1])
-            return self.zeros(logits.shape, self.dtypes[0])
-        found = self.call(
-            self.gather(logits),
-            self.gather(target),
-            self.gather(weight),
-            self.gather(mask),
-            self.gather(normalizer),
-            self.gather(upstream),
-        )
-        if self.several:
-            return self.cast(found[0], self.dtypes[0]), self.cast(found[1], self.dtypes[1])
-        return self.cast(found, self.dtypes[0])
+        found: Any = ()
+        if 0 in self.positions(scores.shape):
+            inputs: Any = (scores, classifier, bias, target)
+            for i in range(self.count):
+                found = found + (self.zeros(inputs[self.wrt[i]].shape, self.dtypes[i]),)  # noqa: RUF005
+        else:
+            called = self.call(
+                self.give(scores),
+                self.give(classifier),
+                self.give(bias),
+                self.give(target),
+                self.give(weight),
+                self.give(mask),
+                self.give(normalizer),
+                self.give(upstream),
+            )
+            if self.count == 1:
+                return self.cast(called, self.dtypes[0])
+            for i in range(self.count):
+                found = found + (self.cast(called[i], self.dtypes[i]),)  # noqa: RUF005
+        if self.count == 1:
+            return found[0]
+        return found

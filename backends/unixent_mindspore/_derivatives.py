@@ -22,7 +22,7 @@ class Derivatives(Arithmetic):
     def __init__(self, plan: Plan, dtype: str) -> None:
         super().__init__(plan, dtype)
         self.result = DTYPES[plan.result]
-        self.logits_dtype, self.target_dtype = DTYPES[plan.logits], DTYPES.get(plan.target)
+        self.logits_dtype, self.target_dtype = DTYPES[str(plan.dtypes[0])], DTYPES.get(str(plan.dtypes[3]))
 
     def rows(self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
         x, slope = self.cap(logits)
@@ -70,10 +70,17 @@ class Derivatives(Arithmetic):
 
 
 class PrimitiveLoss(Derivatives):
-    """``(logits, target, weight, mask, normalizer) -> loss``"""
+    """The forward pass: `INPUTS` -> loss, or the two terms."""
 
     def construct(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None, normalizer: Tensor | None
+        self,
+        logits: Tensor,
+        classifier: None,
+        bias: None,
+        target: Tensor,
+        weight: Tensor | None,
+        mask: Tensor | None,
+        normalizer: Tensor | None,
     ) -> Any:
         row = self.rows(logits, target, weight, mask)
         v, d = row[Row.V], row[Row.D]
@@ -97,11 +104,13 @@ class PrimitiveLoss(Derivatives):
 
 
 class PrimitiveGradient(Derivatives):
-    """``(logits, target, weight, mask, normalizer, upstream) -> gradient``, or two of them for probability targets."""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or two for probability targets."""
 
     def construct(
         self,
         logits: Tensor,
+        classifier: None,
+        bias: None,
         target: Tensor,
         weight: Tensor | None,
         mask: Tensor | None,

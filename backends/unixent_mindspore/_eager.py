@@ -31,7 +31,7 @@ def from_host(array: Array, dtype: str) -> Tensor:
 
 
 def eager_loss(plan: Plan) -> Callable[..., Any]:
-    """``(logits, target, weight, mask, normalizer) -> loss``"""
+    """The forward pass: `INPUTS` -> loss, or the two terms."""
 
     def run(*inputs: Tensor | None) -> Any:
         found = tuple(from_host(array, plan.result) for array in plan.solve([to_host(item) for item in inputs]))
@@ -41,12 +41,12 @@ def eager_loss(plan: Plan) -> Callable[..., Any]:
 
 
 def eager_gradient(plan: Plan) -> Callable[..., Any]:
-    """``(logits, target, weight, mask, normalizer, upstream) -> gradient``, or two of them for probability targets"""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or several."""
 
     def run(*inputs: Tensor | None) -> Any:
         *arrays, upstream = (to_host(item) for item in inputs)
-        _, gradients = plan.differentiate(arrays, upstream, plan.wrt)
-        tensors = tuple(from_host(array, dtype) for array, dtype in zip(gradients, plan.wrt_dtypes, strict=True))
+        found = zip(plan.gradients(arrays, upstream), plan.wrt_dtypes, strict=True)
+        tensors = tuple(from_host(array, dtype) for array, dtype in found)
         return tensors if len(tensors) > 1 else tensors[0]
 
     return run

@@ -9,12 +9,15 @@ import mindspore as ms
 import numpy as np
 
 from unixent.options import LossOptions
-from unixent.protocol import Problem
+from unixent.protocol import LinearProblem, Problem
 from unixent.registry import get_backend
 
 Array = np.ndarray[Any, Any]
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16, "float32": ms.float32, "float64": ms.float64}
+
+# What a cell takes, in this order. The logits form has no classifier and no bias, and calls its scores logits.
+INPUTS = ("scores", "classifier", "bias", "target", "weight", "mask", "normalizer")
 
 
 def host_dtype(name: str) -> str:
@@ -24,9 +27,9 @@ def host_dtype(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A `Problem` without its arrays: hashable, and independent of shapes, so that one cell serves every batch size.
+    """A problem without its arrays: hashable, and independent of batch shapes, so that one cell serves them all.
 
-    ``logits`` and ``target`` are dtype names; ``present`` says whether there is a weight, a mask, a normalizer.
+    ``dtypes`` names the dtype of each of `INPUTS`, None for what there is not.
     """
 
     options: LossOptions
@@ -37,24 +40,25 @@ class Plan:
     result: str
     terms: bool
     check_empty: bool
-    logits: str
-    target: str
-    present: tuple[bool, bool, bool]
+    linear: bool
+    chunk: int | None
+    dtypes: tuple[str | None, ...]
 
     @classmethod
-    def of(cls, problem: Problem, logits: str, target: str) -> Plan:
+    def of(cls, problem: Problem | LinearProblem, dtypes: tuple[str | None, ...]) -> Plan:
+        linear = isinstance(problem, LinearProblem)
         return cls(
             problem.options,
-            problem.axis,
+            problem.axis if isinstance(problem, Problem) else len(problem.hidden.shape) - 1,
             problem.classes,
             problem.target_kind,
             problem.accumulation,
             problem.result_dtype,
             problem.terms,
             problem.check_empty,
-            logits,
-            target,
-            (problem.weight is not None, problem.mask is not None, problem.normalizer is not None),
+            linear,
+            problem.chunk if isinstance(problem, LinearProblem) else None,
+            dtypes,
         )
 
     @property
@@ -63,37 +67,55 @@ class Plan:
         return self.options.reduction == "none" and not self.terms
 
     @property
-    def wrt(self) -> tuple[str, ...]:
-        """What a backward pass has to differentiate."""
-        return ("logits",) if self.kind == "index" else ("logits", "target")
+    def wrt(self) -> tuple[int, ...]:
+        """Which of `INPUTS` have a gradient."""
+        scores = tuple(i for i in range(3) if self.dtypes[i] is not None)
+        return scores if self.kind == "index" else (*scores, 3)
 
     @property
     def wrt_dtypes(self) -> tuple[str, ...]:
-        return (self.logits,) if self.kind == "index" else (self.logits, self.target)
+        return tuple(str(self.dtypes[i]) for i in self.wrt)
 
-    def _problem(self, arrays: list[Array | None]) -> Problem:
-        logits, target, weight, mask, normalizer = arrays
-        return Problem(
-            logits=logits,
-            axis=self.axis,
-            target=target,
-            weight=weight,
-            mask=mask,
-            normalizer=None if normalizer is None else np.reshape(normalizer, ()),
-            options=self.options,
-            classes=self.classes,
-            target_kind=self.kind,
-            accumulation=self.accumulation,
-            result_dtype=host_dtype(self.result),
-            terms=self.terms,
-            check_empty=self.check_empty,
-        )
+    def name(self, position: int) -> str:
+        """The public name of one of `INPUTS`."""
+        return INPUTS[position] if position else "hidden" if self.linear else "logits"
+
+    def _problem(self, arrays: list[Array | None]) -> Problem | LinearProblem:
+        scores, classifier, bias, target, weight, mask, normalizer = arrays
+        shared: dict[str, Any] = {
+            "target": target,
+            "weight": weight,
+            "mask": mask,
+            "normalizer": None if normalizer is None else np.reshape(normalizer, ()),
+            "options": self.options,
+            "classes": self.classes,
+            "target_kind": self.kind,
+            "accumulation": self.accumulation,
+            "result_dtype": host_dtype(self.result),
+            "terms": self.terms,
+            "check_empty": self.check_empty,
+        }
+        if self.linear:
+            return LinearProblem(hidden=scores, classifier=classifier, bias=bias, chunk=self.chunk, **shared)
+        return Problem(logits=scores, axis=self.axis, **shared)
 
     def solve(self, arrays: list[Array | None]) -> tuple[Array, ...]:
-        """The loss, or the two terms, of NumPy arrays (logits, target, weight, mask, normalizer)."""
-        found: Any = get_backend("numpy").cross_entropy(self._problem(arrays))
+        """The loss, or the two terms, of NumPy arrays in the order of `INPUTS`."""
+        numpy, problem = get_backend("numpy"), self._problem(arrays)
+        if isinstance(problem, LinearProblem):
+            found: Any = numpy.linear_cross_entropy(problem)
+        else:
+            found = numpy.cross_entropy(problem)
         return tuple(found) if self.terms else (found,)
 
     def differentiate(self, arrays: list[Array | None], upstream: Array | None, wrt: tuple[str, ...]) -> Any:
         """``(loss, gradients)`` of NumPy arrays."""
-        return get_backend("numpy").value_and_grad(self._problem(arrays), upstream, wrt)
+        numpy, problem = get_backend("numpy"), self._problem(arrays)
+        if isinstance(problem, LinearProblem):
+            return numpy.linear_value_and_grad(problem, upstream, wrt)
+        return numpy.value_and_grad(problem, upstream, wrt)
+
+    def gradients(self, arrays: list[Array | None], upstream: Array | None) -> tuple[Array, ...]:
+        """The gradient of everything that has one, of NumPy arrays."""
+        found: tuple[Array, ...] = self.differentiate(arrays, upstream, tuple(map(self.name, self.wrt)))[1]
+        return found

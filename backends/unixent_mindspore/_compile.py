@@ -1,0 +1,167 @@
+"""A call in code that MindSpore compiles: the same checks as of an eager call, made while compiling.
+
+A function marked `compile_time` runs as ordinary Python on constants, of which shapes and dtypes are some; any other is
+compiled, from its source, and is written in the subset of Python that MindSpore knows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore.ops.primitive import constexpr
+
+from unixent import arguments, checks
+from unixent.errors import BackendError, OptionError, UnixentError
+from unixent.options import LossOptions
+from unixent.protocol import ArrayInfo
+from unixent_mindspore._backend import MindsporeBackend, dtype_name
+from unixent_mindspore._cells import Loss, graph_cell, on_cpu
+from unixent_mindspore._plan import DTYPES, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor of the graph being compiled, as far as the checks go."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class _Compiler(MindsporeBackend):
+    """The backend as the checks see it while a graph is compiled: no array has values."""
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, Spec)
+
+    def describe(self, array: Spec) -> ArrayInfo:
+        device = str(ms.get_context("device_target"))
+        return ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=False, concrete=False)
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Any) -> Spec:
+        return Spec(value.shape, value.dtype)
+
+
+_compiler = _Compiler()
+_ones = ms.ops.operations.OnesLike()
+
+
+def compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that the compiler calls with constants."""
+
+    @wraps(function)
+    def run(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except UnixentError:
+            # MindSpore dumps a graph that failed to compile, by default into the working directory.
+            os.environ.setdefault("MS_OM_PATH", tempfile.mkdtemp(prefix="unixent-"))
+            raise
+
+    return constexpr(run, check=False)  # type: ignore[no-any-return]
+
+
+@compile_time
+def constant(value: Any, name: str) -> Tensor:
+    """A Python number, list or NumPy array as a tensor, by the rules of an eager call."""
+    if isinstance(value, arguments._PYTHON):
+        value = arguments._from_python(name, value)
+    return MindsporeBackend().asarray(np.asarray(value), None)
+
+
+def tensor(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, Tensor):
+        return value
+    return constant(value, name)
+
+
+def signature(value: Tensor | None) -> Any:
+    return None if value is None else (value.shape, value.dtype)
+
+
+@compile_time
+def plan(
+    signatures: tuple[Any, ...], settings: tuple[Any, ...], number: float | None, others: tuple[Any, ...], linear: bool
+) -> Loss:
+    """Check a call and return the cell that computes it."""
+    parallel, backend, terms, chunk = others
+    if backend not in (None, "mindspore"):
+        raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
+    specs = [None if item is None else Spec(*item) for item in signatures]
+    scores, classifier, bias, target, weight, mask, normalizer = specs
+    sides = checks.Sides(target, weight, mask, number if normalizer is None else normalizer, parallel, terms)
+    options = LossOptions(*settings)
+    if linear:
+        problem: Any = checks.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
+    else:
+        problem = checks.logits_problem(_compiler, scores, sides, options)[0]
+    names = [None if item is None else dtype_name(item.dtype) for item in specs]
+    if number is not None:
+        names[-1] = problem.accumulation
+    return graph_cell(Plan.of(problem, tuple(names)), on_cpu())
+
+
+def prepare(inputs: tuple[Any, ...], settings: tuple[Any, ...], others: tuple[Any, ...], linear: bool) -> Any:
+    """The cell of a call, and its inputs."""
+    number = None
+    if inputs[6] is not None and not isinstance(inputs[6], Tensor):
+        number = inputs[6]
+    tensors = (
+        tensor(inputs[0], "hidden" if linear else "logits"),
+        tensor(inputs[1], "classifier"),
+        tensor(inputs[2], "bias"),
+        tensor(inputs[3], "target"),
+        tensor(inputs[4], "weight"),
+        tensor(inputs[5], "mask"),
+        inputs[6] if number is None else None,
+    )
+    signatures: Any = ()
+    for item in tensors:
+        signatures = signatures + (signature(item),)  # noqa: RUF005 - the compiler knows no star in a tuple
+    cell = plan(signatures, settings, number, others, linear)
+    if number is not None:
+        tensors = tensors[:6] + (constant(number, "normalizer"),)  # noqa: RUF005
+    return cell, tensors
+
+
+def pulled(cell: Any, inputs: tuple[Any, ...], names: tuple[str, ...], wrt: Any, grad_output: Any) -> Any:
+    """The loss and the gradients that ``wrt`` names."""
+    loss = cell(*inputs)
+    upstream = _ones(loss) if grad_output is None else grad_output
+    grads = cell.gradient(*inputs, upstream)
+    if len(names) == 1:
+        grads = (grads,)
+    if isinstance(wrt, str):
+        return loss, grads[index(names, wrt)]
+    found: Any = ()
+    for name in wrt:
+        found = found + (grads[index(names, name)],)  # noqa: RUF005
+    return loss, found
+
+
+@compile_time
+def index(names: tuple[str, ...], name: str) -> int:
+    return names.index(name)
+
+
+@compile_time
+def check_wrt(wrt: Any, signatures: tuple[Any, ...], settings: tuple[Any, ...], biased: bool | None) -> Any:
+    """The names of all that has a gradient, with ``wrt`` found among them; ``biased`` is None for the logits form."""
+    scores, target, upstream = signatures
+    names: tuple[str, ...] = ("logits",) if biased is None else ("hidden", "classifier", "bias")[: 2 + biased]
+    if "target" in checks.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in DTYPES:
+        listed = ", ".join(map(repr, names))
+        raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
+    if upstream is not None:
+        lead = arguments.adopt(_compiler, names[0], Spec(*scores))
+        axis = settings[0] % len(lead.info.shape)
+        positions = lead.info.shape[:axis] + lead.info.shape[axis + 1 :]
+        checks.upstream(_compiler, Spec(*upstream), lead, positions, LossOptions(*settings))
+    return (*names, "target") if dtype_name(target[1]) in DTYPES else names

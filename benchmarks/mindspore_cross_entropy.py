@@ -1,0 +1,118 @@
+"""Loss and gradient on MindSpore: time and peak memory against `mindspore.ops.cross_entropy`, eagerly and under jit.
+
+    python benchmarks/mindspore_cross_entropy.py [--rows 1024] [--classes 32000] [--rounds 7]
+
+Both sides run in turn in one process, and what is reported is the median of the rounds' ratios: a machine that is busy
+for a while slows both sides of a round. Memory is the growth of the process's peak resident set over the call, as a
+multiple of the logits (Linux only). The last lines time small eager calls, where dispatch is all there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+import unixent
+import unixent_mindspore  # noqa: F401 - tells MindSpore's compiler of unixent
+
+Step = Callable[[Tensor, Tensor], Any]
+
+
+def ours(logits: Tensor, target: Tensor) -> Any:
+    return unixent.cross_entropy(logits, target)
+
+
+def stock(logits: Tensor, target: Tensor) -> Any:
+    return ops.cross_entropy(logits, target)
+
+
+@ms.jit
+def ours_compiled(logits: Tensor, target: Tensor) -> Any:
+    return ms.value_and_grad(ours)(logits, target)
+
+
+@ms.jit
+def stock_compiled(logits: Tensor, target: Tensor) -> Any:
+    return ms.value_and_grad(stock)(logits, target)
+
+
+def seconds(step: Step, logits: Tensor, target: Tensor, calls: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        loss, gradient = step(logits, target)
+        loss.asnumpy(), gradient.asnumpy()
+    return (time.perf_counter() - start) / calls
+
+
+def resident(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def peak(step: Step, logits: Tensor, target: Tensor) -> float:
+    """By how much the call raises the process's peak memory, as a multiple of the logits; result included."""
+    if not Path("/proc/self/clear_refs").exists():
+        return float("nan")
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    before = resident("VmRSS")
+    seconds(step, logits, target)
+    return (resident("VmHWM") - before) / (logits.size * logits.itemsize)
+
+
+def compare(name: str, mine: Step, theirs: Step, logits: Tensor, target: Tensor, rounds: int, calls: int = 1) -> None:
+    seconds(mine, logits, target), seconds(theirs, logits, target)
+    pairs = [(seconds(mine, logits, target, calls), seconds(theirs, logits, target, calls)) for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    times = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
+    print(f"{name:14} {times[0]:10.2f} {times[1]:10.2f} {ratio:8.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="unixent against mindspore.ops.cross_entropy.")
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--classes", type=int, default=32000)
+    parser.add_argument("--rounds", type=int, default=7)
+    chosen = parser.parse_args()
+    ms.set_device("CPU")
+    rng = np.random.default_rng(0)
+
+    def problem(rows: int, classes: int) -> tuple[Tensor, Tensor]:
+        logits = Tensor(rng.standard_normal((rows, classes), np.float32))
+        return logits, Tensor(rng.integers(classes, size=rows).astype(np.int32))
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"machine   {cores} cores, {platform.system()} {platform.machine()}")
+    print(f"versions  unixent {unixent.__version__}, MindSpore {ms.__version__}, NumPy {np.__version__}")
+    print(f"problem   [{chosen.rows}, {chosen.classes}] float32, mean loss and gradient, {chosen.rounds} rounds\n")
+    large = problem(chosen.rows, chosen.classes)
+    eager, eager_stock = ms.value_and_grad(ours), ms.value_and_grad(stock)
+    (loss, gradient), (their_loss, their_gradient) = eager(*large), eager_stock(*large)
+    np.testing.assert_allclose(loss.asnumpy(), their_loss.asnumpy(), rtol=1e-4)
+    np.testing.assert_allclose(gradient.asnumpy(), their_gradient.asnumpy(), rtol=1e-2, atol=1e-9)
+    del gradient, their_gradient
+
+    print(f"{'':14} {'ours, ms':>10} {'stock, ms':>10} {'ratio':>8}")
+    compare("eager", eager, eager_stock, *large, chosen.rounds)
+    compare("jit", ours_compiled, stock_compiled, *large, chosen.rounds)
+    small = problem(32, 100)
+    compare("eager [32,100]", eager, eager_stock, *small, chosen.rounds, 50)
+    compare("loss [32,100]", lambda *a: (ours(*a),) * 2, lambda *a: (stock(*a),) * 2, *small, chosen.rounds, 50)
+
+    print(f"\n{'peak / logits':14} {'ours':>10} {'stock':>10}")
+    for name, mine, theirs in (("eager", eager, eager_stock), ("jit", ours_compiled, stock_compiled)):
+        print(f"{name:14} {peak(mine, *large):10.2f} {peak(theirs, *large):10.2f}")
+
+
+if __name__ == "__main__":
+    main()
