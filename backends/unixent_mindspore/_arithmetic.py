@@ -32,6 +32,7 @@ class Arithmetic(nn.Cell):
         self.indexed, self.mixed = plan.kind == "index", plan.kind != "index" or options.label_smoothing > 0
         self.squared, self.capped = options.z_loss > 0, options.softcap is not None
         self.terms = plan.terms
+        self.weighted, self.masked, self.divided = (plan.dtypes[i] is not None for i in (4, 5, 6))
         self.mean = options.reduction == "mean" and not plan.terms
         self.each = options.reduction == "none" and not plan.terms
         # An ignore_index that the target's dtype can't hold matches nothing.
@@ -82,10 +83,10 @@ class Arithmetic(nn.Cell):
         excess = self.where(same, self.one, rounded - self.one)
         return self.where(same, value, self.log(self.where(same, self.one, rounded)) * value / excess)
 
-    def positions(self, x: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
+    def positions(self, x: Tensor, target: Tensor, weight: Tensor, mask: Tensor) -> tuple[Any, ...]:
         """Per position: weight v, denominator d, whether the index is invalid; and where each class is the target's."""
         v = self.ones(self.sum(x))
-        if mask is not None:
+        if self.masked:
             v = self.cast(self.expand(mask, self.axis), self.dtype)
         if not self.indexed:
             return v, v, self.less(v, self.low), None
@@ -93,7 +94,7 @@ class Arithmetic(nn.Cell):
         outside = self.either(self.less(index, self.first), self.negate(self.less(index, self.behind)))
         hot = self.equal(self.along(self.numbers, x), self.where(outside, self.first, index))
         d = v
-        if weight is not None:
+        if self.weighted:
             own = self.sum(self.where(hot, self.along(self.cast(weight, self.dtype), x), self.zero))
             d = v * self.where(outside, self.one, own)
         if self.ignores:
@@ -102,13 +103,13 @@ class Arithmetic(nn.Cell):
             outside = self.both(outside, self.negate(ignored))
         return v, d, outside, hot
 
-    def coefficients(self, x: Tensor, target: Tensor, weight: Tensor | None, hot: Tensor | None) -> Tensor:
+    def coefficients(self, x: Tensor, target: Tensor, weight: Tensor, hot: Tensor | None) -> Tensor:
         """t_c, the coefficient of L_c in a position's loss."""
         if self.indexed:
             t = self.where(hot, self.share + self.base, self.base)
         else:
             t = self.share * self.cast(target, self.dtype) + self.base
-        if weight is not None:
+        if self.weighted:
             t = self.times(self.along(self.cast(weight, self.dtype), x), t)
         return t
 

@@ -12,14 +12,10 @@ from mindspore.graph.api import _pynative_executor
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import get_backend
 from unixent_mindspore._cells import Loss, eager_cell, on_cpu
-from unixent_mindspore._eager import from_host, to_host
-from unixent_mindspore._plan import DTYPES, Plan
+from unixent_mindspore._eager import arrays_of, from_host, to_host
+from unixent_mindspore._plan import ABSENT, DTYPES, FLOATS, Plan
 
-_NAMES = {getattr(ms, name): name for name in DTYPES} | {
-    getattr(ms, name): name
-    for name in ("bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-}
-_NAMES[ms.bool_] = "bool"
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def dtype_name(dtype: Any) -> str:
@@ -33,7 +29,7 @@ class MindsporeBackend:
     name = "mindspore"
     version = ms.__version__
     capabilities = Capabilities(
-        dtypes=frozenset(DTYPES),
+        dtypes=frozenset(FLOATS),
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
         linear=True,
         batch_invariant=True,
@@ -94,7 +90,8 @@ def _value_and_grad(
     cell, inputs, plan = _eager(problem)
     dtypes = {plan.name(i): plan.dtypes[i] for i in plan.wrt}
     if on_cpu() and not _pynative_executor.requires_grad():
-        loss, found = plan.differentiate([to_host(item) for item in inputs], to_host(grad_output), wrt)
+        upstream = None if grad_output is None else to_host(grad_output)
+        loss, found = plan.differentiate(arrays_of(plan, inputs), upstream, wrt)
         grads = tuple(from_host(grad, str(dtypes[name])) for grad, name in zip(found, wrt, strict=True))
         return from_host(loss, plan.result), grads
     # Under a derivative, the gradient has to be one that can be differentiated again.
@@ -102,11 +99,11 @@ def _value_and_grad(
     if grad_output is None:
         grad_output = ms.mint.ones(loss.shape, dtype=DTYPES[plan.accumulation])
     found = cell.gradient(*inputs, grad_output)
-    every = dict(zip(dtypes, found if len(dtypes) > 1 else (found,), strict=True))
+    every = {plan.name(i): found[i] for i in plan.wrt}
     return loss, tuple(every[name] for name in wrt)
 
 
-def _eager(problem: Problem | LinearProblem) -> tuple[Loss, tuple[Tensor | None, ...], Plan]:
+def _eager(problem: Problem | LinearProblem) -> tuple[Loss, tuple[Tensor, ...], Plan]:
     """The cell of a problem, its inputs in the order of `INPUTS`, and its plan."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
@@ -117,4 +114,4 @@ def _eager(problem: Problem | LinearProblem) -> tuple[Loss, tuple[Tensor | None,
     else:
         inputs = (problem.hidden, problem.classifier, problem.bias, *shared)
     plan = Plan.of(problem, tuple(None if item is None else dtype_name(item.dtype) for item in inputs))
-    return eager_cell(plan, on_cpu()), inputs, plan
+    return eager_cell(plan, on_cpu()), tuple(ABSENT if item is None else item for item in inputs), plan

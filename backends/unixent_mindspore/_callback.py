@@ -1,7 +1,7 @@
 """The arithmetic on CPU in a compiled graph: the NumPy backend's, called back through ``ops.Custom``.
 
-A callback takes tensors only, none of them empty, and returns no 0-d ones. So None travels as a placeholder, a scalar
-as one element, and without a position nothing is called.
+A callback takes no empty tensor and returns no 0-d one: a scalar travels as one element, and without a position nothing
+is called back.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.ops import operations as P
@@ -18,23 +17,13 @@ from unixent_mindspore._plan import DTYPES, Array, Plan, host_dtype
 
 
 class _Callback(nn.Cell):
+    """What both passes share. There are no branches: in second derivatives, MindSpore loses their blocks."""
+
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        self.axis, self.each = plan.axis, plan.each
-        self.cast, self.reshape, self.zeros = P.Cast(), P.Reshape(), P.Zeros()
-        self.absent = Tensor(np.zeros(1), ms.float32)
-
-    def give(self, item: Tensor | None) -> Tensor:
-        """An argument in a dtype that NumPy knows."""
-        if item is None:
-            return self.absent
-        if item.dtype == ms.bfloat16:
-            return self.cast(item, ms.float32)
-        return item
-
-    def positions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[: self.axis] + shape[self.axis + 1 :]
+        self.cast, self.reshape = P.Cast(), P.Reshape()
+        self.taken = tuple(DTYPES[host_dtype(name or "float32")] for name in plan.dtypes)
 
     def take(self, *inputs: Array) -> list[Array | None]:
         """The arguments on the other side."""
@@ -42,15 +31,13 @@ class _Callback(nn.Cell):
 
 
 class CallbackLoss(_Callback):
-    """The forward pass: `INPUTS` -> loss, or the two terms."""
+    """The forward pass: `INPUTS` -> loss."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.terms = plan.terms
-        self.mean = plan.options.reduction == "mean" and not plan.terms
+        # Where the shape of the result ends and goes on in that of scores.
+        self.front, self.back = (plan.axis, plan.axis + 1) if plan.each else (0, 1 << 30)
         self.result = DTYPES[plan.result]
-        self.nothing = Tensor(0 if plan.options.on_empty == "zero" else np.nan, self.result)
-        self.where, self.equal = P.Select(), P.Equal()
         dtype = DTYPES[host_dtype(plan.result)]
 
         # The operator takes its number of inputs from these names.
@@ -63,66 +50,76 @@ class CallbackLoss(_Callback):
             mask: Array,
             normalizer: Array,
         ) -> Any:
-            arrays = self.take(scores, classifier, bias, target, weight, mask, normalizer)
-            found = tuple(np.atleast_1d(item) for item in plan.solve(arrays))
-            return found if plan.terms else found[0]
+            found = plan.solve(self.take(scores, classifier, bias, target, weight, mask, normalizer))
+            return tuple(map(np.atleast_1d, found)) if plan.terms else np.atleast_1d(found[0])
 
         def shape(scores: Sequence[int], *_: Any) -> Any:
-            positions = self.positions(tuple(scores))
-            return ((1,), (1,)) if plan.terms else positions if plan.each and positions else (1,)
+            positions = (*scores[: self.front], *scores[self.back :]) or (1,)
+            return (positions, positions) if plan.terms else positions
 
         self.call = ops.Custom(run, shape, lambda *_: (dtype, dtype) if plan.terms else dtype, "pyfunc")
 
-    def empty(self, shape: tuple[int, ...], normalizer: Tensor | None) -> Any:
-        """The result without a position."""
-        zero = self.zeros(shape, self.result)
-        if self.terms:
-            return zero, zero
-        if not self.mean:
-            return zero
-        if normalizer is None:
-            return self.nothing
-        return self.where(self.equal(normalizer, self.zeros((), normalizer.dtype)), self.nothing, zero)
+    def called(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+    ) -> Any:
+        return self.call(
+            self.cast(scores, self.taken[0]),
+            self.cast(classifier, self.taken[1]),
+            self.cast(bias, self.taken[2]),
+            self.cast(target, self.taken[3]),
+            self.cast(weight, self.taken[4]),
+            self.cast(mask, self.taken[5]),
+            self.cast(normalizer, self.taken[6]),
+        )
 
     def construct(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
     ) -> Any:
-        shape: Any = ()
-        if self.each:
-            shape = self.positions(scores.shape)
-        if 0 in self.positions(scores.shape):
-            return self.empty(shape, normalizer)
-        found = self.call(
-            self.give(scores),
-            self.give(classifier),
-            self.give(bias),
-            self.give(target),
-            self.give(weight),
-            self.give(mask),
-            self.give(normalizer),
+        found = self.called(scores, classifier, bias, target, weight, mask, normalizer)
+        return self.cast(self.reshape(found, scores.shape[: self.front] + scores.shape[self.back :]), self.result)
+
+
+class CallbackTerms(CallbackLoss):
+    """The forward pass: `INPUTS` -> numerator and denominator."""
+
+    def construct(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+    ) -> Any:
+        numerator, denominator = self.called(scores, classifier, bias, target, weight, mask, normalizer)
+        return (
+            self.cast(self.reshape(numerator, ()), self.result),
+            self.cast(self.reshape(denominator, ()), self.result),
         )
-        if self.terms:
-            numerator, denominator = self.reshape(found[0], ()), self.reshape(found[1], ())
-            return self.cast(numerator, self.result), self.cast(denominator, self.result)
-        return self.cast(self.reshape(found, shape), self.result)
 
 
 class CallbackGradient(_Callback):
-    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or several."""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradients of scores, classifier, bias and target."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.wrt = plan.wrt
-        self.dtypes = tuple(DTYPES[name] for name in plan.wrt_dtypes)
-        self.count = len(plan.wrt)
-        dtypes = tuple(DTYPES[host_dtype(name)] for name in plan.wrt_dtypes)
+        self.upstream = DTYPES[plan.accumulation]
+        self.dtypes = tuple(DTYPES[name or "float32"] for name in plan.dtypes[:4])
 
         def run(
             scores: Array,
@@ -135,47 +132,95 @@ class CallbackGradient(_Callback):
             upstream: Array,
         ) -> Any:
             arrays = self.take(scores, classifier, bias, target, weight, mask, normalizer)
-            upstream = np.asarray(upstream) if plan.each else np.reshape(upstream, ())
-            found = plan.gradients(arrays, upstream)
-            return found if len(found) > 1 else found[0]
+            found = iter(plan.gradients(arrays, np.asarray(upstream) if plan.each else np.reshape(upstream, ())))
+            inputs = enumerate((scores, classifier, bias, target))
+            return tuple(next(found) if i in plan.wrt else np.zeros_like(np.atleast_1d(item)) for i, item in inputs)
 
         def shape(*shapes: Any) -> Any:
-            found = tuple(tuple(shapes[i]) for i in plan.wrt)
-            return found if len(found) > 1 else found[0]
+            return tuple(tuple(item) or (1,) for item in shapes[:4])
 
-        self.call = ops.Custom(run, shape, lambda *_: dtypes if len(dtypes) > 1 else dtypes[0], "pyfunc")
+        self.call = ops.Custom(run, shape, lambda *_: self.taken[:4], "pyfunc")
 
     def construct(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
     ) -> Any:
-        found: Any = ()
-        if 0 in self.positions(scores.shape):
-            inputs: Any = (scores, classifier, bias, target)
-            for i in range(self.count):
-                found = found + (self.zeros(inputs[self.wrt[i]].shape, self.dtypes[i]),)  # noqa: RUF005
-        else:
-            called = self.call(
-                self.give(scores),
-                self.give(classifier),
-                self.give(bias),
-                self.give(target),
-                self.give(weight),
-                self.give(mask),
-                self.give(normalizer),
-                self.give(upstream),
-            )
-            if self.count == 1:
-                return self.cast(called, self.dtypes[0])
-            for i in range(self.count):
-                found = found + (self.cast(called[i], self.dtypes[i]),)  # noqa: RUF005
-        if self.count == 1:
-            return found[0]
+        found = self.call(
+            self.cast(scores, self.taken[0]),
+            self.cast(classifier, self.taken[1]),
+            self.cast(bias, self.taken[2]),
+            self.cast(target, self.taken[3]),
+            self.cast(weight, self.taken[4]),
+            self.cast(mask, self.taken[5]),
+            self.cast(normalizer, self.taken[6]),
+            self.cast(upstream, self.upstream),
+        )
+        return (
+            self.cast(found[0], self.dtypes[0]),
+            self.cast(found[1], self.dtypes[1]),
+            self.cast(found[2], self.dtypes[2]),
+            self.cast(self.reshape(found[3], target.shape), self.dtypes[3]),
+        )
+
+
+class VacantLoss(nn.Cell):
+    """The forward pass without a position."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.axis, self.each, self.terms = plan.axis, plan.each, plan.terms
+        self.mean = plan.options.reduction == "mean" and not plan.terms
+        self.divided = plan.dtypes[6] is not None
+        self.result = DTYPES[plan.result]
+        self.zero = Tensor(0, self.result)
+        self.nothing = Tensor(0 if plan.options.on_empty == "zero" else np.nan, self.result)
+        self.where, self.equal, self.zeros = P.Select(), P.Equal(), P.Zeros()
+
+    def construct(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+    ) -> Any:
+        found: Any = self.zero
+        if self.each:
+            found = self.zeros(scores.shape[: self.axis] + scores.shape[self.axis + 1 :], self.result)
+        if self.terms:
+            found = (self.zero, self.zero)
+        if self.mean:
+            found = self.nothing
+        if self.mean and self.divided:
+            found = self.where(self.equal(normalizer, self.zeros((), normalizer.dtype)), self.nothing, self.zero)
         return found
+
+
+class VacantGradient(nn.Cell):
+    """The backward pass without a position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = P.ZerosLike()
+
+    def construct(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        upstream: Tensor,
+    ) -> Any:
+        return self.zeros(scores), self.zeros(classifier), self.zeros(bias), self.zeros(target)

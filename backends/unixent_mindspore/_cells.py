@@ -4,7 +4,7 @@ MindSpore differentiates a cell through its ``bprop``, in eager mode, under ``ji
 must never be left to it: nested ``mindspore.grad`` through one is silently wrong in eager mode. So the loss's backward
 pass is a cell of its own, whose backward pass is the curvature in closed form.
 
-Every cell takes the `INPUTS` of `unixent_mindspore._plan`, None for what there is not.
+Every cell takes the `INPUTS` of `unixent_mindspore._plan`, `ABSENT` for what there is not.
 """
 
 from __future__ import annotations
@@ -17,44 +17,29 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from unixent.errors import BackendError
-from unixent_mindspore._callback import CallbackGradient, CallbackLoss
+from unixent_mindspore._callback import CallbackGradient, CallbackLoss, CallbackTerms, VacantGradient, VacantLoss
 from unixent_mindspore._derivatives import Curvature, PrimitiveGradient, PrimitiveLoss
 from unixent_mindspore._eager import eager_gradient, eager_loss
 from unixent_mindspore._plan import Plan
 
 
-class _Differentiable(nn.Cell):
-    def __init__(self, plan: Plan) -> None:
+class Gradient(nn.Cell):
+    """The backward pass as a function of inputs and upstream gradient, itself differentiable."""
+
+    def __init__(self, forward: Any, curvature: Any) -> None:
         super().__init__()
-        self.several = len(plan.wrt) > 1
-        self.linear, self.biased, self.indexed = plan.linear, plan.dtypes[2] is not None, plan.kind == "index"
-        self.terms = plan.terms
+        self.forward, self.curvature = forward, curvature
         self.zeros = P.ZerosLike()
-
-    def nothing(self, value: Tensor | None) -> Tensor | None:
-        """The gradient of a constant."""
-        if value is None:
-            return None
-        return self.zeros(value)
-
-
-class Gradient(_Differentiable):
-    """The backward pass as a function of inputs and upstream gradient, itself differentiable for the logits form."""
-
-    def __init__(self, plan: Plan, forward: Any, curvature: Curvature | None) -> None:
-        super().__init__(plan)
-        self.forward: Any = forward
-        self.curvature: Any = curvature
 
     def construct(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
     ) -> Any:
         return self.forward(scores, classifier, bias, target, weight, mask, normalizer, upstream)
@@ -62,73 +47,120 @@ class Gradient(_Differentiable):
     def bprop(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
         out: Any,
         dout: Any,
-    ) -> tuple[Any, ...]:
-        if self.linear:
-            raise NotImplementedError(
-                "linear_cross_entropy: expected one derivative in reverse mode on the mindspore backend; got a second "
-                "or forward mode, which cross_entropy(hidden @ classifier.T, ...) has"
-            )
-        if self.several:
-            bend, shares, along = self.curvature(scores, target, weight, mask, normalizer, upstream, dout[0], dout[1])
-        else:
-            bend, shares, along = self.curvature(scores, target, weight, mask, normalizer, upstream, dout, None)
-            shares = self.zeros(target)
-        return bend, None, None, shares, self.nothing(weight), self.nothing(mask), self.nothing(normalizer), along
+    ) -> Any:
+        bend, shares, along = self.curvature(scores, target, weight, mask, normalizer, upstream, dout[0], dout[3])
+        return (
+            bend,
+            self.zeros(classifier),
+            self.zeros(bias),
+            shares,
+            self.zeros(weight),
+            self.zeros(mask),
+            self.zeros(normalizer),
+            along,
+        )
 
 
-class Loss(_Differentiable):
+class LinearGradient(Gradient):
+    """The backward pass of the fused linear form."""
+
+    def bprop(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        upstream: Tensor,
+        out: Any,
+        dout: Any,
+    ) -> Any:
+        raise NotImplementedError(
+            "linear_cross_entropy: expected one derivative in reverse mode on the mindspore backend; got a second one "
+            "or forward mode, which cross_entropy(hidden @ classifier.T, ...) has"
+        )
+
+
+class Loss(nn.Cell):
     """The loss, differentiable for logits, or hidden, classifier and bias, and for probability targets."""
 
-    def __init__(self, plan: Plan, forward: Any, gradient: Gradient) -> None:
-        super().__init__(plan)
+    def __init__(self, forward: Any, gradient: Gradient) -> None:
+        super().__init__()
         self.forward, self.gradient = forward, gradient
+        self.zeros = P.ZerosLike()
 
     def construct(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
     ) -> Any:
         return self.forward(scores, classifier, bias, target, weight, mask, normalizer)
 
     def bprop(
         self,
         scores: Tensor,
-        classifier: Tensor | None,
-        bias: Tensor | None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         out: Any,
         dout: Any,
-    ) -> tuple[Any, ...]:
-        upstream = dout
-        if self.terms:
-            upstream = dout[0]  # the denominator is a constant
-        found = self.gradient(scores, classifier, bias, target, weight, mask, normalizer, upstream)
-        if not self.several:
-            found = (found,)
-        rows, offsets = None, None
-        if self.linear:
-            rows = found[1]
-        if self.biased:
-            offsets = found[2]
-        shares = self.zeros(target) if self.indexed else found[-1]
-        return found[0], rows, offsets, shares, self.nothing(weight), self.nothing(mask), self.nothing(normalizer)
+    ) -> Any:
+        found = self.gradient(scores, classifier, bias, target, weight, mask, normalizer, dout)
+        return (
+            found[0],
+            found[1],
+            found[2],
+            found[3],
+            self.zeros(weight),
+            self.zeros(mask),
+            self.zeros(normalizer),
+        )
+
+
+class Terms(Loss):
+    """Numerator and denominator of the loss; the denominator is a constant."""
+
+    def bprop(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        out: Any,
+        dout: Any,
+    ) -> Any:
+        found = self.gradient(scores, classifier, bias, target, weight, mask, normalizer, dout[0])
+        return (
+            found[0],
+            found[1],
+            found[2],
+            found[3],
+            self.zeros(weight),
+            self.zeros(mask),
+            self.zeros(normalizer),
+        )
 
 
 def on_cpu() -> bool:
@@ -140,22 +172,32 @@ def _wide(plan: Plan, cpu: bool) -> str:
     return "float64" if cpu else plan.accumulation
 
 
+def _assemble(plan: Plan, forward: Any, backward: Any, dtype: str) -> Loss:
+    if plan.linear:
+        gradient: Gradient = LinearGradient(backward, None)
+    else:
+        gradient = Gradient(backward, Curvature(plan, dtype))
+    return (Terms if plan.terms else Loss)(forward, gradient)
+
+
 @lru_cache(maxsize=512)
 def eager_cell(plan: Plan, cpu: bool) -> Loss:
     """The loss for eager calls."""
     if not cpu:
         return graph_cell(plan, cpu)
-    curvature = None if plan.linear else Curvature(plan, _wide(plan, cpu))
-    return Loss(plan, eager_loss(plan), Gradient(plan, eager_gradient(plan), curvature))
+    return _assemble(plan, eager_loss(plan), eager_gradient(plan), _wide(plan, cpu))
 
 
 @lru_cache(maxsize=512)
 def graph_cell(plan: Plan, cpu: bool) -> Loss:
     """The loss for compiled graphs."""
+    dtype = _wide(plan, cpu)
+    if plan.vacant:
+        return _assemble(plan, VacantLoss(plan), VacantGradient(), dtype)
     if not cpu:
-        return primitive_cell(plan, _wide(plan, cpu))
-    curvature = None if plan.linear else Curvature(plan, _wide(plan, cpu))
-    return Loss(plan, CallbackLoss(plan), Gradient(plan, CallbackGradient(plan), curvature))
+        return primitive_cell(plan, dtype)
+    forward = CallbackTerms(plan) if plan.terms else CallbackLoss(plan)
+    return _assemble(plan, forward, CallbackGradient(plan), dtype)
 
 
 @lru_cache(maxsize=512)
@@ -165,5 +207,4 @@ def primitive_cell(plan: Plan, dtype: str) -> Loss:
         raise BackendError(
             "linear_cross_entropy: expected tensors on CPU with the mindspore backend; got an accelerator"
         )
-    gradient = Gradient(plan, PrimitiveGradient(plan, dtype), Curvature(plan, dtype))
-    return Loss(plan, PrimitiveLoss(plan, dtype), gradient)
+    return _assemble(plan, PrimitiveLoss(plan, dtype), PrimitiveGradient(plan, dtype), dtype)

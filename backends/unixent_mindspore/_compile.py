@@ -24,7 +24,7 @@ from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
 from unixent_mindspore._backend import MindsporeBackend, dtype_name
 from unixent_mindspore._cells import Loss, graph_cell, on_cpu
-from unixent_mindspore._plan import DTYPES, Plan
+from unixent_mindspore._plan import ABSENT, FLOATS, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ def plan(
     names = [None if item is None else dtype_name(item.dtype) for item in specs]
     if number is not None:
         names[-1] = problem.accumulation
-    return graph_cell(Plan.of(problem, tuple(names)), on_cpu())
+    shape = specs[0].shape  # type: ignore[union-attr]
+    vacant = 0 in (shape[:-1] if linear else shape[: problem.axis] + shape[problem.axis + 1 :])
+    return graph_cell(Plan.of(problem, tuple(names), vacant), on_cpu())
 
 
 def prepare(inputs: tuple[Any, ...], settings: tuple[Any, ...], others: tuple[Any, ...], linear: bool) -> Any:
@@ -126,9 +128,12 @@ def prepare(inputs: tuple[Any, ...], settings: tuple[Any, ...], others: tuple[An
     for item in tensors:
         signatures = signatures + (signature(item),)  # noqa: RUF005 - the compiler knows no star in a tuple
     cell = plan(signatures, settings, number, others, linear)
+    given: Any = ()
+    for item in tensors:
+        given = given + (ABSENT if item is None else item,)  # noqa: RUF005
     if number is not None:
-        tensors = tensors[:6] + (constant(number, "normalizer"),)  # noqa: RUF005
-    return cell, tensors
+        given = given[:6] + (constant(number, "normalizer"),)  # noqa: RUF005
+    return cell, given
 
 
 def pulled(cell: Any, inputs: tuple[Any, ...], names: tuple[str, ...], wrt: Any, grad_output: Any) -> Any:
@@ -136,8 +141,6 @@ def pulled(cell: Any, inputs: tuple[Any, ...], names: tuple[str, ...], wrt: Any,
     loss = cell(*inputs)
     upstream = _ones(loss) if grad_output is None else grad_output
     grads = cell.gradient(*inputs, upstream)
-    if len(names) == 1:
-        grads = (grads,)
     if isinstance(wrt, str):
         return loss, grads[index(names, wrt)]
     found: Any = ()
@@ -148,7 +151,8 @@ def pulled(cell: Any, inputs: tuple[Any, ...], names: tuple[str, ...], wrt: Any,
 
 @compile_time
 def index(names: tuple[str, ...], name: str) -> int:
-    return names.index(name)
+    """Where the gradient of ``name`` is among those of scores, classifier, bias and target."""
+    return 3 if name == "target" else names.index(name)
 
 
 @compile_time
@@ -156,7 +160,7 @@ def check_wrt(wrt: Any, signatures: tuple[Any, ...], settings: tuple[Any, ...], 
     """The names of all that has a gradient, with ``wrt`` found among them; ``biased`` is None for the logits form."""
     scores, target, upstream = signatures
     names: tuple[str, ...] = ("logits",) if biased is None else ("hidden", "classifier", "bias")[: 2 + biased]
-    if "target" in checks.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in DTYPES:
+    if "target" in checks.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in FLOATS:
         listed = ", ".join(map(repr, names))
         raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
     if upstream is not None:
@@ -164,4 +168,4 @@ def check_wrt(wrt: Any, signatures: tuple[Any, ...], settings: tuple[Any, ...], 
         axis = settings[0] % len(lead.info.shape)
         positions = lead.info.shape[:axis] + lead.info.shape[axis + 1 :]
         checks.upstream(_compiler, Spec(*upstream), lead, positions, LossOptions(*settings))
-    return (*names, "target") if dtype_name(target[1]) in DTYPES else names
+    return (*names, "target") if dtype_name(target[1]) in FLOATS else names

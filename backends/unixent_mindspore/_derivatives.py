@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mindspore import Tensor
+from mindspore.ops import operations as P
 
 from unixent_mindspore._arithmetic import Arithmetic
 from unixent_mindspore._plan import DTYPES, Plan
@@ -22,9 +23,10 @@ class Derivatives(Arithmetic):
     def __init__(self, plan: Plan, dtype: str) -> None:
         super().__init__(plan, dtype)
         self.result = DTYPES[plan.result]
+        self.zeros = P.ZerosLike()
         self.logits_dtype, self.target_dtype = DTYPES[str(plan.dtypes[0])], DTYPES.get(str(plan.dtypes[3]))
 
-    def rows(self, logits: Tensor, target: Tensor, weight: Tensor | None, mask: Tensor | None) -> tuple[Any, ...]:
+    def rows(self, logits: Tensor, target: Tensor, weight: Tensor, mask: Tensor) -> tuple[Any, ...]:
         x, slope = self.cap(logits)
         v, d, outside, hot = self.positions(x, target, weight, mask)
         t = self.coefficients(x, target, weight, hot)
@@ -32,10 +34,12 @@ class Derivatives(Arithmetic):
             hot = self.equal(self.along(self.numbers, x), self.expand(self.argmax(x), self.axis))
         return (v, d, outside, hot, x, slope, t, self.sum(t), *self.statistics(x, hot))
 
-    def denominator(self, d: Tensor, normalizer: Tensor | None) -> Tensor:
-        return self.sum_all(d) if normalizer is None else self.cast(normalizer, self.dtype)
+    def denominator(self, d: Tensor, normalizer: Tensor) -> Tensor:
+        if self.divided:
+            return self.cast(normalizer, self.dtype)
+        return self.sum_all(d)
 
-    def factor(self, v: Tensor, d: Tensor, normalizer: Tensor | None, upstream: Tensor) -> Tensor:
+    def factor(self, v: Tensor, d: Tensor, normalizer: Tensor, upstream: Tensor) -> Tensor:
         """What the derivative of each position's loss is multiplied with."""
         upstream = self.cast(upstream, self.dtype)
         if self.each:
@@ -62,11 +66,11 @@ class Derivatives(Arithmetic):
             slopes = slopes + self.z2 * row[Row.LSE] * self.where(row[Row.HOT], row[Row.P_K], row[Row.P])
         return slopes
 
-    def pull(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def pull(self, x: Tensor, weight: Tensor) -> Tensor:
         """d loss / d q_c per unit of L_c: (1 - s) w_c."""
-        if weight is None:
-            return self.share
-        return self.share * self.along(self.cast(weight, self.dtype), x)
+        if self.weighted:
+            return self.share * self.along(self.cast(weight, self.dtype), x)
+        return self.share
 
 
 class PrimitiveLoss(Derivatives):
@@ -75,12 +79,12 @@ class PrimitiveLoss(Derivatives):
     def construct(
         self,
         logits: Tensor,
-        classifier: None,
-        bias: None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
     ) -> Any:
         row = self.rows(logits, target, weight, mask)
         v, d = row[Row.V], row[Row.D]
@@ -104,17 +108,17 @@ class PrimitiveLoss(Derivatives):
 
 
 class PrimitiveGradient(Derivatives):
-    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or two for probability targets."""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradients of scores, classifier, bias and target."""
 
     def construct(
         self,
         logits: Tensor,
-        classifier: None,
-        bias: None,
+        classifier: Tensor,
+        bias: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
     ) -> Any:
         row = self.rows(logits, target, weight, mask)
@@ -122,11 +126,14 @@ class PrimitiveGradient(Derivatives):
         factor = self.factor(v, row[Row.D], normalizer, upstream)
         slopes = self.finish(factor * self.slopes(row) * row[Row.SLOPE], v, row[Row.OUTSIDE])
         slopes = self.cast(slopes, self.logits_dtype)
+        rest = self.zeros(classifier), self.zeros(bias)
         if self.indexed:
-            return slopes
+            return slopes, rest[0], rest[1], self.zeros(target)
         losses = self.gaps(x, row[Row.HOT]) + row[Row.LOSS]
-        shares = self.finish(self.times(factor * self.pull(x, weight), losses), v, row[Row.OUTSIDE])
-        return slopes, self.cast(shares, self.target_dtype)
+        pull = self.pull(x, weight)
+        shares = factor * self.where(self.equal(pull, self.zero), self.zero, pull * losses)
+        shares = self.finish(shares, v, row[Row.OUTSIDE])
+        return slopes, rest[0], rest[1], self.cast(shares, self.target_dtype)
 
 
 class Curvature(Derivatives):
@@ -147,12 +154,12 @@ class Curvature(Derivatives):
         self,
         logits: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
         a: Tensor,
-        b: Tensor | None,
+        b: Tensor,
     ) -> tuple[Any, ...]:
         row = self.rows(logits, target, weight, mask)
         v, x, slope, outside = row[Row.V], row[Row.X], row[Row.SLOPE], row[Row.OUTSIDE]
@@ -170,7 +177,7 @@ class Curvature(Derivatives):
         if self.squared:
             bend = bend + self.z2 * mean * p
         along = self.sum(self.times(slopes, inner))
-        shares = None
+        shares = self.zeros(target)
         if not self.indexed:
             pull = self.pull(x, weight)
             b = self.cast(b, self.dtype)
@@ -191,12 +198,12 @@ class Curvature(Derivatives):
         self,
         logits: Tensor,
         target: Tensor,
-        weight: Tensor | None,
-        mask: Tensor | None,
-        normalizer: Tensor | None,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
         upstream: Tensor,
         a: Tensor,
-        b: Tensor | None,
+        b: Tensor,
         out: Any,
         dout: Any,
     ) -> Any:

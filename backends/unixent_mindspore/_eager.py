@@ -11,15 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor
 
 from unixent_mindspore._plan import Array, Plan
 
 
-def to_host(tensor: Tensor | None) -> Array | None:
+def to_host(tensor: Tensor) -> Array:
     """A NumPy view of an eager tensor; a widened copy of a bfloat16 one."""
-    if tensor is None:
-        return None
     array: Array = (tensor.astype(ms.float32) if tensor.dtype == ms.bfloat16 else tensor).asnumpy()
     return array
 
@@ -30,23 +29,30 @@ def from_host(array: Array, dtype: str) -> Tensor:
     return tensor.astype(ms.bfloat16) if dtype == "bfloat16" else tensor
 
 
+def arrays_of(plan: Plan, inputs: tuple[Tensor, ...]) -> list[Array | None]:
+    return [None if dtype is None else to_host(item) for item, dtype in zip(inputs, plan.dtypes, strict=False)]
+
+
 def eager_loss(plan: Plan) -> Callable[..., Any]:
     """The forward pass: `INPUTS` -> loss, or the two terms."""
 
-    def run(*inputs: Tensor | None) -> Any:
-        found = tuple(from_host(array, plan.result) for array in plan.solve([to_host(item) for item in inputs]))
+    def run(*inputs: Tensor) -> Any:
+        found = tuple(from_host(array, plan.result) for array in plan.solve(arrays_of(plan, inputs)))
         return found if plan.terms else found[0]
 
     return run
 
 
 def eager_gradient(plan: Plan) -> Callable[..., Any]:
-    """The backward pass: `INPUTS` and the upstream gradient -> the gradient, or several."""
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradients of scores, classifier, bias and target."""
 
-    def run(*inputs: Tensor | None) -> Any:
-        *arrays, upstream = (to_host(item) for item in inputs)
-        found = zip(plan.gradients(arrays, upstream), plan.wrt_dtypes, strict=True)
-        tensors = tuple(from_host(array, dtype) for array, dtype in found)
-        return tensors if len(tensors) > 1 else tensors[0]
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        found = dict(zip(plan.wrt, plan.gradients(arrays_of(plan, inputs), to_host(inputs[7])), strict=True))
+        return tuple(
+            from_host(found[i], str(plan.dtypes[i]))
+            if i in found
+            else Tensor.from_numpy(np.zeros_like(to_host(inputs[i])))
+            for i in range(4)
+        )
 
     return run

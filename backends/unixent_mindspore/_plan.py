@@ -14,10 +14,16 @@ from unixent.registry import get_backend
 
 Array = np.ndarray[Any, Any]
 
-DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16, "float32": ms.float32, "float64": ms.float64}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DTYPES = {name: getattr(ms, name) for name in FLOATS} | {
+    name: getattr(ms, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+DTYPES["bool"] = ms.bool_
 
 # What a cell takes, in this order. The logits form has no classifier and no bias, and calls its scores logits.
 INPUTS = ("scores", "classifier", "bias", "target", "weight", "mask", "normalizer")
+# Stands for an input that there is not.
+ABSENT = ms.Tensor(np.zeros(1), ms.float32)
 
 
 def host_dtype(name: str) -> str:
@@ -29,7 +35,8 @@ def host_dtype(name: str) -> str:
 class Plan:
     """A problem without its arrays: hashable, and independent of batch shapes, so that one cell serves them all.
 
-    ``dtypes`` names the dtype of each of `INPUTS`, None for what there is not.
+    ``dtypes`` names the dtype of each of `INPUTS`, None for what there is not; ``vacant`` says that there is no
+    position, where that has to be known while compiling.
     """
 
     options: LossOptions
@@ -43,9 +50,10 @@ class Plan:
     linear: bool
     chunk: int | None
     dtypes: tuple[str | None, ...]
+    vacant: bool
 
     @classmethod
-    def of(cls, problem: Problem | LinearProblem, dtypes: tuple[str | None, ...]) -> Plan:
+    def of(cls, problem: Problem | LinearProblem, dtypes: tuple[str | None, ...], vacant: bool = False) -> Plan:
         linear = isinstance(problem, LinearProblem)
         return cls(
             problem.options,
@@ -59,6 +67,7 @@ class Plan:
             linear,
             problem.chunk if isinstance(problem, LinearProblem) else None,
             dtypes,
+            vacant,
         )
 
     @property
@@ -71,10 +80,6 @@ class Plan:
         """Which of `INPUTS` have a gradient."""
         scores = tuple(i for i in range(3) if self.dtypes[i] is not None)
         return scores if self.kind == "index" else (*scores, 3)
-
-    @property
-    def wrt_dtypes(self) -> tuple[str, ...]:
-        return tuple(str(self.dtypes[i]) for i in self.wrt)
 
     def name(self, position: int) -> str:
         """The public name of one of `INPUTS`."""

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import mindspore as ms
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def on_cpu(tmp_path, monkeypatch) -> Iterator[None]:
     """MindSpore on CPU, with errors raised where they happen, and its dumps out of the working directory."""
-    ms = pytest.importorskip("mindspore", reason="needs MindSpore: tox -e mindspore")
     ms.set_device("CPU")
     ms.runtime.launch_blocking()
     monkeypatch.chdir(tmp_path)

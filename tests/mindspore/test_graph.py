@@ -1,0 +1,153 @@
+"""What compiled code adds: the same errors while compiling, NaN where values can't be read, Python arguments, modes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+import unixent
+import unixent_mindspore  # noqa: F401 - tells MindSpore's compiler of unixent
+
+RNG = np.random.default_rng(3)
+LOGITS = RNG.normal(size=(4, 5)).astype(np.float32)
+INDEX = np.array([0, 4, 2, 2], np.int32)
+
+
+def compiled(**options):
+    @ms.jit
+    def loss(logits, target):
+        return unixent.cross_entropy(logits, target, **options)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "options", "shape"),
+    [
+        (unixent.ShapeError, "target: expected class indices", {}, (3,)),
+        (unixent.OptionError, "label_smoothing: expected a float", {"label_smoothing": 2.0}, (4,)),
+        (unixent.OptionError, "reduction: expected one of", {"reduction": "median"}, (4,)),
+        (unixent.BackendError, "backend: expected None or 'mindspore'", {"backend": "torch"}, (4,)),
+    ],
+)
+def test_errors_while_compiling_are_unixents_own(error, text, options, shape):
+    with pytest.raises(error, match=text):
+        compiled(**options)(ms.Tensor(LOGITS), ms.Tensor(np.zeros(shape, np.int32)))
+    assert not Path("rank_0").exists()
+
+
+def test_an_index_out_of_range_is_nan_in_value_and_gradient():
+    target = ms.Tensor(np.array([0, 5, -1, 2], np.int32))
+
+    @ms.jit
+    def both(logits):
+        return unixent.value_and_grad(logits, target, reduction="none")
+
+    loss, gradient = (found.asnumpy() for found in both(ms.Tensor(LOGITS)))
+    np.testing.assert_array_equal(np.isnan(loss), [False, True, True, False])
+    np.testing.assert_array_equal(np.isnan(gradient).all(1), [False, True, True, False])
+
+
+def test_lists_numbers_and_numpy_arrays_beside_tensors():
+    weight = np.linspace(1, 2, 5)
+
+    @ms.jit
+    def loss(logits):
+        return unixent.cross_entropy(logits, [0, 4, 2, 2], weight=[1, 1.25, 1.5, 1.75, 2], normalizer=3)
+
+    expected = unixent.cross_entropy(LOGITS, INDEX, weight=weight, normalizer=3)
+    np.testing.assert_allclose(loss(ms.Tensor(LOGITS)).asnumpy(), expected, rtol=1e-6)
+
+
+def test_terms_are_a_pair():
+    @ms.jit
+    def mean(logits, target):
+        numerator, denominator = unixent.loss_terms(logits, target)
+        return numerator / denominator
+
+    found = mean(ms.Tensor(LOGITS), ms.Tensor(INDEX)).asnumpy()
+    np.testing.assert_allclose(found, unixent.cross_entropy(LOGITS, INDEX), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrt", ["logits", "target", ("target", "logits")], ids=str)
+def test_value_and_grad(wrt):
+    probabilities = RNG.dirichlet(np.ones(5), size=4).astype(np.float32)
+
+    @ms.jit
+    def both(logits, target, upstream):
+        return unixent.value_and_grad(logits, target, grad_output=upstream, wrt=wrt)
+
+    found = both(ms.Tensor(LOGITS), ms.Tensor(probabilities), ms.Tensor(2.0, ms.float32))[1]
+    expected = unixent.value_and_grad(LOGITS, probabilities, grad_output=np.float32(2), wrt=wrt)[1]
+    for got, due in zip(*((found, expected) if isinstance(wrt, tuple) else ((found,), (expected,))), strict=True):
+        np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_linear_value_and_grad(chunk):
+    hidden, classifier, bias = (RNG.normal(size=shape) for shape in ((4, 3), (5, 3), (5,)))
+
+    @ms.jit
+    def both(hidden, classifier, bias, target):
+        return unixent.linear_value_and_grad(hidden, classifier, target, bias=bias, chunk=chunk)
+
+    loss, found = both(*(ms.Tensor(item) for item in (hidden, classifier, bias, INDEX)))
+    value, expected = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=chunk)
+    np.testing.assert_allclose(loss.asnumpy(), value, rtol=1e-14)
+    for got, due in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-13)
+
+
+def test_a_second_derivative_of_the_linear_form_is_refused():
+    hidden, classifier, target = ms.Tensor(np.ones((4, 3))), ms.Tensor(np.ones((5, 3))), ms.Tensor(INDEX)
+
+    def loss(hidden):
+        return unixent.linear_cross_entropy(hidden, classifier, target)
+
+    def slope(hidden):
+        return ms.grad(loss)(hidden).sum()
+
+    with pytest.raises(NotImplementedError, match="linear_cross_entropy: expected one derivative"):
+        ms.grad(slope)(hidden)
+
+
+def test_graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    inputs = ms.Tensor(LOGITS), ms.Tensor(INDEX)
+    loss, gradient = unixent.value_and_grad(*inputs)
+    expected = unixent.value_and_grad(LOGITS, INDEX)
+    np.testing.assert_array_equal(loss.asnumpy(), expected[0])
+    np.testing.assert_array_equal(gradient.asnumpy(), expected[1])
+    np.testing.assert_array_equal(unixent.cross_entropy(*inputs).asnumpy(), expected[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_targets_that_would_crash_a_gather_are_refused_eagerly(value):
+    for bad in (5, -1, np.iinfo(np.int32).max, np.iinfo(np.int32).min):
+        target = np.array([0, 1, 2, bad], np.int32)
+        with pytest.raises(unixent.TargetRangeError, match=r"target: .* position \(3,\)"):
+            unixent.cross_entropy(ms.Tensor(np.full_like(LOGITS, value)), ms.Tensor(target))
+
+
+def test_without_the_adapter_the_compiler_refuses(tmp_path):
+    """Nothing is registered before the adapter is imported; what must not happen is a wrong number."""
+    program = """
+        import mindspore as ms, numpy as np, unixent
+        @ms.jit
+        def loss(logits, target):
+            return unixent.cross_entropy(logits, target)
+        try:
+            loss(ms.Tensor(np.ones((2, 3), np.float32)), ms.Tensor([0, 1]))
+        except Exception:
+            print("refused")
+    """
+    path = tmp_path / "program.py"
+    path.write_text(textwrap.dedent(program))
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.stdout.strip() == "refused", done.stderr

@@ -1,0 +1,59 @@
+"""The arithmetic in primitives, which accelerators use, held to the NumPy backend on CPU."""
+
+from __future__ import annotations
+
+import itertools
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+import unixent
+from unixent import LossOptions, checks
+from unixent_mindspore import backend
+from unixent_mindspore._backend import _eager
+from unixent_mindspore._cells import primitive_cell
+
+RNG = np.random.default_rng(5)
+LOGITS = np.moveaxis(4 * RNG.normal(size=(3, 4, 6)), 2, 1)
+LOGITS[0, :, 0] = [0, -np.inf, 1, 2, 3, 4]
+LOGITS[1, 2, 1] = np.inf
+LOGITS[1, :, 2] = -np.inf
+LOGITS[2, :, 0] = [90, 0, 0, 0, 0, 0]
+LOGITS[2, 1, 3] = np.nan
+INDEX = RNG.integers(6, size=(3, 4)).astype(np.uint8)
+INDEX[2, 0], INDEX[2, 3], INDEX[0, 2], INDEX[0, 0] = 0, 5, 9, 0
+PROBABILITY = np.moveaxis(RNG.dirichlet(np.ones(6), size=(3, 4)), 2, 1)
+WEIGHT = np.array([1, 0, 0.5, 2, 1, 1])
+MASK = np.array([[1, 2, 1, 0.5], [1, 1, 1, 1], [1, 1, 0, 0]])
+OPTIONS = [
+    {"axis": 1, "ignore_index": 5},
+    {"axis": 1, "ignore_index": 5, "label_smoothing": 0.2, "z_loss": 0.1},
+    {"axis": 1, "softcap": 4.0, "ignore_index": 300},
+]
+
+
+def cases():
+    for options, reduction, sides in itertools.product(OPTIONS, ("none", "sum", "mean"), (False, True)):
+        yield INDEX, {**options, "reduction": reduction}, sides
+        yield PROBABILITY, {**options, "reduction": reduction, "ignore_index": -100}, sides
+
+
+@pytest.mark.parametrize(("target", "options", "sides"), cases(), ids=str)
+def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, sides):
+    weight, mask = (WEIGHT, MASK) if sides else (None, None)
+    arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
+    given = checks.Sides(arrays[1], arrays[2], arrays[3], None, None, False)
+    problem, _ = checks.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
+    _, inputs, plan = _eager(problem)
+    cell = primitive_cell(plan, "float64")
+
+    wrt = ("logits", "target") if target is PROBABILITY else ("logits",)
+    expected, slopes = unixent.value_and_grad(
+        LOGITS, target, weight=weight, mask=mask, wrt=wrt, validate="off", **options
+    )
+    np.testing.assert_allclose(cell(*inputs).asnumpy(), expected, rtol=1e-12, atol=0)
+    found = cell.gradient(*inputs, ms.mint.ones(expected.shape, dtype=ms.float64))
+    for name, slope in zip(wrt, slopes, strict=True):
+        got = found[{"logits": 0, "target": 3}[name]].asnumpy()
+        np.testing.assert_allclose(got, slope, rtol=1e-11, atol=1e-300)
