@@ -31,7 +31,7 @@ def apply(operands: Operands, denominator: Denominator, call: Call) -> Tensor:
     return reduce(solve(*operands, None, call.spec)[0], denominator, call)
 
 
-def _is_transformed(upstream: Tensor) -> bool:
+def is_transformed(upstream: Tensor) -> bool:
     functorch = torch._C._functorch
     return bool(torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(upstream))
 
@@ -71,7 +71,7 @@ class EagerLoss(Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         call, denominator, wrt = ctx.call, ctx.denominator, _wrt(ctx)
         x, target, weight, v, *grads = ctx.saved_tensors
-        if torch.is_grad_enabled() or _is_transformed(upstream):
+        if torch.is_grad_enabled() or is_transformed(upstream):
             found = _gradients((x, target, weight, v), upstream, denominator, call, wrt)
         elif grads and call.spec.host and upstream == 1:
             found = tuple(grads)

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixent.checks import empty_mean
 from unixent.errors import BackendError
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent_torch import _traced
 from unixent_torch._autograd import Loss, apply
 from unixent_torch._gradient import Gradient
-from unixent_torch._kernel import Spec, solve
-from unixent_torch._positions import Positions, first_invalid
-from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch._kernel import solve
+from unixent_torch._linear_problem import PreparedLinear
+from unixent_torch._positions import first_invalid
+from unixent_torch._prepared import Prepared, in_transform, is_traced
+from unixent_torch._reduction import factor, reduce, spread
 
 _DTYPE_NAMES = {
     getattr(torch, name): name
@@ -26,28 +27,6 @@ _DTYPE_NAMES = {
         "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
     )
 }  # fmt: skip
-
-_Transform = torch._C._functorch.TransformType
-
-
-def _is_traced() -> bool:
-    """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
-    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
-
-
-def _is_composed() -> bool:
-    """Whether the loss has to be made of plain operations: for tracers, and for transforms that Functions lack."""
-    if _is_traced():
-        return True
-    if not _is_transformed():
-        return False
-    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack()]
-    # torch drops the outer of two forward-mode derivatives of a Function without a word, and can't functionalize one.
-    return kinds.count(_Transform.Jvp) > 1 or _Transform.Functionalize in kinds
-
-
-def _is_transformed() -> bool:
-    return bool(torch._C._are_functorch_transforms_active())
 
 
 class TorchBackend:
@@ -58,6 +37,7 @@ class TorchBackend:
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
+        linear=True,
         batch_invariant=True,
     )
 
@@ -75,13 +55,13 @@ class TorchBackend:
         if type(array) is not Tensor:
             _refuse_distributed(array)
         device = array.device
-        concrete = not _is_traced() and device.type != "meta"
+        concrete = not is_traced() and device.type != "meta"
         return ArrayInfo(
             tuple(array.shape),
             _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
             str(device),
-            readable=concrete and device.type == "cpu" and not _is_transformed(),
-            concrete=concrete and not _is_transformed(),
+            readable=concrete and device.type == "cpu" and not in_transform(),
+            concrete=concrete and not in_transform(),
             requires_grad=array.requires_grad and torch.is_grad_enabled(),
         )
 
@@ -102,7 +82,7 @@ class TorchBackend:
         return int(bad.to(torch.uint8).argmax()) if bad.any() else None
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        found = _Prepared(problem)
+        found = _PreparedLogits(problem)
         loss = found.loss()
         if not problem.terms:
             return found.finish(loss)
@@ -111,17 +91,23 @@ class TorchBackend:
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found = _Prepared(problem)
+        found = _PreparedLogits(problem)
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), tuple(grad.movedim(-1, problem.axis) for grad in grads)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
-        raise NotImplementedError
+        found = PreparedLinear(problem)
+        loss = found.loss()
+        if not problem.terms:
+            return found.finish(loss)
+        return LossTerms(found.finish(loss), found.finish(found.total()))
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        raise NotImplementedError
+        found = PreparedLinear(problem)
+        loss, grads = found.loss_and_grads(grad_output, wrt)
+        return found.finish(loss), grads
 
 
 def _refuse_distributed(array: Tensor) -> None:
@@ -133,62 +119,26 @@ def _refuse_distributed(array: Tensor) -> None:
         )
 
 
-class _Prepared:
-    """A problem with its classes last, its positions known and its denominator found."""
+class _PreparedLogits(Prepared):
+    """A problem with its classes last."""
 
     def __init__(self, problem: Problem) -> None:
-        options = problem.options
-        self._problem = problem
-        self._composed = _is_composed()
         x, target = problem.logits, problem.target
         if problem.axis != x.ndim - 1:
             x = x.movedim(problem.axis, -1)
             target = target.movedim(problem.axis, -1) if problem.target_kind == "probability" else target
-        kind = torch.float64 if problem.accumulation == "float64" else torch.float32
-        weight = None if problem.weight is None else problem.weight.to(kind)
-        on_cpu = x.device.type == "cpu"
-        self._host = on_cpu and not self._composed and not _is_transformed()
-        self.positions = Positions.of(problem, target, weight, self._host)
-        self.operands = (x, self.positions.target, weight, self.positions.v)
-        spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
-        kept = x.ndim - 1 if options.reduction == "none" else 0
-        self.call = Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
-        self.denominator = self._denominator(x)
-
-    def total(self) -> Tensor:
-        """The sum of the d_n."""
-        d, (x, *_) = self.positions.d, self.operands
-        if d is not None:
-            return d.sum()
-        return torch.full((), float(x.shape[:-1].numel()), dtype=self.call.spec.accumulation, device=x.device)
-
-    def _denominator(self, x: Tensor) -> Denominator:
-        problem = self._problem
-        if problem.terms or problem.options.reduction != "mean":
-            return None
-        value: Any = problem.normalizer
-        if value is None:
-            value = self.total() if self.positions.d is not None or self._composed else float(x.shape[:-1].numel())
-        if isinstance(value, Tensor):
-            value = value.to(self.call.spec.accumulation)
-            value = value.item() if self._host else value
-        if problem.check_empty and value == 0:
-            raise empty_mean()
-        return value
+        super().__init__(problem, x, target)
+        self.operands = (x, self.positions.target, self.weight, self.positions.v)
 
     def loss(self) -> Tensor:
-        if self._composed:
+        if self.composed:
             return reduce(_traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
         return apply(self.operands, self.denominator, self.call)
 
     def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         x, target, weight, v = self.operands
-        spec = self.call.spec
-        if grad_output is None:
-            upstream = torch.ones(x.shape[: self.call.kept], dtype=spec.accumulation, device=x.device)
-        else:
-            upstream = grad_output.to(spec.accumulation)
-        if self._composed:
+        spec, upstream = self.call.spec, self.upstream(grad_output)
+        if self.composed:
             sources = {"logits": x, "target": target}
 
             def loss_of(*values: Tensor) -> Tensor:
@@ -199,13 +149,9 @@ class _Prepared:
             loss, pull = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
             return loss, pull(upstream)
         scale = spread(factor(upstream, self.denominator, self.call), x.shape[:-1])
-        if _is_transformed():
+        if in_transform():
             grads = Gradient.apply(*self.operands, scale, spec, wrt)
             return Loss.apply(*self.operands, self.denominator, self.call), grads
         with torch.no_grad():
             losses, grads = solve(x, target, weight, v, scale, spec, wrt)
             return reduce(losses, self.denominator, self.call), grads
-
-    def finish(self, value: Tensor) -> Tensor:
-        dtype: torch.dtype = getattr(torch, self._problem.result_dtype)
-        return value if value.dtype == dtype else value.to(dtype)

@@ -39,7 +39,7 @@ class Gradient(Function):
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         x, target, weight, v, f = ctx.saved_tensors
         along = dict(zip(ctx.wrt, upstream, strict=True))
-        by_x, by_target = _curvature((x, target, weight, v), f, ctx.spec, along)
+        by_x, by_target = curvature((x, target, weight, v), f, ctx.spec, along)
         by_f = None
         if ctx.needs_input_grad[4]:
             plain = Gradient.apply(x, target, weight, v, torch.ones_like(f), ctx.spec, ctx.wrt)
@@ -58,7 +58,7 @@ class Gradient(Function):
     def jvp(ctx: Any, x_t: Any, target_t: Any, weight_t: Any, v_t: Any, f_t: Any, *_: Any) -> tuple[Tensor, ...]:
         x, target, weight, v, f = ctx.saved_tensors
         along = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
-        by_x, by_target = _curvature((x, target, weight, v), f, ctx.spec, along)
+        by_x, by_target = curvature((x, target, weight, v), f, ctx.spec, along)
         change = {"logits": by_x.to(x.dtype), "target": None if by_target is None else by_target.to(target.dtype)}
         if f_t is None:
             return tuple(torch.zeros_like(target) if change[name] is None else change[name] for name in ctx.wrt)
@@ -83,11 +83,11 @@ def inner(grads: tuple[Tensor, ...], tangents: tuple[Tensor, ...], dtype: torch.
     return products[0] if len(products) == 1 else products[0] + products[1]
 
 
-def batched(info: Any, in_dims: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Every tensor but the class weight with the batch as its leading axis."""
+def batched(info: Any, in_dims: Any, tensors: tuple[Any, ...], shared: tuple[int, ...] = (2,)) -> tuple[Any, ...]:
+    """Every tensor but the shared ones (the class weight) with the batch as its leading axis."""
 
     def front(position: int, value: Any) -> Any:
-        if not isinstance(value, Tensor) or position == 2:
+        if not isinstance(value, Tensor) or position in shared:
             return value
         dim = in_dims[position]
         return value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
@@ -103,7 +103,7 @@ def unbatched(info: Any, in_dims: Any, tensors: tuple[Any, ...]) -> list[tuple[A
     ]
 
 
-def _curvature(operands: Operands, f: Tensor, spec: Spec, along: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+def curvature(operands: Operands, f: Tensor, spec: Spec, along: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     r"""The second derivative of ``sum(f * losses)`` applied to directions u of logits and r of probabilities.
 
     With T = sum_c t_c, A = T + 2 z lse, k = (1 - s) w, t' = k r and T' its sum, before a softcap:

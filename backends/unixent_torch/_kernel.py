@@ -41,6 +41,7 @@ def solve(
     factor: Tensor | float | None,
     spec: Spec,
     wrt: tuple[str, ...] = (),
+    out: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Losses of shape P in the accumulation dtype, and the gradient of ``sum(factor * loss)`` for each of ``wrt``.
 
@@ -53,6 +54,7 @@ def solve(
         factor: in the accumulation dtype and broadcastable to P, or a number; None for 1.
         spec: the static options.
         wrt: what to differentiate with respect to: "logits", "target".
+        out: where to put the gradients, of the dtypes of their arguments; ``x`` itself may take its own.
     """
     shape = x.shape[:-1]
     count = shape.numel()
@@ -63,9 +65,10 @@ def solve(
     if dead is not None and spec.host and not dead.any():
         dead = None
     rows = min(rows_per_block(x), max(1, count))
-    work = _Work(x, weight, spec, rows, index is None, wrt)
+    in_place = out is not None and any(grad is x for grad in out)
+    work = _Work(x, weight, spec, rows, index is None, wrt, in_place)
     losses = torch.empty((count, 1), dtype=spec.accumulation, device=x.device)
-    grads = tuple(empty_like(x if name == "logits" else target) for name in wrt)
+    grads = tuple(empty_like(x if name == "logits" else target) for name in wrt) if out is None else out
     sources = (x,) if index is not None else (x, target)
     start = 0
     for pieces in blocks((*sources, *grads), rows):
@@ -99,7 +102,14 @@ class _Work:
     """One call's scratch memory, and the arithmetic of one of its blocks."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor | None, spec: Spec, rows: int, probabilities: bool, wrt: tuple[str, ...]
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        spec: Spec,
+        rows: int,
+        probabilities: bool,
+        wrt: tuple[str, ...],
+        in_place: bool,
     ) -> None:
         self._weight, self._spec, self._probabilities, self._wrt = weight, spec, probabilities, wrt
         self._shape, self._device = (rows, x.shape[-1]), x.device
@@ -107,7 +117,8 @@ class _Work:
         mixed = probabilities or spec.smoothing > 0
         empty = torch.empty(x.shape[-1:], dtype=spec.accumulation, device=x.device) if mixed else None
         self._fixed = None if empty is None else Coefficients.of(weight, spec.smoothing, empty)
-        self._unshifted = spec.host and not mixed and spec.softcap is None
+        # Rows that are done again have to be there again.
+        self._unshifted = spec.host and not mixed and spec.softcap is None and not in_place
 
     def _buffer(self, name: str, rows: int, out: Tensor | None = None) -> Tensor:
         """A contiguous [rows, C] block: ``out`` itself where it is one, else scratch."""

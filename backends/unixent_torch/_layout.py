@@ -29,8 +29,12 @@ def rows_per_block(x: Tensor) -> int:
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like`, asking for huge pages where the memory is large, fresh and the host's."""
-    out = torch.empty_like(x)
+    """`torch.empty_like`, on huge pages where the memory is large."""
+    return on_huge_pages(torch.empty_like(x))
+
+
+def on_huge_pages(out: Tensor) -> Tensor:
+    """``out`` itself, asking for huge pages where its memory is large, fresh and the host's."""
     size = out.numel() * out.element_size()
     if _libc is not None and size > _FRESH_BYTES and out.device.type == "cpu":
         start = -(-out.data_ptr() // _PAGE) * _PAGE

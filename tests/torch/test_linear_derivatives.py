@@ -1,0 +1,244 @@
+"""What torch's own chunked form refuses or gets wrong: derivatives of any order, every transform, the compiler."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import func
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+import unixent
+
+unixent.get_backend("torch")
+
+N, D, C = 7, 3, 5
+GENERATOR = torch.Generator().manual_seed(4)
+
+
+def randn(*shape, dtype=torch.float64):
+    return torch.randn(shape, generator=GENERATOR, dtype=dtype)
+
+
+INDEX = torch.randint(C, (N,), generator=GENERATOR)
+INDEX[2] = -100
+ARGUMENTS = (randn(N, D), randn(C, D), randn(C))
+PROBABILITIES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
+CASES = {
+    "index": (INDEX, {}),
+    "none": (INDEX, {"reduction": "none", "z_loss": 0.1, "softcap": 2.0}),
+    "probability": (PROBABILITIES, {"weight": torch.rand(C, generator=GENERATOR)}),
+    "mask": (INDEX, {"label_smoothing": 0.1, "mask": torch.tensor([1, 0, 1, 1, 0.5, 1, 0])}),
+    "probability-none": (PROBABILITIES, {"reduction": "none"}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """The fused and the unfused form as functions of hidden, classifier, bias and, if any, probabilities; and those."""
+    target, options = CASES[request.param]
+
+    def fused(hidden, classifier, bias, target=target):
+        return unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, chunk=3, **options)
+
+    def plain(hidden, classifier, bias, target=target):
+        return unixent.cross_entropy(F.linear(hidden, classifier, bias), target, **options)
+
+    return fused, plain, ARGUMENTS if target is INDEX else (*ARGUMENTS, PROBABILITIES)
+
+
+def leaves(arguments):
+    return tuple(x.clone().requires_grad_() for x in arguments)
+
+
+def equal(found, expected):
+    for mine, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+
+
+def test_first_order(case):
+    fused, _, arguments = case
+    options = dict.fromkeys(("check_forward_ad", "check_batched_grad", "check_batched_forward_grad"), True)
+    assert gradcheck(fused, leaves(arguments), fast_mode=True, **options)
+
+
+def test_second_order(case):
+    fused, _, arguments = case
+    assert gradgradcheck(fused, leaves(arguments), fast_mode=True, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["grad", "jacrev", "jacfwd", "hessian", "jacrev-jacrev", "jacrev-jacfwd", "jacfwd-jacfwd"]
+)
+def test_transforms(case, name):
+    fused, plain, arguments = case
+    every = tuple(range(len(arguments)))
+
+    def total(function):
+        return lambda *values: function(*values).sum()
+
+    transforms = {
+        "grad": lambda f: func.grad(total(f), every),
+        "jacrev": lambda f: func.jacrev(f, every),
+        "jacfwd": lambda f: func.jacfwd(f, every),
+        "hessian": lambda f: func.hessian(total(f), every),
+        "jacrev-jacrev": lambda f: func.jacrev(func.jacrev(total(f), (0, 1)), (0, 1)),
+        "jacrev-jacfwd": lambda f: func.jacrev(func.jacfwd(total(f), (0, 1)), (0, 1)),
+        "jacfwd-jacfwd": lambda f: func.jacfwd(func.jacfwd(total(f), (0, 1)), (0, 1)),
+    }
+    equal(transforms[name](fused)(*arguments), transforms[name](plain)(*arguments))
+
+
+def test_forward_mode(case):
+    fused, plain, arguments = case
+
+    def tangent(function):
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(x, torch.ones_like(x)) for x in arguments]
+            return forward_ad.unpack_dual(function(*duals)).tangent
+
+    assert tangent(fused).abs().sum() > 0
+    equal(tangent(fused), tangent(plain))
+
+
+@pytest.mark.parametrize("batched", [(0,), (1,), (0, 1), (2,)])
+def test_vmap(case, batched):
+    fused, plain, arguments = case
+    dims = tuple(0 if i in batched else None for i in range(len(arguments)))
+    stacked = [randn(4, *x.shape) if i in batched else x for i, x in enumerate(arguments)]
+
+    def each(function):
+        gradient = func.grad(lambda *values: function(*values).sum(), (0, 1))
+        return func.vmap(function, dims)(*stacked), func.vmap(gradient, dims)(*stacked)
+
+    equal(each(fused), each(plain))
+
+
+def test_vmap_over_class_weights():
+    weights = torch.rand(4, C, generator=GENERATOR, dtype=torch.float64)
+
+    def each(function):
+        return func.vmap(func.grad(function, 1), (None, None, 0))(*ARGUMENTS[:2], weights)
+
+    equal(
+        each(lambda h, w, weight: unixent.linear_cross_entropy(h, w, INDEX, weight=weight)),
+        each(lambda h, w, weight: unixent.cross_entropy(h @ w.T, INDEX, weight=weight)),
+    )
+
+
+def test_a_switched_off_position_stays_off_in_every_order():
+    hidden = ARGUMENTS[0].clone()
+    hidden[2] = torch.nan
+
+    def loss(hidden, classifier, bias):
+        return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias, chunk=3)
+
+    for transform in (func.grad, func.hessian, func.jacfwd):
+        equal(transform(loss, (0, 1))(hidden, *ARGUMENTS[1:]), transform(loss, (0, 1))(*ARGUMENTS))
+
+
+def test_the_gradient_under_torch_func_holds_no_logits():
+    # The transforms record every plain operation; chunks of 64 rows of 2000 classes are 1 MB, all of the logits 16 MB.
+    hidden, classifier = randn(1024, 4), randn(2000, 4)
+    target = torch.randint(2000, (1024,), generator=GENERATOR)
+    sizes = []
+
+    def pack(x):
+        sizes.append(x.numel())
+        return x
+
+    def loss(hidden, classifier):
+        return unixent.linear_cross_entropy(hidden, classifier, target, chunk=64)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        a, b = hidden.requires_grad_(), classifier.requires_grad_()
+        grads = torch.autograd.grad(loss(a, b), (a, b), create_graph=True)
+        assert grads[0].requires_grad
+    assert max(sizes) <= classifier.numel()
+
+
+def compiled(function, backend="aot_eager"):
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_whole(name):
+    target, options = CASES[name]
+
+    def loss(hidden, classifier, bias, target):
+        return unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, chunk=3, **options)
+
+    traced = compiled(loss)
+    values = leaves((*ARGUMENTS, PROBABILITIES)) if target is PROBABILITIES else (*leaves(ARGUMENTS), target)
+    wrt = [x for x in values if x.requires_grad]
+    found, expected = traced(*values), loss(*values)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    upstream = torch.randn_like(expected)
+    equal(torch.autograd.grad(found, wrt, upstream), torch.autograd.grad(expected, wrt, upstream))
+    with torch.no_grad():
+        torch.testing.assert_close(traced(*values), expected.detach(), rtol=0, atol=0)
+
+
+def test_compiles_once_for_any_number_of_positions():
+    hidden, classifier, _ = leaves(ARGUMENTS)
+    count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    traced = compiled(lambda h, w, y: unixent.linear_cross_entropy(h, w, y, chunk=3), count)
+    for positions in (4, 5, 6, 7):
+        found = traced(hidden[:positions], classifier, INDEX[:positions])
+        equal(found, unixent.linear_cross_entropy(hidden[:positions], classifier, INDEX[:positions]))
+    assert count.frame_count <= 2  # once for the first shape, once for every other
+
+
+def test_inductor():
+    hidden, classifier, bias = leaves(x.float() for x in ARGUMENTS)
+
+    def loss(hidden, classifier, bias):
+        return 2 * unixent.linear_cross_entropy(hidden * 3, classifier, INDEX, bias=bias).square()
+
+    found, expected = compiled(loss, "inductor")(hidden, classifier, bias), loss(hidden, classifier, bias)
+    torch.testing.assert_close(found, expected)
+    wrt = (hidden, classifier, bias)
+    torch.testing.assert_close(torch.autograd.grad(found, wrt), torch.autograd.grad(expected, wrt))
+
+
+@pytest.mark.parametrize("transform", [func.grad, func.hessian, func.jacfwd])
+def test_compiled_transforms(transform):
+    def loss(hidden, classifier, bias):
+        return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias, chunk=3)
+
+    equal(compiled(transform(loss))(*ARGUMENTS), transform(loss)(*ARGUMENTS))
+
+
+def test_compiled_value_and_grad():
+    def both(hidden, classifier, bias):
+        return unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=3)
+
+    equal(compiled(both)(*ARGUMENTS), both(*ARGUMENTS))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    class Loss(torch.nn.Module):
+        def forward(self, hidden, classifier, bias):
+            return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias)
+
+    program = torch.export.export(Loss(), ARGUMENTS, strict=strict)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    torch.testing.assert_close(loaded(*ARGUMENTS), Loss()(*ARGUMENTS), rtol=0, atol=0)
+
+
+def test_the_operator_keeps_its_promises():
+    hidden, classifier, bias = copy.deepcopy(ARGUMENTS)
+    scale, static = torch.ones((), dtype=torch.float64), (torch.float64, 0.1, 0.0, None, True, 3, None)
+    torch.library.opcheck(
+        torch.ops.unixent.linear_cross_entropy.default,
+        (hidden, classifier, bias, INDEX.clamp(min=0), None, None, scale, *static, "hidden bias"),
+    )

@@ -1,0 +1,136 @@
+"""`unixent_torch.LinearCrossEntropyLoss`: a drop-in for torch's, owning or borrowing its weight."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import unixent
+from unixent_torch import LinearCrossEntropyLoss
+
+N, D, C = 9, 4, 6
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(N, D, generator=generator), torch.randint(C, (N,), generator=generator)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True, "label_smoothing": 0.1},
+        {"weight": torch.arange(1.0, C + 1), "reduction": "sum"},
+        {"reduction": "none", "ignore_index": 2},
+        {"dtype": torch.float64},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_stands_in_for_the_one_of_torch(batch, options):
+    hidden, target = batch
+    hidden = hidden.to(options.get("dtype", torch.float32))
+    theirs, mine = nn.LinearCrossEntropyLoss(D, C, **options), LinearCrossEntropyLoss(D, C, **options)
+    mine.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(mine(hidden, target), theirs(hidden, target))
+    for loss in (mine, theirs):
+        loss(hidden, target).sum().backward()
+    torch.testing.assert_close(mine.linear.weight.grad, theirs.linear.weight.grad)
+
+
+def test_a_mean_over_nothing_is_nan_as_there(batch):
+    hidden, target = batch
+    target = torch.full_like(target, -100)
+    assert LinearCrossEntropyLoss(D, C)(hidden, target).isnan()
+    assert LinearCrossEntropyLoss(D, C, on_empty="zero")(hidden, target) == 0
+
+
+@pytest.mark.parametrize("owner", [nn.Embedding(C, D), nn.Linear(D, C)], ids=["embedding", "linear"])
+def test_borrows_a_weight(batch, owner):
+    hidden, target = batch
+    loss = LinearCrossEntropyLoss(D, C, classifier=owner)
+    assert not list(loss.parameters())
+    assert not loss.state_dict()
+    loss(hidden, target).backward()
+    assert owner.weight.grad.abs().sum() > 0
+    expected = unixent.linear_cross_entropy(hidden, owner.weight, target, bias=getattr(owner, "bias", None))
+    torch.testing.assert_close(loss(hidden, target), expected)
+    # What happens to the owner happens to the loss.
+    owner.weight = nn.Parameter(torch.zeros(C, D))
+    if getattr(owner, "bias", None) is not None:
+        nn.init.zeros_(owner.bias)
+    torch.testing.assert_close(loss(hidden, target).item(), torch.tensor(C).log().item())
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(C, D)
+        self.loss = LinearCrossEntropyLoss(D, C, classifier=self.embedding)
+
+    def forward(self, tokens):
+        return self.loss(self.embedding(tokens), tokens)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_model_borrows_from_itself(batch, clone):
+    model = Tied()
+    copied = clone(model)
+    assert copied.loss.classifier is copied.embedding
+    assert [name for name, _ in copied.named_parameters()] == ["embedding.weight"]
+    torch.testing.assert_close(copied(batch[1]), model(batch[1]), rtol=0, atol=0)
+    copied.double()
+    assert copied(batch[1]).dtype == torch.float64
+
+
+def test_a_mask_and_a_normalizer(batch):
+    hidden, target = batch
+    loss = LinearCrossEntropyLoss(D, C, bias=True, z_loss=0.1, softcap=3.0, chunk=2)
+    mask = torch.arange(N) % 3
+    expected = unixent.cross_entropy(loss.linear(hidden), target, mask=mask, normalizer=5.0, z_loss=0.1, softcap=3.0)
+    torch.testing.assert_close(loss(hidden, target, mask, normalizer=5.0), expected)
+
+
+def test_probabilities(batch):
+    hidden, _ = batch
+    target = torch.rand(N, C).requires_grad_()
+    loss = LinearCrossEntropyLoss(D, C, ignore_index=3)
+    torch.testing.assert_close(loss(hidden, target), nn.functional.cross_entropy(loss.linear(hidden), target))
+
+
+def test_autocast(batch):
+    hidden, target = batch
+    loss = LinearCrossEntropyLoss(D, C)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(hidden.bfloat16(), target)
+    assert value.dtype == torch.float32
+    value.backward()
+    assert loss.linear.weight.grad.dtype == torch.float32
+
+
+def test_errors_come_on_construction():
+    with pytest.raises(unixent.OptionError, match="label_smoothing: expected"):
+        LinearCrossEntropyLoss(D, C, label_smoothing=2.0)
+    with pytest.raises(unixent.ShapeError, match=r"classifier: expected a module with a weight of shape \(6, 4\)"):
+        LinearCrossEntropyLoss(D, C, classifier=nn.Embedding(C, D + 1))
+
+
+def test_repr():
+    loss = LinearCrossEntropyLoss(D, C, weight=torch.ones(C), reduction="sum", chunk=7)
+    assert repr(loss) == (
+        "LinearCrossEntropyLoss(\n  in_features=4, num_classes=6, weight=(6,), reduction='sum', chunk=7\n"
+        "  (linear): Linear(in_features=4, out_features=6, bias=False)\n)"
+    )
+
+
+def test_compiles_cold(batch):
+    hidden, target = batch
+    loss = LinearCrossEntropyLoss(D, C)
+    torch.compiler.reset()
+    traced = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(hidden, target), loss(hidden, target), rtol=0, atol=0)
