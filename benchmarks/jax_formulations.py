@@ -41,7 +41,8 @@ def finish(e: Array, shift: Array, x_y: Array, y: Array) -> Both:
 
 
 def stock(x: Array, y: Array) -> Both:
-    return jax.value_and_grad(lambda x: optax.softmax_cross_entropy_with_integer_labels(x, y).mean())(x)
+    loss, grad = jax.value_and_grad(lambda x: optax.softmax_cross_entropy_with_integer_labels(x, y).mean())(x)
+    return loss, grad
 
 
 def row_maximum(x: Array, y: Array) -> Both:
