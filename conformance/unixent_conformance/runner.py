@@ -170,8 +170,8 @@ def run_case(case: Case, subject: Subject) -> Result:
     base = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES)
     call = case.build()
     lacking = subject.implementation.lacking(_needs(case, subject.mode))
-    taken = frozenset() if call.linear else frozenset(call.options) | frozenset(call.arrays())
-    unknown = subject.implementation.unknown(taken)
+    taken = frozenset(call.options) | frozenset(call.arrays())
+    unknown = subject.implementation.unknown(taken - {"hidden", "classifier"})  # given by position, like logits
     if unknown:
         return replace(base, verdict=Verdict.REFUSES, detail=f"has no option {', '.join(sorted(unknown))}")
     copies = _copies(call)

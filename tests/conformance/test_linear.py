@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -180,6 +181,17 @@ def test_a_backend_that_declares_no_fused_form_may_refuse_everything() -> None:
     lacking = replace(plain_linear, linear=no, linear_value_and_grad=no, capabilities=capabilities, own_errors=True)
     report = run(lacking, "numpy", features=FEATURES, quick=True)
     assert {result.verdict.value for result in report.cases} == {"refuses"}
+
+
+def test_a_fused_function_refuses_the_options_that_its_signature_lacks() -> None:
+    def fused(hidden: Any, classifier: Any, target: Any, *, reduction: str = "mean", bias: Any = None) -> Any:
+        return unixent.linear_cross_entropy(hidden, classifier, target, reduction=reduction, bias=bias)
+
+    report = run(fused, "numpy", linear=True, features=["fused linear", "fused linear chunks"], quick=True)
+    assert report.ok, [(r.id, r.detail) for r in report.cases if not r.verdict.ok][:5]
+    assert report.counts["matches"] > 10
+    lacking = {result.detail for result in report.cases if result.verdict.value == "refuses"}
+    assert {"has no option chunk", "has no option chunk, label_smoothing"} <= lacking
 
 
 def test_catalogue_has_every_option_fused() -> None:

@@ -101,7 +101,8 @@ def cases() -> Iterator[Case]:
 
 
 def _options() -> Iterator[Case]:
-    """Every variant of every option of the unfused form, in every dtype; the reductions in turn."""
+    """Every variant of every option of the unfused form, in every dtype; the reductions in turn. Each option's first
+    variant has neither bias nor chunk, for fused functions that take none; every other one has no chunk."""
     for feature, variants in VARIANTS.items():
         for turn, (name, recipe) in enumerate(variants.items()):
             if recipe.axis != -1:
@@ -109,7 +110,7 @@ def _options() -> Iterator[Case]:
             for dtype in DTYPES:
                 # A normaliser is a mean's.
                 chosen = "mean" if recipe.normalizer != "none" else REDUCTIONS[(turn + DTYPES.index(dtype)) % 3]
-                at = Linear(recipe.but(dtype=dtype, reduction=chosen), chunk=4)
+                at = Linear(recipe.but(dtype=dtype, reduction=chosen), bias=turn > 0, chunk=4 if turn % 2 else None)
                 quick = dtype == "float32" and turn < 2
                 yield from pair(FEATURE, f"{feature}/{name}/{dtype}-{chosen}", at, quick)
 
