@@ -20,7 +20,7 @@ from unixent_conformance.cases.model import Call, Case
 from unixent_conformance.dialects_table import ACCURACY, DIALECTS, UNCHECKED, Dialect, slack
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.oracle import Array
+from unixent_conformance.oracle import Array, Rows
 from unixent_conformance.runner import Result, Subject, Verdict, WrongAnswer
 
 # More at once than this explains anything.
@@ -74,7 +74,8 @@ def settle(results: Sequence[Result]) -> tuple[Result, ...]:
 def _explanations(call: Call, case: Case, answers: tuple[Array, ...]) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
     possible = _telling(call, case)
-    accuracies = [None, *(dialect for dialect in ACCURACY if not call.linear and dialect.applies(call, case))]
+    digits = ACCURACY[:1] if call.linear else ACCURACY
+    accuracies = [None, *(dialect for dialect in digits if dialect.applies(call, case))]
     for size in range(MOST + 1):
         for accuracy in accuracies:
             if size + (accuracy is not None) == 0:
@@ -108,6 +109,12 @@ def _telling(call: Call, case: Case) -> list[Dialect]:
     ]
 
 
+def _seen(rows: Rows, call: Call, dialects: Sequence[Dialect]) -> Rows:
+    for dialect in dialects:
+        rows = dialect.rows(rows, call)
+    return rows
+
+
 def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
     return all(
         a.dtype == b.dtype and np.array_equal(a.estimate.value, b.estimate.value, equal_nan=True)
@@ -129,11 +136,10 @@ def expected(call: Call, case: Case, dialects: Sequence[Dialect]) -> list[Part]:
     for dialect in dialects:
         spoken = dialect.call(spoken)
     if call.linear:
-        return expect.expected(spoken, case.asks)
+        return expect.linear(spoken, case.asks != "loss", lambda rows: _seen(rows, call, dialects))
     options = {name: spoken.options[name] for name in _ROW_OPTIONS if name in spoken.options}
     rows = oracle.solve(spoken.logits, spoken.target, weight=spoken.weight, mask=spoken.mask, **options)
-    for dialect in dialects:
-        rows = dialect.rows(rows, spoken)
+    rows = _seen(rows, spoken, dialects)
     narrow, result = call.accumulation, call.result_dtype
     for dialect in dialects:
         narrow, result = dialect.narrow(call, narrow), dialect.result(call, result)

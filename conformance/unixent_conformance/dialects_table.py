@@ -178,6 +178,10 @@ def _infinite_loss(rows: Rows, call: Call) -> Rows:
     return _InfiniteLoss(**{**_fields(replace(rows, lost=rows.lost & ~above)), "above": above})
 
 
+def _below(rows: Rows) -> Array:
+    return np.asarray((rows.logits == -np.inf).any(axis=1) & (rows.counted != 0))
+
+
 def _poisoned_by_uncounted(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         bad = (rows.counted == 0) & ~np.isfinite(rows.lse + rows.surprise.sum(axis=1))
@@ -447,6 +451,22 @@ DIALECTS = (
         _infinite,
         rows=_nan_gradients,
         hazard=True,
+    ),
+    Dialect(
+        "NaN of a −∞ logit",
+        "infinities",
+        "x_c = −∞ → ℓₙ = NaN",
+        "Mask logits with a large finite number, not with -inf.",
+        lambda call, case: bool((np.asarray(call.logits) == -np.inf).any()),
+        rows=lambda rows, call: replace(rows, lost=rows.lost | _below(rows)),
+    ),
+    Dialect(
+        "NaN of a −∞ logit, value only",
+        "infinities",
+        "x_c = −∞ → ℓₙ = NaN, with the gradient that is due",
+        "Mask logits with a large finite number, not with -inf.",
+        lambda call, case: bool((np.asarray(call.logits) == -np.inf).any()),
+        rows=lambda rows, call: _Poisoned(**{**_fields(rows), "poisoned": _below(rows)}),
     ),
     Dialect(
         "+∞ is an infinite loss",

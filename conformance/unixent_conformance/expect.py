@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ def rows_of(call: Call) -> Rows:
 def expected(call: Call, asks: Asks) -> list[Part]:
     """The parts of the answer in the order in which an implementation gives them."""
     if call.linear:
-        return _linear(call, asks != "loss")
+        return linear(call, asks != "loss")
     rows, narrow = rows_of(call), call.accumulation
     reduction = "sum" if asks == "terms" else str(call.options.get("reduction", "mean"))
     reduced = oracle.reduce(rows, reduction, call.options.get("normalizer"), str(call.options.get("on_empty", "zero")))
@@ -69,7 +70,8 @@ def expected(call: Call, asks: Asks) -> list[Part]:
     return [value, Part("gradient of target", gradient, call.target.dtype.name)]
 
 
-def _linear(call: Call, gradients: bool) -> list[Part]:
-    found = tolerance_linear.estimates(call, gradients)
+def linear(call: Call, gradients: bool, seen: Callable[[Rows], Rows] = lambda rows: rows) -> list[Part]:
+    """The parts of the answer of a fused linear call; `seen` may change the rows' error model."""
+    found = tolerance_linear.estimates(call, gradients, seen)
     parts = [Part("loss", found.pop("loss"), call.result_dtype)]
     return parts + [Part(f"gradient of {name}", own, str(getattr(call, name).dtype)) for name, own in found.items()]

@@ -25,7 +25,8 @@ and one rounding to the dtype of what it is taken with respect to. Nothing on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,9 +54,11 @@ class Moved:
         return np.asarray(1 + 8 * self.largest)
 
 
-def estimates(call: Call, gradients: bool) -> dict[str, Estimate]:
-    """The loss and, if asked, the gradient of every differentiable argument, by name."""
+def estimates(call: Call, gradients: bool, seen: Callable[[Rows], Rows] = lambda rows: rows) -> dict[str, Estimate]:
+    """The loss and, if asked, the gradient of every differentiable argument, by name; `seen` may change the rows'
+    error model."""
     found, narrow = oracle_linear.solve(call), call.accumulation
+    found = replace(found, rows=seen(found.rows))
     reduced, moved = oracle_linear.reduce(found, call), logits_moved(found, call)
     upstream = None if call.upstream is None else np.asarray(call.upstream)
     named = {"loss": _loss(found.rows, reduced, moved, str(call.options.get("reduction", "mean")), narrow)}

@@ -27,7 +27,7 @@ def wide() -> Iterator[None]:
 
 class JaxHarness(Harness):
     name = "jax"
-    modes = (
+    modes: tuple[Mode, ...] = (
         # Eager calls are compiled too, op by op or whole.
         Mode("eager", cases="quick"),
         Mode("jit", traced=True, autodiff=True, cases="core"),

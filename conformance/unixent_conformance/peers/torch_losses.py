@@ -43,12 +43,16 @@ def _linear_cross_entropy(
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     reduction: str = "mean",
-    ignore_index: int = -100,
+    ignore_index: int | None = None,
     label_smoothing: float = 0.0,
+    chunk: int | None = None,
 ) -> torch.Tensor:
-    """Hidden states (N, D): other axes are flattened, as its documentation does for sequences."""
+    """Hidden states (N, D): other axes are flattened, as its documentation does for sequences. A chunk is so many
+    rows; without one, its own heuristic chooses."""
     options: Any = getattr(torch.nn, "LinearCrossEntropyOptions", None) or _options()
     positions = hidden.shape[:-1]
+    if ignore_index is None and not target.is_floating_point():
+        ignore_index = -100
     if target.is_floating_point():
         target = target.flatten(0, -2) if target.ndim > 1 else target[None]
     else:
@@ -63,7 +67,7 @@ def _linear_cross_entropy(
         reduction=reduction,
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
-        options=options(),
+        options=options() if chunk is None else options(batch_chunk_size=chunk, chunking_method=None),
     )
     return loss.reshape(positions) if reduction == "none" else loss
 

@@ -85,10 +85,19 @@ function open(implementation, feature) {
         h("h3", {}, mark(group.verdict), `${V[group.verdict]}: ${plural(group.cases.length, "case")}`,
           group.verdict !== 2 && worst(group.cases) ? h("span.soft", { style: "font-weight:400" }, `largest error ${size(worst(group.cases))}`) : null),
         group.dialects.map(tip),
-        h("details", group.verdict === 0 ? {} : { open: "" }, h("summary", {}, "cases"), showSome(group))))));
+        group.verdict === 2 ? reasons(group)
+          : h("details", group.verdict === 0 ? {} : { open: "" }, h("summary", {}, "cases"), showSome(group))))));
   dialog.showModal();
   dialog.scrollTop = 0;
   history.replaceState(null, "", `#cell=${implementation}-${feature}`);
+}
+/** Refusals by what was said, since one reason has many cases. */
+function reasons(group) {
+  const by = new Map();
+  for (const one of group.cases) by.set(one[3], [...(by.get(one[3]) || []), one]);
+  return [...by].sort((p, q) => q[1].length - p[1].length).map(([text, cases]) =>
+    h("details", {}, h("summary", {}, `${text < 0 ? "no reason given" : S[text]} · ${plural(cases.length, "case")}`),
+      cases.map((one) => h("div.id", {}, S[one[0]]))));
 }
 /** The first few cases, the rest on demand: a cell can have hundreds. */
 function showSome(group, from = 0, n = 6) {
@@ -115,13 +124,14 @@ function drawDifferences(a, b) {
     return [h("tr", {}, h("td", {}, h("strong", {}, name), h("div.soft", {}, `${differ.length} of ${plural([...x.keys()].filter((id) => y.has(id)).length, "case")}`)),
       h("td", { "data-of": all[a].name }, box(a, f), says(left, differ)), h("td", { "data-of": all[b].name }, box(b, f), says(right, differ)))];
   });
-  section.replaceChildren(
+  section.replaceChildren(...[
     h("p.soft", {}, "For people who port a model: what the same call comes to in one and in the other. Values of cases that both match are the same up to their error bounds."),
     h("div.pick", {}, "from", pick(a, b, true), "to", pick(b, a, false)),
     a === b ? h("p", {}, "Choose two different implementations.") : [
       [0, 1].map((side) => only[side].length ? [h("h2", {}, `Only ${all[[a, b][side]].name} says`), h("div.cards", {}, only[side].map((name) => h("div.card", {}, tip(name))))] : null),
       h("h2", {}, rows.length ? `${plural(rows.length, "feature")} ${rows.length === 1 ? "differs" : "differ"}` : "No case tells them apart"),
-      rows.length ? h("table.list", {}, h("thead", {}, h("tr", {}, h("th", {}, "feature"), h("th", {}, all[a].name), h("th", {}, all[b].name))), h("tbody", {}, rows)) : null]);
+      rows.length ? h("table.list", {}, h("thead", {}, h("tr", {}, h("th", {}, "feature"), h("th", {}, all[a].name), h("th", {}, all[b].name))), h("tbody", {}, rows)) : null],
+  ].flat(9).filter((child) => child != null));
 }
 function byCase(groups) {
   return new Map(groups.flatMap((group) => group.cases.map((one) => [`${S[one[0]]} ${S[one[2]]}`, { key: `${group.verdict} ${group.dialects}`, group }])));

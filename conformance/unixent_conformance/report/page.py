@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unixent_conformance.api import Report
 
 ORDER = (Verdict.MATCHES, Verdict.DIALECT, Verdict.REFUSES, Verdict.WRONG, Verdict.CRASHED)
-# Cases of one kind in one cell are alike: this many keep their own text, all keep their id and error.
+# Cases of one kind in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
 TEXTS, REPROS = 12, 2
 
 
@@ -82,12 +82,11 @@ def _alike(results: Sequence[Result]) -> dict[tuple[Verdict, tuple[str, ...]], l
 
 def _group(key: tuple[Verdict, tuple[str, ...]], alike: Sequence[Result], strings: Table) -> dict[str, Any]:
     verdict, dialects = key
-    seen: set[str] = set()
     cases: list[list[Any]] = []
     for result in alike:
-        new = result.detail not in seen
-        seen.add(result.detail)
-        text = strings(result.detail) if result.detail and (new or len(cases) < TEXTS) and len(seen) <= TEXTS else -1
+        # The reasons of refusals repeat, and are shown each once; other texts tell each its own numbers.
+        told = result.detail and (verdict is Verdict.REFUSES or len(cases) < TEXTS)
+        text = strings(result.detail) if told else -1
         repro = strings(result.repro) if result.repro and len(cases) < REPROS else -1
         units = float(f"{result.units:.2g}") if math.isfinite(result.units) else None
         cases.append([strings(result.id), units, strings(result.mode), text, repro])
