@@ -3,7 +3,6 @@ definition, N is the number of positions, V = Σ v and m_n the row maximum."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.cases.model import Call, Case
-from unixent_conformance.oracle import Array, Reduced, Rows, gradient, sum_of_others
-from unixent_conformance.tolerance import Estimate, roundoff
+from unixent_conformance.oracle import Array, Rows, sum_of_others
+from unixent_conformance.tolerance import Format
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,8 @@ def _ignores(call: Call, case: Case) -> bool:
 
 
 def _infinite(call: Call, case: Case) -> bool:
+    if call.linear:  # infinities may come of the product
+        return True
     return not bool(np.isfinite(np.asarray(call.logits).astype(np.float64)).all())
 
 
@@ -212,6 +213,12 @@ class _Poisoned(Rows):
             zero = (self.target_factor == 0) & np.isinf(self.surprise) & (self.counted != 0)[:, None]
         return np.where(zero, np.nan, super().target_gradients())
 
+    def gradient_magnitudes(self) -> Array:
+        alone = abs(self.counted)[:, None] * self.probability  # without a target, p is what there is
+        return np.where(
+            self.poisoned[:, None], np.fmax(super().gradient_magnitudes(), alone), super().gradient_magnitudes()
+        )
+
 
 @dataclass(frozen=True)
 class _NaNGradients(Rows):
@@ -249,6 +256,17 @@ class _InfiniteLoss(Rows):
 
 
 @dataclass(frozen=True)
+class _Clipped(Rows):
+    """No probability is below `least`."""
+
+    least: float = 0.0
+
+    @property
+    def surprise(self) -> Array:
+        return np.asarray(np.minimum(super().surprise, -np.log(np.longdouble(self.least))))
+
+
+@dataclass(frozen=True)
 class _Absolute(Rows):
     """The error model of log-softmax: roundings relative to 1 and to m - x, not to the loss."""
 
@@ -263,6 +281,14 @@ class _Absolute(Rows):
             flow = self.probability * total + abs(self.coefficient)
             return np.asarray(super().gradient_magnitudes() + self._settle(abs(self.counted)[:, None] * flow))
 
+    def target_magnitudes(self) -> Array:
+        return np.asarray(super().target_magnitudes() + abs(self.counted)[:, None] * abs(self.target_factor) * self.far)
+
+    @property
+    def far(self) -> Array:
+        """What a class's roundings are relative to."""
+        return np.ones_like(self.logits)
+
 
 @dataclass(frozen=True)
 class _Difference(_Absolute):
@@ -276,22 +302,25 @@ class _Difference(_Absolute):
 
     def gradient_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            far = 1 + abs(self.lse)[:, None] + abs(np.where(np.isfinite(self.logits), self.logits, 0))
-            return np.asarray(super().gradient_magnitudes() * far)
+            return np.asarray(super().gradient_magnitudes() * self.far)
 
-
-def slack(estimate: Estimate, rows: Rows, reduced: Reduced, upstream: Array | None, accumulation: str) -> Estimate:
-    """The gradient with respect to the targets, L, under an absolute error model: as `loss_magnitudes`, per class."""
-    if not isinstance(rows, _Absolute):
-        return estimate
-    far = 1 + (abs(rows.lse)[:, None] + abs(rows.logits) if isinstance(rows, _Difference) else 0)
-    each = abs(rows.counted)[:, None] * abs(rows.target_factor) * np.where(np.isfinite(far), far, 1)
-    steps = (8 + 2 * math.log2(rows.classes)) * roundoff(accumulation)
-    return replace(estimate, bound=estimate.bound + abs(gradient(rows, reduced, steps * each, upstream)))
+    @property
+    def far(self) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(1 + abs(self.lse)[:, None] + abs(np.where(np.isfinite(self.logits), self.logits, 0)))
 
 
 def _as(kind: type[Rows]) -> Callable[[Rows, Call], Rows]:
-    return lambda rows, call: kind(**_fields(rows)) if type(rows) is Rows else rows
+    """The same rows under another error model, whatever they are already."""
+
+    def change(rows: Rows, call: Call) -> Rows:
+        mixed = kind if type(rows) is Rows else type(kind.__name__, (kind, type(rows)), {})
+        made: Rows = object.__new__(mixed)
+        for name, value in vars(rows).items():
+            object.__setattr__(made, name, value)
+        return made
+
+    return change
 
 
 DIALECTS = (
@@ -428,6 +457,15 @@ DIALECTS = (
         result=lambda call, result: "float64",
     ),
     Dialect(
+        "clipped probabilities",
+        "clipping",
+        "L_c = min(L_c, −log ε), ε the spacing of the dtype at 1",
+        "A hard example counts no more than -log(eps) (15.9 in float32): not a loss to train on.",
+        lambda call, case: case.asks == "loss" and not call.linear,
+        rows=lambda rows, call: _Clipped(**{**_fields(rows), "least": 2 * Format.of(call.dtype).roundoff}),
+        hazard=True,
+    ),
+    Dialect(
         "0·∞ is NaN",
         "infinities",
         "Σ_c t_c·L_c with 0·∞ = NaN",
@@ -457,7 +495,7 @@ DIALECTS = (
         "infinities",
         "x_c = −∞ → ℓₙ = NaN",
         "Mask logits with a large finite number, not with -inf.",
-        lambda call, case: bool((np.asarray(call.logits) == -np.inf).any()),
+        _infinite,
         rows=lambda rows, call: replace(rows, lost=rows.lost | _below(rows)),
     ),
     Dialect(
@@ -465,7 +503,7 @@ DIALECTS = (
         "infinities",
         "x_c = −∞ → ℓₙ = NaN, with the gradient that is due",
         "Mask logits with a large finite number, not with -inf.",
-        lambda call, case: bool((np.asarray(call.logits) == -np.inf).any()),
+        _infinite,
         rows=lambda rows, call: _Poisoned(**{**_fields(rows), "poisoned": _below(rows)}),
     ),
     Dialect(
@@ -473,7 +511,7 @@ DIALECTS = (
         "infinities",
         "lse = ∞ → ℓₙ = ∞ − x_y; p is NaN at the +∞ logit, 0 elsewhere",
         "Look for infinities as well as NaN: here a +∞ logit makes the value and the whole gradient row NaN.",
-        lambda call, case: bool((np.asarray(call.logits) == np.inf).any()),
+        _infinite,
         rows=_infinite_loss,
     ),
     Dialect(

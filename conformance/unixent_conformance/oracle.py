@@ -102,6 +102,10 @@ class Rows:
         with np.errstate(all="ignore"):
             return self._settle(self.counted[:, None] * _product(self.target_factor, self.surprise))
 
+    def target_magnitudes(self) -> Array:
+        """The magnitudes of dl_n/dq_c."""
+        return np.asarray(abs(self.target_gradients()))
+
     def to_shape(self, rows: Array) -> Array:
         """Rows (N, C) back in the layout of the logits."""
         return np.moveaxis(rows.reshape(*self.positions, self.classes), -1, self.axis)

@@ -155,7 +155,7 @@ def target_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, accumu
     with np.errstate(all="ignore"):
         exact = rows.target_gradients()
         relative = (8 + 2 * _log2(rows.classes) + 4) * u + denominator_error(rows, reduced, accumulation)
-        bound = _times(abs(exact), relative)
+        bound = _times(rows.target_magnitudes(), relative)
         if rows.steepness.any():
             moved = abs(rows.logits) + (rows.probability * abs(rows.logits)).sum(axis=1, keepdims=True)
             bound = bound + SOFTCAP_ROUNDINGS * u * abs(rows.counted)[:, None] * _times(abs(rows.target_factor), moved)

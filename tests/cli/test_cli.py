@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import unixent
+from unixent_conformance.api import Report
+from unixent_conformance.runner import Result, Verdict
 
 SILENTLY_WRONG = """
 import numpy as np
 
 def loss(logits, target):
+    return np.asarray(7, logits.dtype)
+"""
+
+
+DIES_ONCE = """
+import os
+import numpy as np
+
+def loss(logits, target, **options):
+    if logits.shape[-1] == 1000:
+        os._exit(9)
     return np.asarray(7, logits.dtype)
 """
 
@@ -80,6 +95,9 @@ def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
         (["conformance", "--implementation", "numpy:no_such"], "no_such"),
         (["conformance", "--backend", "numpy", "--feature", "no such feature"], "no such feature"),
         (["conformance", "--quik"], "--quick"),
+        (["conformance", "--peer", "no such peer"], "expected one of 'torch cross_entropy'"),
+        (["conformance", "--merge", "x.json"], "--merge: expected with --peers"),
+        (["conformance", "--peers", "--merge", "no-such.json"], "no-such.json"),
         (["bakends"], "Did you mean 'backends'?"),
     ],
 )
@@ -90,3 +108,31 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], said: str) -> None:
 def test_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def loss(:\n", "utf-8")
     assert "mine.py:1" in complaint("conformance", "--implementation", "mine:loss", cwd=tmp_path)
+
+
+def test_report_of_a_callable_that_dies(tmp_path: Path) -> None:
+    """One case is lost, the run goes on, and the reports say which."""
+    (tmp_path / "mine.py").write_text(DIES_ONCE, "utf-8")
+    arguments = ["--implementation", "mine:loss", "--quick", "--feature", "class indices", "--report", "out"]
+    done = unixent_command("conformance", *arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"mine-loss.{x}" for x in ("json", "xml", "md")} | {
+        "index.html"
+    }
+    counts = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))["counts"]
+    assert counts["crashed"] > 0
+    assert counts["silently wrong"] > 0
+
+
+def test_merged_reports_make_one_page(tmp_path: Path) -> None:
+    report = Report("elsewhere", "numpy", "1", (Result("a/b/value", "a", "eager", Verdict.MATCHES),))
+    (tmp_path / "other.json").write_text(report.to_json(), "utf-8")
+    chosen = ["--peer", "scipy log_softmax"] if find_spec("scipy") else []
+    options = ["--merge", "other.json", "--quick", "--feature", "class indices", "--report", "out"]
+    if not chosen:
+        pytest.skip("needs a peer that is quick: scipy")
+    done = unixent_command("conformance", *chosen, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert '"name":"elsewhere"' in page
+    assert '"name":"scipy log_softmax"' in page

@@ -16,7 +16,11 @@ from unixent_conformance.oracle import Array
 
 class MindSporeHarness(Harness):
     name = "mindspore"
-    modes: tuple[Mode, ...] = (EAGER, Mode("grad", autodiff=True), Mode("jit", traced=True, autodiff=True, cases="core"))
+    modes: tuple[Mode, ...] = (
+        EAGER,
+        Mode("grad", autodiff=True),
+        Mode("jit", traced=True, autodiff=True, cases="core"),
+    )
 
     def version(self) -> str:
         return f"mindspore {ms.__version__} on {ms.get_context('device_target')}, numpy {np.__version__}"

@@ -21,7 +21,11 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 class TorchHarness(Harness):
     name = "torch"
-    modes: tuple[Mode, ...] = (EAGER, Mode("autograd", autodiff=True), Mode("compile", traced=True, autodiff=True, cases="core"))
+    modes: tuple[Mode, ...] = (
+        EAGER,
+        Mode("autograd", autodiff=True),
+        Mode("compile", traced=True, autodiff=True, cases="core"),
+    )
 
     def version(self) -> str:
         return f"torch {torch.__version__}, {torch.get_num_threads()} threads"

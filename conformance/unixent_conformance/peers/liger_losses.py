@@ -10,7 +10,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 from liger_kernel.transformers.functional import liger_cross_entropy
+from triton.runtime.interpreter import InterpreterError
 
+from unixent_conformance.harness import Unsupported
 from unixent_conformance.peers.adapting import flat, only, peer
 
 
@@ -28,17 +30,22 @@ def _cross_entropy(
 ) -> torch.Tensor:
     """Rows (N, C), as it takes them; z_loss is its lse_square_scale. It writes the gradient over its input: a copy."""
     only("axis", axis, -1, logits.ndim - 1)
+    if target.is_floating_point():
+        raise Unsupported("takes class indices only")
     rows = logits.reshape(-1, logits.shape[-1]).clone()
-    loss: torch.Tensor = liger_cross_entropy(
-        rows,
-        target if target.is_floating_point() else flat(target, logits.shape[:-1]),
-        weight=weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-        lse_square_scale=z_loss,
-        softcap=softcap,
-    )
+    try:
+        loss: torch.Tensor = liger_cross_entropy(
+            rows,
+            flat(target, logits.shape[:-1]),
+            weight=weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            lse_square_scale=z_loss,
+            softcap=softcap,
+        )
+    except InterpreterError as error:  # of the interpreter's own making: on a GPU the kernel is compiled
+        raise Unsupported(f"Triton's interpreter cannot run this without a GPU: {error}") from error
     return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
 
 

@@ -1,6 +1,7 @@
 """torch's vocabulary-parallel loss: `F.cross_entropy` of a DTensor sharded over the classes, in `loss_parallel`.
 
-The mesh has one rank, this process: what is judged is the formula, not the communication.
+The mesh has one rank, this process: what is judged is the formula, not the communication. Probability targets are
+sharded as the logits are.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _both(
     leaf = logits.clone().requires_grad_(differentiate)
     sharded = DTensor.from_local(leaf.movedim(axis, classes), _mesh(), [Shard(classes)])
     if target.is_floating_point():
-        target = target.movedim(axis, classes)
+        target = DTensor.from_local(target.movedim(axis, classes), _mesh(), [Shard(classes)])
     with in_parallel():
         loss = F.cross_entropy(
             sharded,

@@ -1,0 +1,53 @@
+"""Each adapter that can run here gives the loss of an ordinary call, and refuses what its library lacks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unixent_conformance import peers, run
+from unixent_conformance.api import resolve
+from unixent_conformance.peers import PEERS, Peer
+from unixent_conformance.runner import Verdict
+
+# Compiles its kernel for each shape and dtype, which takes minutes; `unixent conformance --peer` has the time.
+SLOW = {"cut-cross-entropy", "liger-kernel"}
+
+
+@pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
+def peer(request: pytest.FixtureRequest) -> Peer:
+    found: Peer = request.param
+    if found.absent():
+        pytest.skip(found.absent())
+    if found.name in SLOW:
+        pytest.skip("compiles for minutes on a CPU: run it with `unixent conformance --peer`")
+    return found
+
+
+def test_ordinary_calls_match_or_are_refused(peer: Peer) -> None:
+    report = run(peer.path, peer.harness, features=["class indices"], quick=True, linear=peer.linear)
+    verdicts = {r.id: (r.verdict, r.detail) for r in report.cases}
+    assert report.implementation == peer.name
+    assert report.ok, verdicts
+
+
+def test_what_a_library_lacks_is_refused(peer: Peer) -> None:
+    report = run(peer.path, peer.harness, features=["normalizer"], quick=True, linear=peer.linear)
+    lacking = [r for r in report.cases if r.verdict is Verdict.REFUSES]
+    assert lacking
+    assert report.counts[Verdict.CRASHED] == 0, [r.detail for r in report.cases if r.verdict is Verdict.CRASHED]
+
+
+def test_names_are_found_and_mistakes_told() -> None:
+    assert [peers.find(peer.name) for peer in PEERS] == list(PEERS)
+    with pytest.raises(LookupError, match="expected one of 'torch cross_entropy'"):
+        peers.find("torch")
+
+
+def test_implementations_know_their_own_names() -> None:
+    for peer in PEERS:
+        if not peer.absent() and peer.harness.endswith("arrays_numpy:harness"):
+            found, harness = resolve(peer.path, peer.harness)
+            assert (found.name, harness.name) == (peer.name, "numpy")
+            logits, target = np.log(np.array([[0.25, 0.75], [0.5, 0.5]])), np.array([0, 1])
+            assert float(found.loss(logits, target)) == pytest.approx((np.log(4) + np.log(2)) / 2)
