@@ -168,6 +168,11 @@ def _stray_nan_value(rows: Rows, call: Call) -> Rows:
     return _Poisoned(**{**_fields(replace(rows, lost=rows.lost & ~stray)), "poisoned": stray})
 
 
+def _stray_costs_nothing(rows: Rows, call: Call) -> Rows:
+    """The value is 0, the gradient that of lse alone."""
+    return _NoTarget(**_fields(_stray_nan_value(rows, call)))
+
+
 def _nan_value_of_uncounted(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         terms = np.where(rows.coefficient == 0, 0, rows.surprise).sum(axis=1)
@@ -218,6 +223,14 @@ class _Poisoned(Rows):
         return np.where(
             self.poisoned[:, None], np.fmax(super().gradient_magnitudes(), alone), super().gradient_magnitudes()
         )
+
+
+@dataclass(frozen=True)
+class _NoTarget(_Poisoned):
+    """Rows whose value is 0 and whose gradient is p."""
+
+    def losses(self) -> Array:
+        return np.where(self.poisoned, 0, super().losses())
 
 
 @dataclass(frozen=True)
@@ -432,6 +445,15 @@ DIALECTS = (
         hazard=True,
     ),
     Dialect(
+        "index out of range: no target, gradient p",
+        "out of range",
+        "y ∉ [0, C) → ℓₙ = 0, ∂ℓₙ/∂x = p",
+        "Bad labels cost nothing and yet push every logit down: check them before the call.",
+        _strays,
+        rows=_stray_costs_nothing,
+        hazard=True,
+    ),
+    Dialect(
         "index out of range: ignored",
         "out of range",
         "y ∉ [0, C) → vₙ = 0",
@@ -547,7 +569,7 @@ ACCURACY = (
     Dialect(
         "absolute accuracy",
         "accuracy",
-        "|ℓ̂ − ℓ| ≤ (8 + 2·log₂C)·u·(ℓ + 1), p − onehot likewise",
+        "|error| ≤ (8 + 2·log₂C)·u·(ℓ + 1), p − onehot likewise",
         "Losses and gradients of confident rows round to 0 or to noise; training near convergence stalls there.",
         lambda call, case: True,
         rows=_as(_Absolute),
@@ -556,7 +578,7 @@ ACCURACY = (
     Dialect(
         "accuracy of the logits",
         "accuracy",
-        "|ℓ̂ − ℓ| ≤ (8 + 2·log₂C)·u·(|lse| + |x|)",
+        "|error| ≤ (8 + 2·log₂C)·u·(|lse| + |x|)",
         "lse − x cancels: subtract a common offset from the logits before the call.",
         lambda call, case: True,
         rows=_as(_Difference),
