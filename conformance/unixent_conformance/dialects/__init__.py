@@ -17,7 +17,8 @@ import numpy as np
 
 from unixent_conformance import expect, oracle, tolerance
 from unixent_conformance.cases.model import Call, Case
-from unixent_conformance.dialects_table import ACCURACY, DIALECTS, UNCHECKED, Dialect
+from unixent_conformance.dialects.model import Dialect
+from unixent_conformance.dialects.table import ACCURACY, DIALECTS, UNCHECKED
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.oracle import Array, Rows

@@ -1,0 +1,148 @@
+"""Rows of the oracle that behave otherwise: special values, and how many digits are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.cases.model import Call
+from unixent_conformance.oracle import Array, Rows
+
+
+def fields_of(rows: Rows) -> dict[str, Any]:
+    return {field.name: getattr(rows, field.name) for field in fields(rows)}
+
+
+@dataclass(frozen=True)
+class Poisoned(Rows):
+    """Rows whose value is NaN and whose gradient is not."""
+
+    poisoned: Array = None  # type: ignore[assignment]
+
+    def losses(self) -> Array:
+        return np.where(self.poisoned, np.nan, super().losses())
+
+    def target_gradients(self) -> Array:
+        with np.errstate(all="ignore"):
+            zero = (self.target_factor == 0) & np.isinf(self.surprise) & (self.counted != 0)[:, None]
+        return np.where(zero, np.nan, super().target_gradients())
+
+    def gradient_magnitudes(self) -> Array:
+        alone = abs(self.counted)[:, None] * self.probability  # without a target, p is what there is
+        return np.where(
+            self.poisoned[:, None], np.fmax(super().gradient_magnitudes(), alone), super().gradient_magnitudes()
+        )
+
+
+@dataclass(frozen=True)
+class NoTarget(Poisoned):
+    """Rows whose value is 0 and whose gradient is p."""
+
+    def losses(self) -> Array:
+        return np.where(self.poisoned, 0, super().losses())
+
+
+@dataclass(frozen=True)
+class NaNGradients(Rows):
+    """Rows that do not count and are left out of the value, but whose gradient 0·NaN makes NaN."""
+
+    spoiled: Array = None  # type: ignore[assignment]
+
+    def losses(self) -> Array:
+        return np.where(self.spoiled, 0, super().losses())
+
+    def loss_magnitudes(self) -> Array:
+        return np.where(self.spoiled, 0, super().loss_magnitudes())
+
+
+@dataclass(frozen=True)
+class InfiniteLoss(Rows):
+    """lse = inf under a +inf logit: the loss is inf - x, p is NaN at that logit and 0 elsewhere."""
+
+    above: Array = None  # type: ignore[assignment]
+
+    def losses(self) -> Array:
+        with np.errstate(all="ignore"):
+            infinite = np.where(self.coefficient == 0, 0, self.coefficient * (np.inf - self.logits)).sum(axis=1)
+        return np.where(self.above, infinite, super().losses())
+
+    def loss_magnitudes(self) -> Array:
+        return np.where(self.above, 0, super().loss_magnitudes())
+
+    def logits_gradients(self) -> Array:
+        mixed = np.where(self.logits == np.inf, np.nan, -self.counted[:, None] * self.coefficient)
+        return np.where(self.above[:, None], mixed, super().logits_gradients())
+
+    def gradient_magnitudes(self) -> Array:
+        return np.where(self.above[:, None], abs(self.coefficient), super().gradient_magnitudes())
+
+
+@dataclass(frozen=True)
+class Clipped(Rows):
+    """No probability is below `least`."""
+
+    least: float = 0.0
+
+    @property
+    def surprise(self) -> Array:
+        return np.asarray(np.minimum(super().surprise, -np.log(np.longdouble(self.least))))
+
+
+@dataclass(frozen=True)
+class Absolute(Rows):
+    """The error model of log-softmax: roundings relative to 1 and to m - x, not to the loss."""
+
+    def loss_magnitudes(self) -> Array:
+        with np.errstate(all="ignore"):
+            total = abs(self.coefficient).sum(axis=1)
+            return np.asarray(super().loss_magnitudes() + abs(self.counted) * total)
+
+    def gradient_magnitudes(self) -> Array:
+        with np.errstate(all="ignore"):
+            total = abs(self.coefficient).sum(axis=1, keepdims=True)
+            flow = self.probability * total + abs(self.coefficient)
+            return np.asarray(super().gradient_magnitudes() + self._settle(abs(self.counted)[:, None] * flow))
+
+    def target_magnitudes(self) -> Array:
+        return np.asarray(super().target_magnitudes() + abs(self.counted)[:, None] * abs(self.target_factor) * self.far)
+
+    @property
+    def far(self) -> Array:
+        """What a class's roundings are relative to."""
+        return np.ones_like(self.logits)
+
+
+@dataclass(frozen=True)
+class Difference(Absolute):
+    """The error model of lse - x: roundings relative to the logits' own magnitude."""
+
+    def loss_magnitudes(self) -> Array:
+        with np.errstate(all="ignore"):
+            each = np.where(self.coefficient == 0, 0, abs(self.coefficient) * abs(self.logits))
+            total = abs(self.coefficient).sum(axis=1) * abs(self.lse) + each.sum(axis=1)
+            return np.asarray(super().loss_magnitudes() + abs(self.counted) * total)
+
+    def gradient_magnitudes(self) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(super().gradient_magnitudes() * self.far)
+
+    @property
+    def far(self) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(1 + abs(self.lse)[:, None] + abs(np.where(np.isfinite(self.logits), self.logits, 0)))
+
+
+def under(kind: type[Rows]) -> Callable[[Rows, Call], Rows]:
+    """The same rows under another error model, whatever they are already."""
+
+    def change(rows: Rows, call: Call) -> Rows:
+        mixed = kind if type(rows) is Rows else type(kind.__name__, (kind, type(rows)), {})
+        made: Rows = object.__new__(mixed)
+        for name, value in vars(rows).items():
+            object.__setattr__(made, name, value)
+        return made
+
+    return change
