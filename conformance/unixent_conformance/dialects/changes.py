@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.cases.model import Call
-from unixent_conformance.dialects.rows import InfiniteLoss, NaNGradients, NoTarget, Poisoned, fields_of
+from unixent_conformance.dialects.rows import InfiniteLoss, NaNGradients, NoTarget, Poisoned, become
 from unixent_conformance.oracle import Array, Rows, sum_of_others
 
 
@@ -25,7 +25,7 @@ def indices_of(rows: Rows, call: Call) -> tuple[Array, Array, Array]:
 
 
 def coefficients(rows: Rows, t: Array) -> Rows:
-    return replace(rows, coefficient=t, others=sum_of_others(t))
+    return become(Rows, rows, coefficient=t, others=sum_of_others(t))
 
 
 def weights_of(rows: Rows, call: Call) -> Array:
@@ -49,7 +49,9 @@ def weight_of_target(rows: Rows, call: Call) -> Rows:
 
 def denominators(each: Callable[[Rows, Call], Any]) -> Callable[[Rows, Call], Rows]:
     def change(rows: Rows, call: Call) -> Rows:
-        return replace(rows, denominators=np.broadcast_to(each(rows, call), rows.counted.shape).astype(np.longdouble))
+        return become(
+            Rows, rows, denominators=np.broadcast_to(each(rows, call), rows.counted.shape).astype(np.longdouble)
+        )
 
     return change
 
@@ -80,7 +82,8 @@ def retarget(change: Callable[[Array, int], Array]) -> Callable[[Call], Call]:
 def stray_silent(counted: bool) -> Callable[[Rows, Call], Rows]:
     def change(rows: Rows, call: Call) -> Rows:
         stray = rows.lost & np.isfinite(rows.spread) & (rows.counted != 0)
-        return replace(
+        return become(
+            Rows,
             rows,
             lost=rows.lost & ~stray,
             counted=np.where(stray, 0, rows.counted),
@@ -96,37 +99,37 @@ def stray_no_target(rows: Rows, call: Call) -> Rows:
     s = np.longdouble(call.options.get("label_smoothing", 0.0))
     spread = np.broadcast_to(weights_of(rows, call) * s / rows.classes, rows.coefficient.shape)
     rows = coefficients(rows, np.where(stray[:, None], spread, rows.coefficient))
-    return replace(rows, lost=rows.lost & ~(stray & np.isfinite(rows.spread)))
+    return become(Rows, rows, lost=rows.lost & ~(stray & np.isfinite(rows.spread)))
 
 
 def zero_times_infinity(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         poisoned = ((rows.coefficient == 0) & np.isinf(rows.surprise)).any(axis=1) & (rows.counted != 0)
-    return Poisoned(**{**fields_of(rows), "poisoned": poisoned})
+    return become(Poisoned, rows, poisoned=poisoned)
 
 
 def stray_nan_value(rows: Rows, call: Call) -> Rows:
     """The value is NaN, the gradient that of lse alone."""
     _, _, stray = indices_of(rows, call)
     others = np.where(stray[:, None], 1, rows.others)
-    rows = replace(rows, coefficient=np.where(stray[:, None], 0, rows.coefficient), others=others)
-    return Poisoned(**{**fields_of(replace(rows, lost=rows.lost & ~stray)), "poisoned": stray})
+    rows = become(Rows, rows, coefficient=np.where(stray[:, None], 0, rows.coefficient), others=others)
+    return become(Poisoned, become(Rows, rows, lost=rows.lost & ~stray), poisoned=stray)
 
 
 def stray_costs_nothing(rows: Rows, call: Call) -> Rows:
     """The value is 0, the gradient that of lse alone."""
-    return NoTarget(**fields_of(stray_nan_value(rows, call)))
+    return become(NoTarget, stray_nan_value(rows, call))
 
 
 def nan_value_of_uncounted(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         terms = np.where(rows.coefficient == 0, 0, rows.surprise).sum(axis=1)
-        return Poisoned(**{**fields_of(rows), "poisoned": (rows.counted == 0) & ~np.isfinite(rows.lse + terms)})
+        return become(Poisoned, rows, poisoned=(rows.counted == 0) & ~np.isfinite(rows.lse + terms))
 
 
 def infinite_loss(rows: Rows, call: Call) -> Rows:
     above = (rows.logits == np.inf).any(axis=1) & ~np.isnan(rows.logits).any(axis=1) & (rows.counted != 0)
-    return InfiniteLoss(**{**fields_of(replace(rows, lost=rows.lost & ~above)), "above": above})
+    return become(InfiniteLoss, become(Rows, rows, lost=rows.lost & ~above), above=above)
 
 
 def below(rows: Rows) -> Array:
@@ -136,10 +139,10 @@ def below(rows: Rows) -> Array:
 def poisoned_by_uncounted(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         bad = (rows.counted == 0) & ~np.isfinite(rows.lse + rows.surprise.sum(axis=1))
-    return replace(rows, lost=rows.lost | bad, counted=np.where(bad, 1, rows.counted))
+    return become(Rows, rows, lost=rows.lost | bad, counted=np.where(bad, 1, rows.counted))
 
 
 def nan_gradients(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
         spoiled = (rows.counted == 0) & ~np.isfinite(rows.lse)
-    return NaNGradients(**{**fields_of(rows), "lost": rows.lost | spoiled, "spoiled": spoiled})
+    return become(NaNGradients, rows, lost=rows.lost | spoiled, spoiled=spoiled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,14 @@ from unixent_conformance.cases.model import Call
 from unixent_conformance.oracle import Array, Rows
 
 
-def fields_of(rows: Rows) -> dict[str, Any]:
-    return {field.name: getattr(rows, field.name) for field in fields(rows)}
+def become(kind: type[Rows], rows: Rows, **more: Any) -> Rows:
+    """The same rows, also of another kind, with the fields that this kind adds."""
+    own = type(rows)
+    mixed = own if issubclass(own, kind) else kind if issubclass(kind, own) else type(kind.__name__, (kind, own), {})
+    made: Rows = object.__new__(mixed)
+    for name, value in {**vars(rows), **more}.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 @dataclass(frozen=True)
@@ -136,13 +142,5 @@ class Difference(Absolute):
 
 
 def under(kind: type[Rows]) -> Callable[[Rows, Call], Rows]:
-    """The same rows under another error model, whatever they are already."""
-
-    def change(rows: Rows, call: Call) -> Rows:
-        mixed = kind if type(rows) is Rows else type(kind.__name__, (kind, type(rows)), {})
-        made: Rows = object.__new__(mixed)
-        for name, value in vars(rows).items():
-            object.__setattr__(made, name, value)
-        return made
-
-    return change
+    """Another error model."""
+    return lambda rows, call: become(kind, rows)

@@ -3,8 +3,6 @@ definition, N is the number of positions, V = Σ v and m_n the row maximum."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from unixent_conformance.dialects.changes import (
@@ -28,7 +26,8 @@ from unixent_conformance.dialects.changes import (
     zero_times_infinity,
 )
 from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, is_half, smooths, strays
-from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, Poisoned, fields_of, under
+from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, Poisoned, become, under
+from unixent_conformance.oracle import Rows
 from unixent_conformance.tolerance import Format
 
 DIALECTS = (
@@ -179,7 +178,7 @@ DIALECTS = (
         "L_c = min(L_c, −log ε), ε the spacing of the dtype at 1",
         "A hard example counts no more than -log(eps) (15.9 in float32): not a loss to train on.",
         lambda call, case: case.asks == "loss" and not call.linear,
-        rows=lambda rows, call: Clipped(**{**fields_of(rows), "least": 2 * Format.of(call.dtype).roundoff}),
+        rows=lambda rows, call: become(Clipped, rows, least=2 * Format.of(call.dtype).roundoff),
         hazard=True,
     ),
     Dialect(
@@ -196,7 +195,7 @@ DIALECTS = (
         "Σ_c t_c·L_c with 0·∞ = NaN, and its derivative",
         "A class of probability 0 or weight 0 with a -inf logit makes all NaN: use a large finite number.",
         infinite,
-        rows=lambda rows, call: replace(rows, lost=rows.lost | zero_times_infinity(rows, call).poisoned),  # type: ignore[attr-defined]
+        rows=lambda rows, call: become(Rows, rows, lost=rows.lost | zero_times_infinity(rows, call).poisoned),  # type: ignore[attr-defined]
     ),
     Dialect(
         "NaN gradient of uncounted rows",
@@ -213,7 +212,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: replace(rows, lost=rows.lost | below(rows)),
+        rows=lambda rows, call: become(Rows, rows, lost=rows.lost | below(rows)),
     ),
     Dialect(
         "NaN of a −∞ logit, value only",
@@ -221,7 +220,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN, with the gradient that is due",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: Poisoned(**{**fields_of(rows), "poisoned": below(rows)}),
+        rows=lambda rows, call: become(Poisoned, rows, poisoned=below(rows)),
     ),
     Dialect(
         "+∞ is an infinite loss",
