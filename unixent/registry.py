@@ -68,6 +68,8 @@ def _load(entry: metadata.EntryPoint) -> Backend:
             f"backend: {entry.name!r} is registered but cannot be imported ({error}); {_hint(entry)}"
         ) from error
     _BY_NAME[entry.name] = backend
+    # A look-up table that grows while torch.compile traces a first call makes it compile that call again.
+    _BY_TYPE.update(dict.fromkeys(getattr(backend, "array_types", ()), backend))
     return backend
 
 

@@ -34,6 +34,7 @@ class TorchBackend:
 
     name = "torch"
     version = torch.__version__
+    array_types = (Tensor, torch.nn.Parameter)
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from unixent_torch._layout import blocks, empty_like, row_sum, rows_per_block
+from unixent_torch._layout import blocks, empty_like, exp, row_sum, rows_per_block
 from unixent_torch._rows import Coefficients, RowStatistics, cap, finish_plain, mixed_block, plain_block
 
 # exp(x) needs no shift where the sum over the other classes and the target's own logit are within these bounds: a class
@@ -67,26 +68,34 @@ def solve(
     rows = min(rows_per_block(x), max(1, count))
     in_place = out is not None and any(grad is x for grad in out)
     work = _Work(x, weight, spec, rows, index is None, wrt, in_place)
-    losses = torch.empty((count, 1), dtype=spec.accumulation, device=x.device)
+    losses: list[Tensor] = []
     grads = tuple(empty_like(x if name == "logits" else target) for name in wrt) if out is None else out
     sources = (x,) if index is not None else (x, target)
     start = 0
     for pieces in blocks((*sources, *grads), rows):
         stop = start + pieces[0].shape[:-1].numel()
         here = slice(start, stop)
-        loss = work.block(
-            pieces,
-            None if index is None else index[here],
-            factor[here] if isinstance(factor, Tensor) and factor.ndim else factor,
-            None if dead is None else dead[here],
-        )
+        loss = work.block(pieces, *(_cut(column, here, count) for column in (index, factor, dead)))
         if v is not None:
-            loss = loss * v[here]
+            loss = loss * _cut(v, here, count)
             if dead is not None:
-                loss.masked_fill_(dead[here], 0)
-        losses[here] = loss
+                loss.masked_fill_(_cut(dead, here, count), 0)
+        losses.append(loss)
         start = stop
-    return losses.view(shape), grads
+    return _joined(losses, x, spec).view(shape), grads
+
+
+def _cut(column: Any, rows: slice, count: int) -> Any:
+    """The rows of a column; a number or None serves all of them."""
+    if not isinstance(column, Tensor) or not column.ndim or rows.stop - rows.start == count:
+        return column
+    return column[rows]
+
+
+def _joined(losses: list[Tensor], x: Tensor, spec: Spec) -> Tensor:
+    if len(losses) == 1:
+        return losses[0]
+    return torch.cat(losses) if losses else x.new_empty(0, dtype=spec.accumulation)
 
 
 def _per_row(factor: Tensor | float | None, v: Tensor | None, shape: torch.Size) -> Tensor | float:
@@ -175,11 +184,11 @@ class _Work:
         if source.dtype == block.dtype and source.is_contiguous():
             source = source.view(block.shape)
             x_k = source.gather(1, index)
-            torch.exp(source, out=block)
+            exp(source, block)
         else:
             block.view(source.shape).copy_(source)
             x_k = block.gather(1, index)
-            block.exp_()
+            exp(block, block)
         block.scatter_(1, index, 0.0)
         rest, own = row_sum(block), x_k.exp()
         redo = _rows_outside(rest, x_k, dead)
@@ -205,9 +214,9 @@ class _Work:
 def _rows_outside(rest: Tensor, x_k: Tensor, dead: Tensor | None) -> Tensor | None:
     """Which rows an unshifted exp does not serve."""
     least, most = torch.aminmax(rest)
-    if least >= _LEAST_REST and most <= _MOST_REST:
+    if least.item() >= _LEAST_REST and most.item() <= _MOST_REST:
         least, most = torch.aminmax(x_k)
-        if least >= _LEAST_OWN and most <= _MOST_OWN:
+        if least.item() >= _LEAST_OWN and most.item() <= _MOST_OWN:
             return None
     served = (rest >= _LEAST_REST) & (rest <= _MOST_REST) & (x_k >= _LEAST_OWN) & (x_k <= _MOST_OWN)
     redo = ~served if dead is None else ~(served | dead)

@@ -14,6 +14,9 @@ from torch import Tensor
 _HOST_ELEMENTS = 1 << 20
 _DEVICE_ELEMENTS = 1 << 25
 
+# torch splits an exp of more elements than the first over its threads; up to the second, that does not pay.
+_SHARED_ELEMENTS, _WOKEN_ELEMENTS = 1 << 11, 1 << 13
+
 # glibc maps anything larger afresh on each allocation, and faulting such memory in by pages of 4 KiB takes longer than
 # the exponentials that are to fill it.
 _FRESH_BYTES = 1 << 25
@@ -71,3 +74,13 @@ def row_sum(block: Tensor) -> Tensor:
         # torch splits a lone row over its threads, and sums it in another order.
         return block.expand(2, -1).sum(1, keepdim=True)[:1]
     return block.sum(1, keepdim=True)
+
+
+def exp(source: Tensor, out: Tensor) -> None:
+    """`torch.exp` of a contiguous block; few elements stay on the calling thread, since waking another takes longer."""
+    if source.numel() > _WOKEN_ELEMENTS or source.numel() <= _SHARED_ELEMENTS:
+        torch.exp(source, out=out)
+        return
+    for start in range(0, source.numel(), _SHARED_ELEMENTS):
+        piece = slice(start, start + _SHARED_ELEMENTS)
+        torch.exp(source.view(-1)[piece], out=out.view(-1)[piece])

@@ -40,7 +40,7 @@ def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int,
     if not target.numel():
         return None
     least, most = torch.aminmax(as_index(target))
-    if least >= 0 and most < classes:
+    if least.item() >= 0 and most.item() < classes:
         return None
     flat = target.reshape(-1)
     invalid = outside(flat, classes) & ~equals(flat, ignore_index)
@@ -87,4 +87,4 @@ def _all_counted(index: Tensor, problem: LossProblem) -> bool:
     if 0 <= problem.options.ignore_index < problem.classes or not index.numel():
         return False
     least, most = torch.aminmax(index)
-    return bool(least >= 0) and bool(most < problem.classes)
+    return bool(least.item() >= 0 and most.item() < problem.classes)

@@ -1,0 +1,144 @@
+"""A character-level language model on text that ships with Python, trained with torch's own loss and with unixent.
+
+    python examples/charlm.py [--steps 300] [--vocabulary 4096] [--output charlm.png]
+
+Both runs start from the same seed and see the same batches. Prints and plots both curves and both step times. Of single
+characters there are so few that the loss would hardly count; so frequent groups of up to four are one symbol, which
+brings the vocabulary near to that of a real language model. ``--vocabulary 0`` keeps to characters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import unixent
+
+# Their sources are mostly prose: documentation strings and comments.
+MODULES = ("argparse", "datetime", "decimal", "difflib", "doctest", "inspect", "logging", "pathlib", "pickletools",
+           "random", "statistics", "subprocess", "tarfile", "threading", "typing", "zipfile")  # fmt: skip
+CONTEXT, WIDTH, BATCH = 64, 128, 32
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Run(NamedTuple):
+    """Loss in nats of each step, and the seconds that it took."""
+
+    losses: list[float]
+    steps: list[float]
+
+
+def text() -> str:
+    """The sources of some modules of the standard library."""
+    return "\n".join(inspect.getsource(import_module(name)) for name in MODULES)
+
+
+def encode(source: str, size: int) -> tuple[Tensor, int]:
+    """The text as indices of chunks, and how many different ones there are: all characters and frequent groups."""
+    chunks = re.findall(r"\w{1,4}|\s+|.", source, re.DOTALL)
+    characters = sorted(set(source))
+    room = max(0, size - len(characters))
+    frequent = [chunk for chunk, _ in Counter(chunk for chunk in chunks if len(chunk) > 1).most_common(room)]
+    number = {chunk: i for i, chunk in enumerate([*characters, *frequent])}
+    pieces = (piece for chunk in chunks for piece in ([chunk] if chunk in number else chunk))
+    return torch.tensor([number[piece] for piece in pieces]), len(number)
+
+
+class Model(nn.Module):
+    """Embedding, a recurrent layer, and a score for each chunk that may come next."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, WIDTH)
+        self.memory = nn.GRU(WIDTH, WIDTH, batch_first=True)
+        self.scores = nn.Linear(WIDTH, vocabulary)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        """[batch, length] indices to [batch, length, vocabulary] logits."""
+        hidden, _ = self.memory(self.embedding(chunks))
+        scores: Tensor = self.scores(hidden)
+        return scores
+
+
+def stock(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
+def ours(logits: Tensor, target: Tensor) -> Tensor:
+    return unixent.cross_entropy(logits, target)  # type: ignore[no-any-return]
+
+
+def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int, name: str) -> Run:
+    """Adam on random stretches of the text."""
+    torch.manual_seed(seed)
+    model = Model(vocabulary)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    run = Run([], [])
+    for step in range(1, steps + 1):
+        starts = torch.randint(len(chunks) - CONTEXT - 1, (BATCH, 1))
+        window = chunks[starts + torch.arange(CONTEXT + 1)]
+        begun = time.perf_counter()
+        loss = loss_of(model(window[:, :-1]), window[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        run.steps.append(time.perf_counter() - begun)
+        run.losses.append(loss.item())
+        if step == 1 or step % 50 == 0 or step == steps:
+            print(f"{name:8}  {step:5}  {run.losses[-1]:.4f}  {1e3 * statistics.median(run.steps):7.1f} ms")
+    return run
+
+
+def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
+    """Both curves and both distributions of step times, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
+        left.plot(range(1, len(run.losses) + 1), run.losses, style, label=name)
+    left.set(xlabel="step", ylabel="cross-entropy (nats)", title="training loss, same seed")
+    left.legend()
+    times: list[Any] = [[1e3 * second for second in run.steps] for run in runs.values()]
+    right.boxplot(times, tick_labels=list(runs), showfliers=False)
+    right.set(ylabel="ms", title=f"step: [{BATCH}, {CONTEXT}, {vocabulary}] logits", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="A small language model with torch's own loss and with unixent.")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--vocabulary", type=int, default=4096, help="at most this many different chunks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("charlm.png"), help="picture to write")
+    chosen = parser.parse_args(arguments)
+    chunks, vocabulary = encode(text(), chosen.vocabulary)
+    print(f"{len(chunks)} chunks, {vocabulary} different\n\nloss       step    nats   median step")
+    losses: dict[str, Loss] = {"torch": stock, "unixent": ours}
+    runs = {name: train(loss, chunks, vocabulary, chosen.steps, chosen.seed, name) for name, loss in losses.items()}
+    apart = max(abs(a - b) for a, b in zip(*(run.losses for run in runs.values()), strict=True))
+    print(f"\nthe curves are never more than {apart:.2g} nats apart; they are in {chosen.output}")
+    draw(runs, vocabulary, chosen.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
