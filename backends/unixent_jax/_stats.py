@@ -39,9 +39,11 @@ class Pivot(NamedTuple):
 def alone(x: Array) -> bool:
     """Whether no part of x can be on another device, so that gathers and reshapes along the classes are free.
 
-    Under an automatic mesh a trace cannot see how x is sharded: only a process of a single device can be sure.
+    Under an automatic mesh a trace cannot see how x is sharded: only a process of a single device can be sure. Symbolic
+    dimensions of `jax.export`, which scatters do not take, count as not alone.
     """
-    return bool(jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty)
+    known = all(isinstance(size, int) for size in x.shape)
+    return bool(known and jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty)
 
 
 def hits(x: Array, y: Array, axis: int) -> Array:
@@ -115,8 +117,6 @@ def scalars(x: Array, pivot: Array, axis: int) -> Pivot:
 
 def _block_size(classes: int) -> int | None:
     """The divisor of the number of classes nearest to 256, if there is one that splits it to any purpose."""
-    if not isinstance(classes, int):  # a symbolic dimension of jax.export
-        return None
     return min(
         (size for size in range(32, 4097) if classes % size == 0 and classes > size),
         key=lambda size: abs(size - 256),
