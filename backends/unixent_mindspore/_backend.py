@@ -11,7 +11,7 @@ from mindspore.graph.api import _pynative_executor
 
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import get_backend
-from unixent_mindspore._cells import Loss, eager_cell, on_cpu
+from unixent_mindspore._cells import eager_cell, on_cpu
 from unixent_mindspore._eager import arrays_of, from_host, to_host
 from unixent_mindspore._plan import ABSENT, DTYPES, FLOATS, Plan
 
@@ -103,7 +103,7 @@ def _value_and_grad(
     return loss, tuple(every[name] for name in wrt)
 
 
-def _eager(problem: Problem | LinearProblem) -> tuple[Loss, tuple[Tensor, ...], Plan]:
+def _eager(problem: Problem | LinearProblem) -> tuple[Any, tuple[Tensor, ...], Plan]:
     """The cell of a problem, its inputs in the order of `INPUTS`, and its plan."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):

@@ -170,6 +170,51 @@ class CallbackGradient(_Callback):
         )
 
 
+class CallbackBoth(_Callback):
+    """Both passes at once, for a loss that is one number: `INPUTS` -> loss, and its gradient for the logits."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.result = DTYPES[plan.result]
+
+        def run(
+            scores: Array,
+            classifier: Array,
+            bias: Array,
+            target: Array,
+            weight: Array,
+            mask: Array,
+            normalizer: Array,
+        ) -> Any:
+            arrays = self.take(scores, classifier, bias, target, weight, mask, normalizer)
+            loss, found = plan.differentiate(arrays, None, ("logits",))
+            return np.atleast_1d(loss), found[0]
+
+        dtypes = DTYPES[host_dtype(plan.result)], self.taken[0]
+        self.call = ops.Custom(run, lambda scores, *_: ((1,), tuple(scores)), lambda *_: dtypes, "pyfunc")
+
+    def construct(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+    ) -> Any:
+        loss, slopes = self.call(
+            scores,
+            self.cast(classifier, self.taken[1]),
+            self.cast(bias, self.taken[2]),
+            self.cast(target, self.taken[3]),
+            self.cast(weight, self.taken[4]),
+            self.cast(mask, self.taken[5]),
+            self.cast(normalizer, self.taken[6]),
+        )
+        return self.cast(self.reshape(loss, ()), self.result), slopes
+
+
 class VacantLoss(nn.Cell):
     """The forward pass without a position."""
 

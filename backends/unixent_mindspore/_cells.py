@@ -17,10 +17,18 @@ from mindspore import Tensor, nn
 from mindspore.ops import operations as P
 
 from unixent.errors import BackendError
-from unixent_mindspore._callback import CallbackGradient, CallbackLoss, CallbackTerms, VacantGradient, VacantLoss
+from unixent_mindspore._callback import (
+    CallbackBoth,
+    CallbackGradient,
+    CallbackLoss,
+    CallbackTerms,
+    VacantGradient,
+    VacantLoss,
+)
 from unixent_mindspore._derivatives import Curvature, PrimitiveGradient, PrimitiveLoss
 from unixent_mindspore._eager import eager_gradient, eager_loss
 from unixent_mindspore._plan import Plan
+from unixent_mindspore._single import Both, ScaledGradient, SinglePassLoss
 
 
 class Gradient(nn.Cell):
@@ -181,7 +189,7 @@ def _assemble(plan: Plan, forward: Any, backward: Any, dtype: str) -> Loss:
 
 
 @lru_cache(maxsize=512)
-def eager_cell(plan: Plan, cpu: bool) -> Loss:
+def eager_cell(plan: Plan, cpu: bool) -> Loss | SinglePassLoss:
     """The loss for eager calls."""
     if not cpu:
         return graph_cell(plan, cpu)
@@ -189,13 +197,19 @@ def eager_cell(plan: Plan, cpu: bool) -> Loss:
 
 
 @lru_cache(maxsize=512)
-def graph_cell(plan: Plan, cpu: bool) -> Loss:
+def graph_cell(plan: Plan, cpu: bool) -> Loss | SinglePassLoss:
     """The loss for compiled graphs."""
     dtype = _wide(plan, cpu)
     if plan.vacant:
         return _assemble(plan, VacantLoss(plan), VacantGradient(), dtype)
     if not cpu:
         return primitive_cell(plan, dtype)
+    # A half-precision gradient must meet its upstream gradient (a loss scale, say) before it is rounded.
+    single = plan.kind == "index" and plan.dtypes[0] == plan.accumulation
+    if single and not (plan.linear or plan.each or plan.terms):
+        curvature = Curvature(plan, dtype)
+        both = Both(CallbackBoth(plan), ScaledGradient(curvature))
+        return SinglePassLoss(both, Gradient(CallbackGradient(plan), curvature))
     forward = CallbackTerms(plan) if plan.terms else CallbackLoss(plan)
     return _assemble(plan, forward, CallbackGradient(plan), dtype)
 

@@ -25,6 +25,7 @@ from unixent.protocol import ArrayInfo
 from unixent_mindspore._backend import MindsporeBackend, dtype_name
 from unixent_mindspore._cells import Loss, graph_cell, on_cpu
 from unixent_mindspore._plan import ABSENT, FLOATS, Plan
+from unixent_mindspore._single import SinglePassLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def signature(value: Tensor | None) -> Any:
 @compile_time
 def plan(
     signatures: tuple[Any, ...], settings: tuple[Any, ...], number: float | None, others: tuple[Any, ...], linear: bool
-) -> Loss:
+) -> Loss | SinglePassLoss:
     """Check a call and return the cell that computes it."""
     parallel, backend, terms, chunk = others
     if backend not in (None, "mindspore"):
