@@ -35,6 +35,11 @@ def outside(target: Tensor, classes: int) -> Tensor:
     return (index < 0) | (index >= classes)
 
 
+def class_weight(weight: Tensor, index: Tensor) -> Tensor:
+    """``weight[index]``, which the compiler takes for indexing with a number where ``index`` is 0-d."""
+    return weight.index_select(0, index.reshape(-1)).reshape(index.shape)
+
+
 def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
     """Flat position and value of the first index outside [0, C) that is not ``ignore_index``. Reads values."""
     if not target.numel():
@@ -70,7 +75,8 @@ class Positions(NamedTuple):
         if host and _all_counted(index, problem):
             d = mask
             if weight is not None:
-                d = weight[index] if mask is None else mask * weight[index]
+                own = class_weight(weight, index)
+                d = own if mask is None else mask * own
             return cls(index, mask, d)
         ignored, beyond = equals(target, problem.options.ignore_index), outside(target, problem.classes)
         index = torch.where(beyond, 0, index)
@@ -78,7 +84,7 @@ class Positions(NamedTuple):
         d = v
         if weight is not None:
             # An ignored position has no class, so its weight is not looked at: it may be NaN.
-            d = torch.where(ignored, 0, v * torch.where(beyond, 1, weight[index]))
+            d = torch.where(ignored, 0, v * torch.where(beyond, 1, class_weight(weight, index)))
         return cls(index, torch.where(beyond & ~ignored, torch.nan, v), d)
 
 

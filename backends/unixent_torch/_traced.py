@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unixent_torch._kernel import Spec
+from unixent_torch._positions import class_weight
 from unixent_torch._rows import times, two_diff
 
 
@@ -27,7 +28,7 @@ def losses(x: Tensor, target: Tensor, weight: Tensor | None, v: Tensor | None, s
         found = _pivot(x, _is_class(x, target))
         loss, lse = found.loss, found.lse
         if weight is not None:
-            loss = times(weight[target], loss)
+            loss = times(class_weight(weight, target), loss)
     if spec.z_loss:
         loss = loss + spec.z_loss * lse.square()
     if v is not None:

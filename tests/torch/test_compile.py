@@ -96,6 +96,16 @@ def test_an_index_out_of_range_is_nan() -> None:
     assert x.grad.isnan().any(1).tolist() == [False, True, True]
 
 
+def test_a_single_position_with_class_weights() -> None:
+    x, y = inputs(1)
+
+    def call(x: Any, y: Any) -> Any:
+        return unixent.cross_entropy(x, y, weight=torch.arange(1.0, 8.0), reduction="sum")
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x[0], y[0]), call(x[0], y[0]))
+
+
 def test_value_and_grad() -> None:
     x, _ = inputs(4, torch.float64)
     q = torch.rand(4, 7)
