@@ -24,18 +24,15 @@ def peer(request: pytest.FixtureRequest) -> Peer:
     return found
 
 
-def test_ordinary_calls_match_or_are_refused(peer: Peer) -> None:
-    report = run(peer.path, peer.harness, features=["class indices"], quick=True, linear=peer.linear)
+def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> None:
+    features = ["class indices", "normalizer"]
+    report = run(peer.path, peer.harness, features=features, quick=True, linear=peer.linear)
     verdicts = {r.id: (r.verdict, r.detail) for r in report.cases}
     assert report.implementation == peer.name
     assert report.ok, verdicts
-
-
-def test_what_a_library_lacks_is_refused(peer: Peer) -> None:
-    report = run(peer.path, peer.harness, features=["normalizer"], quick=True, linear=peer.linear)
-    lacking = [r for r in report.cases if r.verdict is Verdict.REFUSES]
-    assert lacking
-    assert report.counts[Verdict.CRASHED] == 0, [r.detail for r in report.cases if r.verdict is Verdict.CRASHED]
+    assert report.counts[Verdict.REFUSES], verdicts
+    if peer.name != "mindspore mint":  # it has no kernel on a CPU
+        assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts
 
 
 def test_names_are_found_and_mistakes_told() -> None:

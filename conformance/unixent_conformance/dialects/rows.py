@@ -110,7 +110,9 @@ class Absolute(Rows):
         with np.errstate(all="ignore"):
             total = abs(self.coefficient).sum(axis=1, keepdims=True)
             flow = self.probability * total + abs(self.coefficient)
-            return np.asarray(super().gradient_magnitudes() + self._settle(abs(self.counted)[:, None] * flow))
+            mixed = super().gradient_magnitudes() + self._settle(abs(self.counted)[:, None] * flow)
+            # A softcap's slope as 1 - tanh^2 has an absolute error too, not one relative to the slope.
+            return np.asarray(mixed / np.where(self.slope > 1e-30, self.slope, 1e-30))
 
     def target_magnitudes(self) -> Array:
         return np.asarray(super().target_magnitudes() + abs(self.counted)[:, None] * abs(self.target_factor) * self.far)

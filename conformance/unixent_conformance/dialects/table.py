@@ -263,7 +263,7 @@ ACCURACY = (
     Dialect(
         "absolute accuracy",
         "accuracy",
-        "|error| ≤ (8 + 2·log₂C)·u·(ℓ + 1), p − onehot likewise",
+        "|error| ≤ (8 + 2·log₂C)·u·(ℓ + 1), p − onehot and 1 − tanh² likewise",
         "Losses and gradients of confident rows round to 0 or to noise; training near convergence stalls there.",
         lambda call, case: True,
         rows=under(Absolute),
