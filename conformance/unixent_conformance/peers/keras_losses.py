@@ -6,10 +6,12 @@ They compute in `floatx`, float32, whatever dtype comes.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from unixent_conformance.harness import Unsupported
+from unixent_conformance.implementation import Implementation
 from unixent_conformance.peers.adapting import only, peer
 
 REDUCTIONS = {"none": None, "sum": "sum", "mean": "sum_over_batch_size"}
@@ -54,11 +56,10 @@ def _keras(backend: str) -> Any:
 _OPTIONS = frozenset({"mask", "axis", "reduction", "ignore_index", "label_smoothing", "logits", "target"})
 
 
-def _on(backend: str) -> Any:
-    from dataclasses import replace
-
+def __getattr__(name: str) -> Implementation:
+    """`on_torch` and `on_jax`. Keras is imported when one is asked for, which takes longer than a case may."""
+    backend = name.removeprefix("on_")
+    if backend == name:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _keras(backend)
     return replace(peer(f"keras on {backend}", partial(_loss, backend), "keras"), options=_OPTIONS)
-
-
-on_torch = _on("torch")
-on_jax = _on("jax")
