@@ -164,6 +164,28 @@ def test_gradients_of_halves_are_rounded_once(dtype, upstream):
         torch.testing.assert_close(grad.double(), other, rtol=unit * 1.001, atol=step + 2e-6 * upstream)
 
 
+def error(found, truth):
+    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS[:-1], ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+def test_halves_are_never_worse_than_unfused(dtype, options, scale):
+    """Errors of value and gradients against float64 on the same rounded inputs, relative to the largest entry."""
+    leaves = [(x.detach() * scale).to(dtype).requires_grad_() for x in operands(torch.float32)]
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+
+    def both(loss, wrt):
+        return (loss.detach(), *torch.autograd.grad(loss.sum(), wrt))
+
+    truth = both(unixent.cross_entropy(F.linear(*exact), INDEX, **options), exact)
+    fused = both(unixent.linear_cross_entropy(leaves[0], leaves[1], INDEX, bias=leaves[2], chunk=5, **options), leaves)
+    unfused = both(unixent.cross_entropy(F.linear(*leaves), INDEX, **options), leaves)
+    for mine, other, exactly in zip(fused, unfused, truth, strict=True):
+        assert error([mine], [exactly]) <= max(error([other], [exactly]), torch.finfo(dtype).eps / 2)
+
+
 def test_autocast_rounds_what_it_multiplies_and_nothing_else():
     hidden, classifier, bias = operands(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,137 @@
+"""The fused linear form on torch against F.cross_entropy(F.linear(...)) and torch's own chunked form.
+
+    python benchmarks/torch_linear_cross_entropy.py [--positions 2048 --width 512 --classes 32000 --dtype float32]
+
+Forward and backward, interleaved in one process: the median of the rounds' seconds, and the medians of their ratios to
+the unfused form, of wall-clock and of processor time. On a busy machine, trust the latter with --threads 1. Peak memory
+is the resident memory that a second pass needs beyond what was there, in a process of its own for each form, in units
+of the logits, of which the gradients themselves are the share shown last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unixent
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def unfused(hidden: Tensor, classifier: Tensor, target: Tensor) -> None:
+    F.cross_entropy(F.linear(hidden, classifier), target).backward()
+
+
+def stock(hidden: Tensor, classifier: Tensor, target: Tensor) -> None:
+    options = torch.nn.LinearCrossEntropyOptions()
+    F.linear_cross_entropy(hidden, classifier, target, options=options).backward()
+
+
+def fused(hidden: Tensor, classifier: Tensor, target: Tensor) -> None:
+    unixent.linear_cross_entropy(hidden, classifier, target).backward()
+
+
+def products(hidden: Tensor, classifier: Tensor, target: Tensor) -> None:
+    """The three matrix products and nothing else: no form can be faster."""
+    with torch.no_grad():
+        logits = hidden @ classifier.T
+        hidden.grad, classifier.grad = logits @ classifier, logits.T @ hidden
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {
+    "F.cross_entropy(F.linear(...))": unfused,
+    "F.linear_cross_entropy(options=LinearCrossEntropyOptions())": stock,
+    "unixent.linear_cross_entropy": fused,
+    "three matrix products": products,
+}
+
+
+def make(positions: int, width: int, classes: int, dtype: str) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+    kind = getattr(torch, dtype)
+    hidden = torch.randn(positions, width, generator=generator).to(kind).requires_grad_()
+    classifier = (torch.randn(classes, width, generator=generator) / width**0.5).to(kind).requires_grad_()
+    return hidden, classifier, torch.randint(classes, (positions,), generator=generator)
+
+
+def run(name: str, inputs: Inputs) -> tuple[float, float]:
+    """Seconds on the clock, and of the processor, that one forward and backward pass takes."""
+    for x in inputs[:2]:
+        x.grad = None
+    start, processor = time.perf_counter(), time.process_time()
+    FORMS[name](*inputs)
+    return time.perf_counter() - start, time.process_time() - processor
+
+
+def status(field: str) -> int:
+    """A field of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak(name: str, inputs: Inputs) -> int:
+    """Bytes of resident memory that one pass needs beyond what is there before it."""
+    run(name, inputs)
+    for x in inputs[:2]:
+        x.grad = None
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = status("VmRSS")
+    run(name, inputs)
+    return status("VmHWM") - before
+
+
+def peak_elsewhere(name: str, arguments: list[str]) -> int:
+    command = [sys.executable, __file__, *arguments, "--peak", name]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--positions", type=int, default=2048)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=32000)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    inputs = make(options.positions, options.width, options.classes, options.dtype)
+    if options.peak:
+        print(peak(options.peak, inputs))
+        return
+    hidden, classifier, _ = inputs
+    logits = options.positions * options.classes * hidden.element_size()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
+    for _ in range(options.rounds + 1):
+        for name, seconds in times.items():
+            seconds.append(run(name, inputs))
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"positions {options.positions}, width {options.width}, classes {options.classes}, {options.dtype}\n")
+    print("| form | seconds | / unfused | processor time / unfused | peak memory / logits |\n|---|---|---|---|---|")
+    first = next(iter(times.values()))
+    for name, seconds in times.items():
+        # The first round warms up.
+        ratios = [(a / b, c / d) for (a, c), (b, d) in zip(seconds[1:], first[1:], strict=True)]
+        wall, processor = (statistics.median(ratio) for ratio in zip(*ratios, strict=True))
+        memory = peak_elsewhere(name, sys.argv[1:]) / logits
+        median = statistics.median(wall for wall, _ in seconds[1:])
+        print(f"| `{name}` | {median:.2f} | {wall:.2f} | {processor:.2f} | {memory:.2f} |", flush=True)
+    gradients = sum(x.numel() * x.element_size() for x in (hidden, classifier))
+    print(f"| the gradients themselves | | | | {gradients / logits:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
