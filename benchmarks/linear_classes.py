@@ -27,7 +27,7 @@ import numpy as np
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLASSES = (8192, 32768, 131072, 262144)
-PASSES = 3
+PASSES = 2
 
 
 def arrays(positions: int, width: int, classes: int) -> tuple[Any, Any, Any]:
@@ -49,8 +49,8 @@ def torch_form(loss: Callable[[Any, Any, Any], Any]) -> Callable[..., Callable[[
         inputs = torch_inputs(*shape)
 
         def step() -> None:
-            inputs[0].grad = inputs[1].grad = None
             loss(*inputs).backward()
+            inputs[0].grad = inputs[1].grad = None
 
         return step
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--form", action="append", choices=FORMS, help="measure this form only; repeatable")
     parser.add_argument("--positions", type=int, default=512)
-    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--patience", type=int, default=60, help="seconds that one form may take at one size")
     parser.add_argument("--output", type=Path, default=DOCS)
     parser.add_argument("--measure", type=int, metavar="CLASSES", help="print one measurement of one form and stop")

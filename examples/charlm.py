@@ -1,10 +1,12 @@
 """A character-level language model on text that ships with Python, trained with torch's own loss and with unixent.
 
-    python examples/charlm.py [--steps 300] [--vocabulary 4096] [--output charlm.png]
+    python examples/charlm.py [--steps 300] [--vocabulary 4096] [--fused] [--output charlm.png]
 
 Both runs start from the same seed and see the same batches. Prints and plots both curves and both step times. Of single
 characters there are so few that the loss would hardly count; so frequent groups of up to four are one symbol, which
-brings the vocabulary near to that of a real language model. ``--vocabulary 0`` keeps to characters.
+brings the vocabulary near to that of a real language model. ``--vocabulary 0`` keeps to characters. With ``--fused`` a
+third run computes the last layer and its loss together, without all logits; printed is what each form holds on to
+between its forward and its backward pass.
 """
 
 from __future__ import annotations
@@ -31,14 +33,15 @@ MODULES = ("argparse", "datetime", "decimal", "difflib", "doctest", "inspect", "
            "random", "statistics", "subprocess", "tarfile", "threading", "typing", "zipfile")  # fmt: skip
 CONTEXT, WIDTH, BATCH = 64, 128, 32
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # of the last layer, its input and the targets
 
 
 class Run(NamedTuple):
-    """Loss in nats of each step, and the seconds that it took."""
+    """Loss in nats of each step, the seconds that it took, and the bytes that the loss held for its backward pass."""
 
     losses: list[float]
     steps: list[float]
+    held: int
 
 
 def text() -> str:
@@ -67,18 +70,37 @@ class Model(nn.Module):  # type: ignore[misc]
         self.scores = nn.Linear(WIDTH, vocabulary)
 
     def forward(self, chunks: Tensor) -> Tensor:
-        """[batch, length] indices to [batch, length, vocabulary] logits."""
-        hidden, _ = self.memory(self.embedding(chunks))
-        scores: Tensor = self.scores(hidden)
-        return scores
+        """[batch, length] indices to the [batch, length, width] input of the last layer."""
+        hidden: Tensor = self.memory(self.embedding(chunks))[0]
+        return hidden
 
 
-def stock(logits: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+def stock(scores: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(scores(hidden).flatten(0, 1), target.flatten())
 
 
-def ours(logits: Tensor, target: Tensor) -> Tensor:
-    return unixent.cross_entropy(logits, target)
+def ours(scores: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
+    return unixent.cross_entropy(scores(hidden), target)
+
+
+def fused(scores: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
+    return unixent.linear_cross_entropy(hidden, scores.weight, target, bias=scores.bias)
+
+
+def held(loss_of: Loss, scores: nn.Linear, hidden: Tensor, target: Tensor) -> int:
+    """Bytes that the last layer and its loss keep until their backward pass, beyond what was there before."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = loss_of(scores, hidden, target)
+    before = {x.untyped_storage().data_ptr() for x in (*scores.parameters(), hidden, target)}
+    total = sum(size for pointer, size in kept.items() if pointer not in before)
+    del loss
+    return total
 
 
 def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int, name: str) -> Run:
@@ -86,20 +108,21 @@ def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int,
     torch.manual_seed(seed)
     model = Model(vocabulary)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    run = Run([], [])
+    losses: list[float] = []
+    seconds: list[float] = []
     for step in range(1, steps + 1):
         starts = torch.randint(len(chunks) - CONTEXT - 1, (BATCH, 1))
         window = chunks[starts + torch.arange(CONTEXT + 1)]
         begun = time.perf_counter()
-        loss = loss_of(model(window[:, :-1]), window[:, 1:])
+        loss = loss_of(model.scores, model(window[:, :-1]), window[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        run.steps.append(time.perf_counter() - begun)
-        run.losses.append(loss.item())
+        seconds.append(time.perf_counter() - begun)
+        losses.append(loss.item())
         if step == 1 or step % 50 == 0 or step == steps:
-            print(f"{name:8}  {step:5}  {run.losses[-1]:.4f}  {1e3 * statistics.median(run.steps):7.1f} ms")
-    return run
+            print(f"{name:8}  {step:5}  {losses[-1]:.4f}  {1e3 * statistics.median(seconds):7.1f} ms")
+    return Run(losses, seconds, held(loss_of, model.scores, model(window[:, :-1]), window[:, 1:]))
 
 
 def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
@@ -110,7 +133,7 @@ def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
+    for (name, run), style in zip(runs.items(), ("-", "--", ":"), strict=False):
         left.plot(range(1, len(run.losses) + 1), run.losses, style, label=name)
     left.set(xlabel="step", ylabel="cross-entropy (nats)", title="training loss, same seed")
     left.legend()
@@ -128,13 +151,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--vocabulary", type=int, default=4096, help="at most this many different chunks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fused", action="store_true", help="train a third time, last layer and loss in one")
     parser.add_argument("--output", type=Path, default=Path("charlm.png"), help="picture to write")
     chosen = parser.parse_args(arguments)
     chunks, vocabulary = encode(text(), chosen.vocabulary)
     print(f"{len(chunks)} chunks, {vocabulary} different\n\nloss       step    nats   median step")
-    losses: dict[str, Loss] = {"torch": stock, "unixent": ours}
+    losses: dict[str, Loss] = {"torch": stock, "unixent": ours} | ({"fused": fused} if chosen.fused else {})
     runs = {name: train(loss, chunks, vocabulary, chosen.steps, chosen.seed, name) for name, loss in losses.items()}
-    apart = max(abs(a - b) for a, b in zip(*(run.losses for run in runs.values()), strict=True))
+    apart = max(max(values) - min(values) for values in zip(*(run.losses for run in runs.values()), strict=True))
+    if chosen.fused:
+        sizes = ", ".join(f"{name} {run.held / 2**20:.1f} MiB" for name, run in runs.items())
+        print(f"\nheld from forward to backward: {sizes}")
     print(f"\nthe curves are never more than {apart:.2g} nats apart; they are in {chosen.output}")
     draw(runs, vocabulary, chosen.output)
     return 0
