@@ -43,7 +43,9 @@ def run_command(
             continue
         done.append(found)
         console.print(terminal.table(found))
-        if not found.ok:
+        if found.ok:
+            console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
+        else:
             terminal.print_failures(console, found)
             code = max(code, 1)
     if out is not None and done:

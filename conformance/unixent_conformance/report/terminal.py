@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -20,21 +21,24 @@ STYLES = {
 
 
 def table(report: Report) -> Table:
-    """One row per feature: how many cases got each verdict, and the largest error in units of its bound."""
-    shown = Table(title=f"{report.implementation} ({report.version or report.framework})", title_justify="left")
+    """One row per feature: how many cases got each verdict, and the largest error in units of its bound.
+
+    Verdicts that nothing got have no column, so that a clean run reads as one.
+    """
+    title = f"{report.implementation} ({report.version or report.framework})"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    seen = [verdict for verdict, n in report.counts.items() if n or verdict is Verdict.MATCHES]
     shown.add_column("feature", no_wrap=True)
-    for verdict in Verdict:
-        shown.add_column(verdict.value, justify="right")
-    shown.add_column("error / bound", justify="right")
+    for verdict in seen:
+        shown.add_column(verdict.value, justify="right", min_width=8)  # two words take two lines, never an ellipsis
+    shown.add_column("error / bound", justify="right", min_width=7)
     for feature, results in report.by_feature().items():
-        counts = [sum(r.verdict is verdict for r in results) for verdict in Verdict]
-        cells = [_cell(n, verdict) for n, verdict in zip(counts, Verdict, strict=True)]
-        worst = max(r.units for r in results)
+        cells = [_cell(sum(r.verdict is verdict for r in results), verdict) for verdict in seen]
         bad = not all(r.verdict.ok for r in results)
+        worst = max(r.units for r in results)
         shown.add_row(f"[red]{feature}[/red]" if bad else feature, *cells, f"{worst:.2g}")
-    totals = [_cell(n, verdict) for verdict, n in report.counts.items()]
     shown.add_section()
-    shown.add_row(f"all {len(report.cases)}", *totals, "")
+    shown.add_row(f"all {len(report.cases)}", *(_cell(report.counts[verdict], verdict) for verdict in seen), "")
     return shown
 
 
