@@ -11,8 +11,8 @@ from jax import Array
 
 from unixent import checks
 from unixent.errors import BackendError
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
-from unixent_jax import _loss
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
+from unixent_jax import _linear, _loss
 
 
 class JaxBackend:
@@ -23,6 +23,7 @@ class JaxBackend:
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
+        linear=True,
     )
 
     def devices(self) -> tuple[str, ...]:
@@ -79,26 +80,51 @@ class JaxBackend:
         return value, gradients
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
-        raise NotImplementedError
+        plan, arrays = _prepared_linear(problem)
+        result = _linear.value(plan, problem.result_dtype, arrays)
+        return LossTerms(*result) if problem.terms else result
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        raise NotImplementedError
+        plan, arrays = _prepared_linear(problem)
+        value, gradients = _linear.value_and_gradients(plan, problem.result_dtype, wrt, arrays, grad_output)
+        return value, gradients
 
 
-def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
+def _plan(problem: LossProblem, axis: int) -> _loss.Plan:
     if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
         raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
-    plan = _loss.Plan(
+    return _loss.Plan(
         options=problem.options,
-        axis=problem.axis,
+        axis=axis,
         classes=problem.classes,
         indexed=problem.target_kind == "index",
         accumulation=problem.accumulation,
         terms=problem.terms,
     )
+
+
+def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
+    plan = _plan(problem, problem.axis)
     arrays = _loss.Arrays(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
     if problem.check_empty and bool(_loss.is_empty(plan, arrays)):
+        raise checks.empty_mean()
+    return plan, arrays
+
+
+def _prepared_linear(problem: LinearProblem) -> tuple[_linear.Plan, _linear.Arrays]:
+    # A chunk of logits is (rows, classes).
+    plan = _linear.Plan(_plan(problem, 1), problem.chunk)
+    arrays = _linear.Arrays(
+        hidden=problem.hidden,
+        classifier=problem.classifier,
+        bias=problem.bias,
+        target=problem.target,
+        weight=problem.weight,
+        mask=problem.mask,
+        normalizer=problem.normalizer,
+    )
+    if problem.check_empty and bool(_linear.is_empty(plan, arrays)):
         raise checks.empty_mean()
     return plan, arrays

@@ -44,11 +44,20 @@ class Positions(NamedTuple):
     denominators: Array  # d
 
 
+class Counted(NamedTuple):
+    """What an index target, ``ignore_index`` and mask say of positions."""
+
+    y: Array  # the class, in [0, C)
+    v: Array
+    live: Array  # has a loss
+    stray: Array  # an index out of range, whose loss is NaN
+
+
 def losses(plan: Plan, arrays: Arrays) -> Positions:
     """Each position's loss v l and its part d of the denominator, in the accumulation dtype."""
     wide = jnp.dtype(plan.accumulation)
-    weight = _constant("weight", arrays.weight, wide)
-    mask = _constant("mask", arrays.mask, wide)
+    weight = constant("weight", arrays.weight, wide)
+    mask = constant("mask", arrays.mask, wide)
     if mask is not None:
         mask = jnp.expand_dims(mask, plan.axis)
     if weight is not None:
@@ -58,14 +67,19 @@ def losses(plan: Plan, arrays: Arrays) -> Positions:
     return solve(plan, x, arrays.target, weight, mask)
 
 
-def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
-    y = jnp.expand_dims(target, plan.axis)
-    valid = _in_range(y, plan.classes)
-    counted = ~_equals(y, plan.options.ignore_index)
+def counted(plan: Plan, target: Array, mask: Array | None) -> Counted:
+    """What is known of positions before their logits are; ``mask``, in the accumulation dtype, has target's shape."""
+    valid = _in_range(target, plan.classes)
+    exists = ~_equals(target, plan.options.ignore_index)
     if plan.options.validate == "full":
-        _debug_check(plan, valid | ~counted, y)
-    stray = counted & ~valid
-    y = jnp.where(valid, y, 0).astype(jnp.int32)
+        _debug_check(plan, valid | ~exists, target)
+    stray = exists & ~valid
+    v = exists.astype(plan.accumulation) if mask is None else jnp.where(exists, mask, 0)
+    return Counted(jnp.where(valid, target, 0).astype(jnp.int32), v, (v != 0) | stray, stray)
+
+
+def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
+    y, v, live, stray = counted(plan, jnp.expand_dims(target, plan.axis), mask)
     w_y = jnp.ones((), x.dtype)
     if weight is not None:
         w_y = (
@@ -73,8 +87,6 @@ def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, 
             if not _stats.alone(x)
             else weight.reshape(-1)[y]
         )
-    v = counted.astype(x.dtype) if mask is None else jnp.where(counted, mask, 0)
-    live = (v != 0) | stray
     # A factor of NaN makes the value and the whole gradient row of a stray index NaN.
     marked = jnp.where(stray, jnp.nan, 1).astype(x.dtype)
     x = _capped(plan, x, live)
@@ -108,30 +120,36 @@ def _count(rows: Array, mask: Array | None, live: Array) -> Array:
 
 def reduce(plan: Plan, positions: Positions, normalizer: Array | float | None) -> Array | tuple[Array, Array]:
     """The reduction, still in the accumulation dtype; both sums where the plan asks for terms."""
-    reduction = plan.options.reduction
-    if reduction == "none":
+    if plan.options.reduction == "none":
         return jnp.squeeze(positions.losses, plan.axis)
-    numerator = jnp.sum(positions.losses)
+    return reduce_sums(plan, jnp.sum(positions.losses), positions.denominators, normalizer)
+
+
+def reduce_sums(
+    plan: Plan, numerator: Array, denominators: Array, normalizer: Array | float | None
+) -> Array | tuple[Array, Array]:
+    """The reduction to a scalar, from the sum of the losses."""
     if plan.terms:
-        return numerator, jnp.sum(positions.denominators)
-    if reduction == "sum":
+        return numerator, jnp.sum(denominators)
+    if plan.options.reduction == "sum":
         return numerator
-    denominator = _denominator(plan, positions, normalizer)
+    denominator = denominator_of(plan, denominators, normalizer)
     empty = denominator == 0
     if plan.options.on_empty == "zero":
         return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
     return numerator / jnp.where(empty, jnp.nan, denominator)
 
 
-def _denominator(plan: Plan, positions: Positions, normalizer: Array | float | None) -> Array:
-    given = _constant("normalizer", normalizer, jnp.dtype(plan.accumulation))
-    return jnp.sum(positions.denominators) if given is None else given
+def denominator_of(plan: Plan, denominators: Array, normalizer: Array | float | None) -> Array:
+    """What a mean is divided by."""
+    given = constant("normalizer", normalizer, jnp.dtype(plan.accumulation))
+    return jnp.sum(denominators) if given is None else given
 
 
 @partial(jax.jit, static_argnames=("plan", "result_dtype"))
 def value(plan: Plan, result_dtype: str, arrays: Arrays) -> Array | tuple[Array, Array]:
     """The finished result."""
-    return _rounded(reduce(plan, losses(plan, arrays), arrays.normalizer), result_dtype)
+    return rounded(reduce(plan, losses(plan, arrays), arrays.normalizer), result_dtype)
 
 
 @partial(jax.jit, static_argnames=("plan", "result_dtype", "wrt"))
@@ -146,16 +164,17 @@ def value_and_gradients(
 
     result, pull = jax.vjp(of, *(getattr(arrays, name) for name in wrt))
     upstream = jnp.ones((), result.dtype) if upstream is None else upstream.astype(result.dtype)
-    return _rounded(result, result_dtype), pull(jnp.broadcast_to(upstream, result.shape))
+    return rounded(result, result_dtype), pull(jnp.broadcast_to(upstream, result.shape))
 
 
 @partial(jax.jit, static_argnames="plan")
 def is_empty(plan: Plan, arrays: Arrays) -> Array:
     """Whether the denominator of the mean is 0."""
-    return _denominator(plan, losses(plan, arrays), arrays.normalizer) == 0
+    return denominator_of(plan, losses(plan, arrays).denominators, arrays.normalizer) == 0
 
 
-def _rounded(result: Any, dtype: str) -> Any:
+def rounded(result: Any, dtype: str) -> Any:
+    """The finished result in its own dtype."""
     return jax.tree.map(lambda array: array.astype(dtype), result)
 
 
@@ -181,7 +200,8 @@ def _debug_check(plan: Plan, good: Array, y: Array) -> None:
     )
 
 
-def _constant(name: str, value: Array | float | None, dtype: Any) -> Array | None:
+def constant(name: str, value: Array | float | None, dtype: Any) -> Array | None:
+    """A side argument in ``dtype``, which refuses to be differentiated."""
     return None if value is None else _barred(name, jnp.asarray(value)).astype(dtype)
 
 
@@ -203,7 +223,7 @@ def _capped(plan: Plan, x: Array, live: Array) -> Array:
     if cap is None or cap > limits.max:
         return x
     # Dead rows are cleared first: the cap's slope at NaN would turn their zero gradient into NaN.
-    return _cap(max(cap, float(limits.tiny)), jnp.where(live, x, 0))
+    return _cap(max(cap, float(limits.tiny)), _stats.select(live, x))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -34,7 +34,7 @@ class RowOptions(NamedTuple):
 
 def _product(factor: Array, value: Array) -> Array:
     """factor * value with 0 * inf = 0: what has no weight adds nothing. NaN stays."""
-    return jnp.where((factor == 0) & (value == jnp.inf), 0, factor * value)
+    return _stats.select((factor != 0) | (value != jnp.inf), factor * value)
 
 
 def _known(tangent: Any) -> bool:
@@ -77,7 +77,7 @@ def _index_loss_and_gradient(
         total, own = total + pull, own + pull * row.probability
     others = e * (row.scale * total)
     gradient = jnp.where(_stats.hits(x, y, options.axis), own, others)
-    return jnp.where(live, loss, 0), jnp.where(live, gradient, 0)
+    return jnp.where(live, loss, 0), _stats.select(live, gradient)
 
 
 @partial(index_loss.defjvp, symbolic_zeros=True)
@@ -91,7 +91,7 @@ def _index_gradient_jvp(options: RowOptions, primals: Any, tangents: Any) -> Any
     x, _, coefficient, live = primals
     loss, gradient = _index_loss_and_gradient(options, *primals)
     curvature = _curvature(options, x, coefficient, live, tangents[0])
-    return (loss, gradient), (_inner(gradient, tangents[0], options.axis), jnp.where(live, curvature, 0))
+    return (loss, gradient), (_inner(gradient, tangents[0], options.axis), _stats.select(live, curvature))
 
 
 def _curvature(options: RowOptions, x: Array, total: Array, live: Array, tangent: Array) -> Array:
@@ -124,7 +124,7 @@ def _mixed_loss_and_gradients(
     # Every term counts relative to the peak, whose own L is the small part that all share.
     gap = _stats.pick(x, peak, axis) - x
     t_peak = _stats.pick(t, peak, axis)
-    t_others = jnp.sum(jnp.where(at_peak, 0, t), axis, keepdims=True)
+    t_others = jnp.sum(_stats.select(~at_peak, t), axis, keepdims=True)
     total = t_peak + t_others
 
     loss = jnp.sum(_product(t, gap), axis, keepdims=True) + total * row.loss
@@ -132,9 +132,9 @@ def _mixed_loss_and_gradients(
     own = (t_others + pull) * row.probability - t_peak * row.complement
     gradient = jnp.where(at_peak, own, e * (row.scale * (total + pull)) - t)
     surprise = gap + row.loss
-    surprise = jnp.where((weight == 0) & (surprise == jnp.inf), 0, surprise)
+    surprise = _stats.select((weight != 0) | (surprise != jnp.inf), surprise)
     loss = _with_z_loss(loss, row, options)
-    return jnp.where(live, loss, 0), jnp.where(live, gradient, 0), jnp.where(live, surprise, 0)
+    return jnp.where(live, loss, 0), _stats.select(live, gradient), _stats.select(live, surprise)
 
 
 @partial(mixed_loss.defjvp, symbolic_zeros=True)
@@ -166,5 +166,5 @@ def _mixed_gradients_jvp(options: RowOptions, primals: Any, tangents: Any) -> An
     if _known(dt):
         p, _ = _softmax(x, live, options.axis)
         dgradient = dgradient + p * jnp.sum(dt, options.axis, keepdims=True) - dt
-    dgradient, dsurprise = jnp.where(live, dgradient, 0), jnp.where(live, dsurprise, 0)
+    dgradient, dsurprise = _stats.select(live, dgradient), _stats.select(live, dsurprise)
     return (loss, gradient, surprise), (_along(options, gradient, surprise, tangents), dgradient, dsurprise)

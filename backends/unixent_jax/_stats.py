@@ -46,9 +46,27 @@ def alone(x: Array) -> bool:
     return bool(known and jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty)
 
 
+def anchored(value: Array, row: Array) -> Array:
+    """value, in a way that XLA cannot take for the same in every turn of a loop over rows.
+
+    What it sees to be constant it would spread to the size of x ahead of the loop and keep there.
+    """
+    return lax.optimization_barrier((value, row))[0]
+
+
+def select(live: Array, x: Array) -> Array:
+    """x in live rows, 0 in the others."""
+    return jnp.where(live, x, anchored(jnp.zeros((), x.dtype), live))
+
+
 def hits(x: Array, y: Array, axis: int) -> Array:
     """Mask of the class y of each row."""
-    return lax.broadcasted_iota(jnp.int32, x.shape, axis) == y
+    return _classes(x, y, axis) == y
+
+
+def _classes(x: Array, row: Array, axis: int) -> Array:
+    own = [size if i == axis else 1 for i, size in enumerate(x.shape)]
+    return anchored(lax.broadcasted_iota(jnp.int32, own, axis), row)
 
 
 def pick(x: Array, y: Array, axis: int) -> Array:
@@ -63,10 +81,9 @@ def argmax(x: Array, axis: int) -> Array:
 
     Two plain reductions: of a sharded row, `jnp.argmax` collects every shard's maximum.
     """
-    last = x.shape[axis] - 1
-    at_top = x == jnp.max(x, axis, keepdims=True)
-    classes = lax.broadcasted_iota(jnp.int32, x.shape, axis)
-    return jnp.min(jnp.where(at_top, classes, last), axis, keepdims=True)
+    top = jnp.max(x, axis, keepdims=True)
+    last = anchored(jnp.full((), x.shape[axis] - 1, jnp.int32), top)
+    return jnp.min(jnp.where(x == top, _classes(x, top, axis), last), axis, keepdims=True)
 
 
 def erase(x: Array, y: Array, axis: int) -> Array:
@@ -85,7 +102,7 @@ def exponentials(x: Array, pivot: Array, axis: int) -> tuple[Array, Pivot]:
     high = x - shift
     low = x - (high + shift)
     e = jnp.exp(high)
-    e = erase(jnp.where(high == -jnp.inf, 0, e + e * low), pivot, axis)
+    e = erase(select(high != -jnp.inf, e + e * low), pivot, axis)
     return e, _scalars(x_k, shift, jnp.sum(e, axis, keepdims=True))
 
 

@@ -1,0 +1,223 @@
+"""The fused linear form against the unfused one, in float64: options, chunks, transforms, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import unixent
+
+RNG = np.random.default_rng(3)
+N, D, C = 13, 5, 11
+HIDDEN, CLASSIFIER, BIAS = RNG.normal(size=(N, D)), RNG.normal(size=(C, D)), RNG.normal(size=C)
+INDEX = RNG.integers(C, size=N).astype(np.int32)
+INDEX[[2, 9]] = -100
+PROBABILITIES = RNG.dirichlet(np.ones(C), N)
+MASK = np.where(RNG.random(N) > 0.3, RNG.random(N), 0)
+WEIGHT = RNG.random(C)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weight": {"weight": WEIGHT},
+    "normalizer": {"mask": MASK, "normalizer": 7.0},
+    "smoothing": {"label_smoothing": 0.2, "weight": WEIGHT, "reduction": "sum"},
+    "z-loss and softcap": {"z_loss": 0.1, "softcap": 2.0, "mask": MASK},
+    "none": {"reduction": "none", "grad_output": RNG.normal(size=N), "label_smoothing": 0.1, "mask": MASK},
+    "empty": {"mask": np.zeros(N)},
+}
+CLOSE = {"rtol": 1e-11, "atol": 1e-14}
+
+
+@pytest.fixture
+def wide() -> Iterator[None]:
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def equal(got: Any, expected: Any, **tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **(tolerance or CLOSE)), got, expected)
+
+
+def unfused(hidden: Any, classifier: Any, bias: Any, target: Any, **options: Any) -> Any:
+    return unixent.cross_entropy(hidden @ classifier.T + bias, target, **options)
+
+
+def fused(hidden: Any, classifier: Any, bias: Any, target: Any, **options: Any) -> Any:
+    return unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk"),
+    [*((name, 5) for name in OPTIONS), *(("smoothing", chunk) for chunk in (None, 1, N, 1000)), ("none", None)],
+)
+@pytest.mark.parametrize("kind", ["index", "probability"])
+def test_equals_the_unfused_form(wide: None, options: str, kind: str, chunk: int | None) -> None:
+    keywords = dict(OPTIONS[options])
+    upstream = keywords.pop("grad_output", None)
+    arrays = jax.tree.map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if kind == "index" else PROBABILITIES))
+    wrt = ("hidden", "classifier", "bias", "target")[: 3 if kind == "index" else 4]
+    expected, pull = jax.vjp(
+        lambda *given: unfused(*given, *arrays[len(given) :], **keywords, backend="jax"), *arrays[: len(wrt)]
+    )
+    slopes = pull(jnp.ones_like(expected) if upstream is None else jnp.asarray(upstream))
+    hidden, classifier, bias, target = arrays
+    got = unixent.linear_value_and_grad(
+        hidden, classifier, target, bias=bias, chunk=chunk, wrt=wrt, grad_output=upstream, **keywords
+    )
+    equal(got, (expected, slopes))
+    equal(fused(*arrays, chunk=chunk, **keywords), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (2, 0), (3, 4)])
+def test_any_shape_of_positions(wide: None, shape: tuple[int, ...]) -> None:
+    hidden, target = jnp.asarray(RNG.normal(size=(*shape, D))), jnp.asarray(RNG.integers(C, size=shape))
+    for reduction in ("none", "mean"):
+        loss, slope = jax.value_and_grad(lambda *given: jnp.sum(fused(*given, reduction=reduction, chunk=5)))(  # noqa: B023
+            hidden, CLASSIFIER, BIAS, target
+        )
+        expected = jax.value_and_grad(lambda *given: jnp.sum(unfused(*given, reduction=reduction)))(  # noqa: B023
+            hidden, CLASSIFIER, BIAS, target
+        )
+        equal((loss, slope), expected)
+
+
+def _along(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda h, w, b: jax.jvp(f, (h, w, b), (jnp.cos(h), jnp.sin(w), b**2))
+
+
+TRANSFORMS: dict[str, Callable[[Any], Any]] = {
+    "jacfwd": lambda f: jax.jacfwd(f, (0, 1, 2)),
+    "jacrev": lambda f: jax.jacrev(f, (0, 1, 2)),
+    "jvp": _along,
+    "hessian": lambda f: jax.hessian(f, (0, 1, 2)),
+    "hessian by reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f, 1), (0, 1, 2)),
+    "third derivative": lambda f: jax.jacfwd(jax.hessian(f, 2), 2),
+    "vmap of grad": lambda f: (
+        lambda h, w, b: jax.vmap(lambda s: jax.grad(lambda *given: jnp.sum(f(*given)), (0, 1))(s * h, w, b))(
+            jnp.arange(1.0, 4.0)
+        )
+    ),
+    "checkpoint": lambda f: jax.jacrev(jax.checkpoint(f), (0, 1, 2)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "smoothing", "reduction"), [("index", 0.0, "mean"), ("probability", 0.2, "mean"), ("index", 0.0, "none")]
+)
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transform(wide: None, transform: str, kind: str, smoothing: float, reduction: str) -> None:
+    rows = slice(0, 5)
+    target = (INDEX if kind == "index" else PROBABILITIES)[rows]
+    options = {"mask": MASK[rows], "z_loss": 0.1, "softcap": 3.0, "label_smoothing": smoothing, "reduction": reduction}
+    arrays = tuple(map(jnp.asarray, (HIDDEN[rows], CLASSIFIER, BIAS)))
+    change = TRANSFORMS[transform]
+    got = jax.jit(change(lambda *given: fused(*given, target, chunk=2, **options)))(*arrays)
+    equal(got, jax.jit(change(lambda *given: unfused(*given, target, **options)))(*arrays), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_inside_shard_map(reduction: str) -> None:
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    hidden, classifier, bias = (jnp.asarray(x, "float32") for x in (np.tile(HIDDEN, (4, 1)), CLASSIFIER, BIAS))
+    target = jnp.tile(INDEX, 4)
+
+    def local(h: Any, w: Any, b: Any, y: Any) -> Any:
+        loss = fused(h, w, b, y, reduction=reduction, chunk=4, normalizer=5.0 if reduction == "mean" else None)
+        return jax.lax.psum(jnp.sum(loss), "data")
+
+    whole = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P(), P(), P("data")), out_specs=P())
+    got = jax.value_and_grad(whole, (0, 1, 2))(hidden, classifier, bias, target)
+    scale = 1 / 5 if reduction == "mean" else 1
+    expected = jax.value_and_grad(lambda *given: scale * unfused(*given, target, reduction="sum"), (0, 1, 2))(
+        hidden, classifier, bias
+    )
+    equal(got, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("classifier", [CLASSIFIER, np.full_like(CLASSIFIER, np.nan)], ids=["finite", "nan classifier"])
+def test_nothing_comes_from_a_position_that_is_switched_off(wide: None, classifier: Any, reduction: str) -> None:
+    hidden = HIDDEN.copy()
+    hidden[2], hidden[9] = np.nan, np.inf
+    upstream = np.where(INDEX == -100, np.nan, 1.0) if reduction == "none" else None
+    loss, (grad, grad_classifier) = unixent.linear_value_and_grad(
+        jnp.asarray(hidden), classifier, INDEX, chunk=4, reduction=reduction, grad_output=upstream
+    )
+    clean, (clean_grad, clean_classifier) = unixent.linear_value_and_grad(
+        jnp.asarray(HIDDEN), classifier, INDEX, chunk=4, reduction=reduction
+    )
+    assert not grad[jnp.array([2, 9])].any()
+    equal((loss, grad, grad_classifier), (clean, clean_grad, clean_classifier))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_an_index_out_of_range_is_nan_at_its_position(reduction: str) -> None:
+    target = INDEX.copy()
+    target[4] = C
+    loss, (grad, _) = unixent.linear_value_and_grad(
+        jnp.asarray(HIDDEN, "float32"), CLASSIFIER, target, chunk=4, reduction=reduction, validate="off"
+    )
+    others = np.arange(N) != 4
+    assert np.isnan(grad[4]).all()
+    assert np.isfinite(grad[others]).all()
+    assert np.isnan(loss if reduction == "mean" else loss[4])
+
+
+def test_frozen_arguments_cost_no_product() -> None:
+    """The gradient for hidden alone takes a product less than that for both."""
+    shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((64, 32), (512, 32), (512,))]
+
+    def products(wrt: tuple[int, ...]) -> int:
+        def loss(*given: Any) -> Any:
+            return fused(*given, jnp.zeros(64, "int32"), chunk=16)
+
+        return str(jax.make_jaxpr(jax.grad(loss, wrt))(*shapes)).count("dot_general")
+
+    assert products((0,)) == 2
+    assert products((0, 1)) == 4  # the classifier's: one of parts, one of what is left over
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_half_precision_is_that_of_the_inputs_alone(dtype: str, reduction: str) -> None:
+    """Sums over 4096 positions of a gradient that half precision would lose."""
+    hidden = jnp.asarray(RNG.normal(size=(4096, 8)), dtype)
+    classifier = jnp.asarray(RNG.normal(size=(16, 8)), dtype)
+    target = jnp.asarray(RNG.integers(16, size=4096), "int32")
+    _, slopes = unixent.linear_value_and_grad(hidden, classifier, target, chunk=64, reduction=reduction)
+    _, expected = unixent.linear_value_and_grad(
+        hidden.astype("float32"), classifier.astype("float32"), target, reduction=reduction
+    )
+    for slope, exact in zip(slopes, expected, strict=True):
+        assert slope.dtype == dtype
+        unit, smallest = float(jnp.finfo(dtype).eps) / 2, float(jnp.finfo(dtype).smallest_subnormal)
+        # One rounding to half precision, and those of the float32 sums on both sides.
+        sums = 8 * 2.0**-24 * float(jnp.max(jnp.abs(exact)))
+        np.testing.assert_allclose(slope.astype("float32"), exact, rtol=unit, atol=smallest + sums)
+
+
+def test_no_array_of_the_size_of_the_logits(single_device: None) -> None:
+    count, width, classes = 2048, 64, 8000
+    shapes = (
+        jax.ShapeDtypeStruct((count, width), "float32"),
+        jax.ShapeDtypeStruct((classes, width), "float32"),
+        jax.ShapeDtypeStruct((count,), "int32"),
+    )
+
+    def temporaries(loss: Callable[..., Any], **options: Any) -> float:
+        def total(h: Any, w: Any, y: Any) -> Any:
+            return jnp.sum(loss(h, w, 0.0 if loss is unfused else None, y, **options))
+
+        compiled = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / (4 * count * classes)
+
+    assert temporaries(unfused) > 1
+    for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"z_loss": 0.1, "softcap": 5.0}):
+        assert temporaries(fused, chunk=128, **options) < 0.5, options
