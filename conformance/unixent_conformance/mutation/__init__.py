@@ -18,7 +18,7 @@ from unixent_conformance.implementation import Implementation
 from unixent_conformance.mutation.plain import REGISTRY, Plain
 from unixent_conformance.runner import Result, Subject, Verdict, run_case
 
-FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused")
+FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split")
 
 
 def mutants() -> dict[str, type[Plain]]:

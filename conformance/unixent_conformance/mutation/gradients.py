@@ -20,7 +20,7 @@ class UpstreamForgotten(Plain):
 
 @mutant("upstream gradient")
 class UpstreamOfTheFirst(Plain):
-    """One upstream value for all positions, as if the loss were a scalar."""
+    """One upstream value for all positions, as if the loss were a scalar (Liger-Kernel #678 and #968)."""
 
     def upstream(self, up: Any, n: int, acc: np.dtype[Any]) -> Array:
         full = super().upstream(up, n, acc)

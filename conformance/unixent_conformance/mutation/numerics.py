@@ -172,7 +172,7 @@ class MinusInfinityIsLarge(Plain):
 
 @mutant("minus infinity")
 class MinusInfinityIsNaN(Plain):
-    """0 times infinity is NaN: a class without weight poisons the row."""
+    """0 times infinity is NaN: a class without weight poisons the row (optax #896)."""
 
     def times(self, t: Array, surprise: Array) -> Array:
         return np.asarray(t * surprise)

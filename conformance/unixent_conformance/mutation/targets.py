@@ -118,7 +118,7 @@ class TargetsToSigned8(Plain):
 
 @mutant("class indices")
 class TargetsInTheDtypeOfLogits(Plain):
-    """Labels are cast to the dtype of logits: in bfloat16, 257 is 256."""
+    """Labels are cast to the dtype of logits, as Keras does: in bfloat16, 257 is 256."""
 
     def solve(self, x: Array, target: Array, *args: Any) -> tuple[Any, Any]:
         self.lossy = x.dtype
