@@ -182,7 +182,7 @@ class SmoothingOverTheOthers(Plain):
 
 @mutant("label smoothing")
 class SmoothingForgetsWeights(Plain):
-    """The uniform part is not weighed."""
+    """The uniform part is not weighed, as pytorch #104776 would have it: another definition than ours and torch's."""
 
     def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
@@ -225,7 +225,7 @@ class SmoothingInTheDenominator(Plain):
 
 @mutant("label smoothing", "uncounted rows")
 class SmoothingAtIgnoredPositions(Plain):
-    """The uniform part is added before positions are ignored, and stays."""
+    """The uniform part is added before positions are ignored, and stays (pytorch #73205)."""
 
     def silence(self, rows: Array, v: Array) -> Array:
         return rows
