@@ -150,6 +150,9 @@ def _total_jvp(plan: Plan, primals: tuple[Rows], tangents: tuple[Any]) -> tuple[
         if name in ("hidden", "target"):
             # A selection, which keeps an infinite or NaN upstream gradient out of dead rows.
             product = jnp.where(rows.live[:, None], product, 0)
+        else:
+            # The same where no row is live at all, so that a NaN mean over nothing moves nothing.
+            product = jnp.where(jnp.any(rows.live), product, 0)
         moved = moved + jnp.sum(product)
     return total, moved
 
