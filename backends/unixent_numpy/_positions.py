@@ -29,8 +29,10 @@ class Positions:
     denominators: Array
 
     def __getitem__(self, rows: slice) -> Positions:
-        parts = (self.v, self.index, self.w, self.invalid, self.denominators)
-        return Positions(*(None if part is None else part[rows] for part in parts))  # type: ignore[arg-type]
+        def cut(part: Array | None) -> Array | None:
+            return None if part is None else part[rows]
+
+        return Positions(self.v[rows], cut(self.index), cut(self.w), cut(self.invalid), self.denominators[rows])
 
     @classmethod
     def of(cls, problem: LossProblem, count: int) -> Positions:
