@@ -200,10 +200,14 @@ def _fields(backend: Backend, found: Scores, sides: Sides, options: LossOptions,
 
 
 def _together(
-    backend: Backend, config: ParallelConfig, sides: Sides, options: LossOptions, read: Callable[[], Scores]
+    backend: Backend, config: ParallelConfig, lead: Any, sides: Sides, options: LossOptions, read: Callable[[], Scores]
 ) -> tuple[dict[str, Any], Argument]:
     """The fields of a problem that is split over processes, checked on all of them or refused by all of them."""
     peers = cast(ParallelBackend, backend)
+    if peers.whole(lead, config):
+        found = read()
+        split = Split(config.model_group, config.token_group, (found.classes,), config.mesh)
+        return _fields(backend, found, sides, options, split), found.lead
     split = parallel.agree(peers, config, lambda: _facts(backend, read(), sides, options))
     fields = parallel.conclude(peers, config, lambda: _fields(backend, read(), sides, options, split))
     return fields, read().lead
@@ -215,7 +219,7 @@ def logits_problem(backend: Backend, logits: Any, sides: Sides, options: LossOpt
     if config is None:
         found = _logits(backend, logits, options)
         return Problem(**_fields(backend, found, sides, options, None)), found.lead
-    fields, lead = _together(backend, config, sides, options, lambda: _logits(backend, logits, options))
+    fields, lead = _together(backend, config, logits, sides, options, lambda: _logits(backend, logits, options))
     return Problem(**fields), lead
 
 
@@ -229,7 +233,9 @@ def linear_problem(
     if config is None:
         found = _linear(backend, hidden, classifier, bias, chunk)
         return LinearProblem(**_fields(backend, found, sides, options, None)), found.lead
-    fields, lead = _together(backend, config, sides, options, lambda: _linear(backend, hidden, classifier, bias, chunk))
+    fields, lead = _together(
+        backend, config, hidden, sides, options, lambda: _linear(backend, hidden, classifier, bias, chunk)
+    )
     return LinearProblem(**fields), lead
 
 

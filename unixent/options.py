@@ -128,6 +128,7 @@ class ParallelConfig:
         model_group: the framework's own handle of the group that shares the classes (a torch ProcessGroup, a jax mesh
             axis name, a MindSpore group name, an mpi4py communicator).
         token_group: the handle of the group that shares the positions.
+        mesh: the framework's own mesh of devices that the groups were taken from, if any; `from_mesh` sets it.
 
     Raises:
         OptionError: a degree is not an int >= 1.
@@ -143,6 +144,7 @@ class ParallelConfig:
     context_parallel: int = 1
     model_group: Any = field(default=None, kw_only=True)
     token_group: Any = field(default=None, kw_only=True)
+    mesh: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("data_parallel", "model_parallel", "context_parallel"):
@@ -170,4 +172,73 @@ class ParallelConfig:
             getattr(config, "context_parallel", 1),
             model_group=getattr(config, "model_group", None),
             token_group=getattr(config, "token_group", None),
+            mesh=getattr(config, "mesh", None),
         )
+
+    @classmethod
+    def from_mesh(
+        cls,
+        mesh: Any,
+        *,
+        data: str | tuple[str, ...] = (),
+        model: str | tuple[str, ...] = (),
+        context: str | tuple[str, ...] = (),
+    ) -> ParallelConfig:
+        """The groups of a torch ``DeviceMesh`` (with ``mesh_dim_names``) or a jax ``Mesh``, by the names of its axes.
+
+        Args:
+            mesh: the mesh. Axes that are not named below hold copies of the same loss.
+            data, context: the axis, or axes, that positions are split over.
+            model: the axis, or axes, that classes are split over.
+
+        Raises:
+            OptionError: no such axis, an axis that is named twice, or something that is no mesh with named axes.
+
+        Example (four processes of torch, or four devices of jax, two by two)::
+
+            mesh = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+            mesh = jax.make_mesh((2, 2), ("dp", "tp"))
+            config = unixent.ParallelConfig.from_mesh(mesh, data="dp", model="tp")
+        """
+        roles = {
+            name: (axes,) if isinstance(axes, str) else tuple(axes)
+            for name, axes in (("data", data), ("model", model), ("context", context))
+        }
+        sizes = _mesh_axes(mesh)
+        named = [axis for axes in roles.values() for axis in axes]
+        for axis in named:
+            if axis not in sizes:
+                raise OptionError(f"from_mesh: expected names among {', '.join(map(repr, sizes))}; got {axis!r}")
+            if named.count(axis) > 1:
+                raise OptionError(f"from_mesh: expected each axis in one place; got {axis!r} {named.count(axis)} times")
+        degrees = {name: math.prod(sizes[axis] for axis in axes) for name, axes in roles.items()}
+        return cls(
+            degrees["data"],
+            degrees["model"],
+            degrees["context"],
+            model_group=_mesh_group(mesh, roles["model"]),
+            token_group=_mesh_group(mesh, roles["data"] + roles["context"]),
+            mesh=mesh,
+        )
+
+
+def _mesh_axes(mesh: Any) -> dict[str, int]:
+    """The names and sizes of a mesh's axes: jax keeps them in ``shape``, torch in ``mesh_dim_names``."""
+    if getattr(mesh, "axis_names", None):
+        return dict(mesh.shape)
+    if getattr(mesh, "mesh_dim_names", None):
+        return dict(zip(mesh.mesh_dim_names, mesh.shape, strict=True))
+    raise OptionError(
+        "from_mesh: expected a torch DeviceMesh with mesh_dim_names or a jax Mesh; "
+        f"got {type(mesh).__module__}.{type(mesh).__qualname__}"
+    )
+
+
+def _mesh_group(mesh: Any, axes: tuple[str, ...]) -> Any:
+    """The group of the processes along some axes: a jax axis name (or several), a torch process group."""
+    if not axes:
+        return None
+    if getattr(mesh, "axis_names", None):
+        return axes[0] if len(axes) == 1 else axes
+    # A process group runs over one axis; several of them are made one, in the order of the mesh.
+    return mesh.get_group(axes[0]) if len(axes) == 1 else mesh[axes]._flatten().get_group()

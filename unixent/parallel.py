@@ -8,6 +8,7 @@ Positions are split over the token group, classes over the model group. Every pr
 2. `conclude`: whether this process's arguments passed the checks.
 
 So a process whose arguments are refused takes the others with it: all raise, none waits for a sum that never comes.
+Arrays that are whole over a mesh (`ParallelBackend.whole`) belong to one call: there is nothing to agree on.
 """
 
 from __future__ import annotations
@@ -113,12 +114,10 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
         raise error
     if total < 1:
         raise ShapeError("logits: expected at least 1 class on the processes of the model group together; got 0")
-    rank = backend.rank(config.model_group) if config.model_parallel > 1 else 0
     return Split(
         model_group=config.model_group if config.model_parallel > 1 else None,
         token_group=config.token_group if config.data_parallel * config.context_parallel > 1 else None,
-        classes=total,
-        first_class=sum(counts[:rank]),
+        counts=tuple(counts),
     )
 
 

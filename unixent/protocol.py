@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from unixent.options import LossOptions
+from unixent.options import LossOptions, ParallelConfig
 
 Array = Any  # whatever the framework calls its array
 
@@ -84,14 +84,24 @@ class Split:
     Attributes:
         model_group: the processes that share the classes, or None where they are all here.
         token_group: the processes that share the positions, or None.
-        classes: C of the whole vocabulary.
-        first_class: index of the first class that this process holds.
+        counts: how many classes each process of the model group holds, in the order of their ranks.
+        mesh: None, or the framework's own mesh of devices over which the arrays of the problem are still whole; the
+            adapter splits them then.
     """
 
     model_group: Any | None
     token_group: Any | None
-    classes: int
-    first_class: int
+    counts: tuple[int, ...]
+    mesh: Any | None = None
+
+    @property
+    def classes(self) -> int:
+        """C of the whole vocabulary."""
+        return sum(self.counts)
+
+    def first_class(self, rank: int) -> int:
+        """Index of the first class that the process ``rank`` of the model group holds."""
+        return sum(self.counts[:rank])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,14 +220,16 @@ class Backend(Protocol):
 class ParallelBackend(Backend, Protocol):
     """What a backend provides besides where it declares ``capabilities.parallel``. Groups are the framework's own."""
 
+    def whole(self, array: object, config: ParallelConfig) -> bool:
+        """Whether ``array`` (logits or hidden states) is whole over ``config.mesh``, so that the adapter splits it,
+        rather than this process's share."""
+        ...
+
     def group_size(self, group: Any) -> int:
         """How many processes a group has."""
         ...
 
-    def rank(self, group: Any) -> int:
-        """The number of this process in a group."""
-        ...
-
     def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
-        """The rows of all processes of a group, in the order of their ranks."""
+        """The rows of all processes of a group, in the order of their ranks; the same row for each where one program
+        runs on all of them."""
         ...

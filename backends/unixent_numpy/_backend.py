@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._linear import solve_linear
@@ -73,8 +74,8 @@ class NumpyBackend:
     def group_size(self, group: Any) -> int:
         return int(group.Get_size())
 
-    def rank(self, group: Any) -> int:
-        return int(group.Get_rank())
+    def whole(self, array: object, config: ParallelConfig) -> bool:
+        return False
 
     def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         rows: list[tuple[int, ...]] = group.allgather(row)

@@ -46,7 +46,9 @@ class SplitLoss:
         self._positions = positions
         self._logits, self._probabilities = logits, probabilities
         self._fixed = Coefficients.of(problem)
-        here = slice(self._split.first_class, self._split.first_class + logits.classes)
+        self._rank = 0 if self._split.model_group is None else int(self._split.model_group.Get_rank())
+        self._first = self._split.first_class(self._rank)
+        here = slice(self._first, self._first + logits.classes)
         self._base = self._fixed.base[here]
         weight = self._fixed.weight
         self._slope = np.full(logits.classes, self._fixed.share, problem.accumulation)
@@ -84,7 +86,7 @@ class SplitLoss:
     def _find_targets(self) -> None:
         """Class indices: the pivot is the target, on the process that holds it."""
         assert self._positions.index is not None
-        self._pivot = self._positions.index - self._split.first_class
+        self._pivot = self._positions.index - self._first
         self._mine = (self._pivot >= 0) & (self._pivot < self._logits.classes)
         top, x_k = np.empty(self._logits.count, self._kind), np.zeros(self._logits.count, self._kind)
 
@@ -115,10 +117,9 @@ class SplitLoss:
         self._each(work)
         own = first.copy()
         self._x_k = all_reduce(first, group, "MAX")
-        rank = 0 if group is None else group.Get_rank()
         holds = (own == self._x_k) & (self._logits.classes > 0)
-        owner = all_reduce(np.where(holds, -rank, -np.inf), group, "MAX")
-        self._mine = holds & (owner == -rank)
+        owner = all_reduce(np.where(holds, -self._rank, -np.inf), group, "MAX")
+        self._mine = holds & (owner == -self._rank)
         self._top = all_reduce(np.where(self._mine, second, own), group, "MAX")
         self._sum(own=None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -53,3 +54,47 @@ def test_groups_are_keywords():
     with pytest.raises(TypeError):
         ParallelConfig(1, 1, 1, "group")  # type: ignore[misc]
     assert ParallelConfig(model_group="tp").model_group == "tp"
+
+
+class JaxLikeMesh:
+    axis_names = ("dp", "cp", "tp")
+    shape: ClassVar = {"dp": 2, "cp": 3, "tp": 4}
+
+
+class TorchLikeMesh:
+    mesh_dim_names = ("dp", "cp", "tp")
+    shape = (2, 3, 4)
+
+    def __init__(self, taken=()):
+        self.taken = taken
+
+    def __getitem__(self, axes):
+        return TorchLikeMesh(axes)
+
+    def _flatten(self):
+        return TorchLikeMesh((self.taken,))
+
+    def get_group(self, axis=None):
+        return axis or self.taken[0]
+
+
+@pytest.mark.parametrize("mesh", [JaxLikeMesh(), TorchLikeMesh()])
+def test_a_mesh_gives_degrees_and_groups(mesh):
+    config = ParallelConfig.from_mesh(mesh, data="dp", context="cp", model="tp")
+    assert (config.data_parallel, config.context_parallel, config.model_parallel) == (2, 3, 4)
+    assert (config.token_group, config.model_group, config.mesh) == (("dp", "cp"), "tp", mesh)
+    config = ParallelConfig.from_mesh(mesh, model=("cp", "tp"))
+    assert (config.degree, config.token_group, config.model_group) == (12, None, ("cp", "tp"))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axes", "message"),
+    [
+        (JaxLikeMesh(), {"data": "fsdp"}, "expected names among 'dp', 'cp', 'tp'; got 'fsdp'"),
+        (JaxLikeMesh(), {"data": "dp", "model": "dp"}, "expected each axis in one place; got 'dp' 2 times"),
+        (object(), {"data": "dp"}, "expected a torch DeviceMesh with mesh_dim_names or a jax Mesh; got builtins.obj"),
+    ],
+)
+def test_a_mesh_without_such_axes_is_refused(mesh, axes, message):
+    with pytest.raises(OptionError, match=message):
+        ParallelConfig.from_mesh(mesh, **axes)
