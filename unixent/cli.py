@@ -124,6 +124,10 @@ def conformance(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="DxM", help="Over processes: positions in D parts, classes in M; starts them itself."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the report as HTML, JSON, JUnit and Markdown.")
     ] = None,
@@ -156,7 +160,13 @@ def conformance(
         if peers or peer:
             raise typer.Exit(peers_command(peer or [], merge=merge or [], **shared))
         code = run_command(
-            chosen, implementation=implementation, framework=framework, linear=linear, isolate=isolate, **shared
+            chosen,
+            implementation=implementation,
+            framework=framework,
+            split=split,
+            linear=linear,
+            isolate=isolate,
+            **shared,
         )
     except UnixentError as error:
         _fail(str(error))

@@ -13,6 +13,7 @@ from rich.markup import escape
 from unixent_conformance import peers, report
 from unixent_conformance.api import Report, run
 from unixent_conformance.report import terminal
+from unixent_conformance.split import Request, parse, run_split
 
 # What keeps one implementation from being run; the others are still run.
 CANNOT_RUN = (ImportError, LookupError, ValueError, TypeError, AttributeError)
@@ -23,21 +24,25 @@ def run_command(
     *,
     implementation: str | None = None,
     framework: str | None = None,
+    split: str | None = None,
     out: Path | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> int:
     """Run the catalogue on each backend, or on one implementation given as "module:function", and show the tables.
 
-    out is the folder to write reports to; the other options are those of `unixent_conformance.run`. Returns the exit
-    code: 0 where everything matches, is a dialect or is refused as declared, 1 on anything silently wrong or crashed,
-    2 where what was asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one
-    line that says why.
+    split is DATAxMODEL, to run it over as many processes; out the folder to write reports to; the other options are
+    those of `unixent_conformance.run`. Returns the exit code: 0 where everything matches, is a dialect or is refused as
+    declared, 1 on anything silently wrong or crashed, 2 where what was asked for cannot be run (an unknown or
+    uninstalled backend, no such function or feature), with one line that says why.
     """
     console = console or Console()
     code, done = 0, []
     for name in [*backends, *([implementation] if implementation else [])]:
-        found = _run(console, name, name, framework, options)
+        if split is None:
+            found = _run(console, name, name, framework, options)
+        else:
+            found = _split(console, name, framework, split, options)
         if found is None:
             code = 2
             continue
@@ -100,6 +105,21 @@ def _run(console: Console, name: str, tested: str, framework: str | None, option
             return run(tested, framework, progress=advance, **options)
     except CANNOT_RUN as error:
         console.print(f"[bold red]error[/bold red] {name}: {escape(str(error))}", highlight=False, soft_wrap=True)
+        return None
+
+
+def _split(console: Console, tested: str, framework: str | None, split: str, options: dict[str, Any]) -> Report | None:
+    """A run over several processes, which answer only at their end."""
+    features = options.get("features")
+    try:
+        data, model = parse(split)
+        engine = framework or ("numpy" if ":" in tested else tested)
+        chosen = None if features is None else tuple(features)
+        request = Request(tested, engine, data, model, framework, chosen, options.get("quick", False))
+        with console.status(f"{tested} on {data * model} processes"):
+            return run_split(request)
+    except (*CANNOT_RUN, RuntimeError, OSError) as error:
+        console.print(f"[bold red]error[/bold red] {tested}: {escape(str(error))}", highlight=False, soft_wrap=True)
         return None
 
 

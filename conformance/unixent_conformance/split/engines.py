@@ -1,0 +1,150 @@
+"""The frameworks' own ways to start processes that talk to each other, and to form groups of them.
+
+An engine has a command line that starts a program on several processes, and a function that each of them calls to find
+its place in a grid of data x model. Every launcher is given a time limit: nobody waits for ever for one that died.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from unixent import ParallelConfig
+
+# How long a process waits for another one.
+PATIENCE = 120
+
+
+@dataclass(frozen=True)
+class Grid:
+    """This process's place among data x model, and how they tell each other what they found.
+
+    rank: (data, model). config: what the implementation is given. gather: the objects of all processes, model ranks
+    running fastest. leave: take the groups down. whole: one process drives all devices, and its arrays are not cut.
+    """
+
+    data: int
+    model: int
+    rank: tuple[int, int]
+    config: ParallelConfig
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    leave: Callable[[], None] = lambda: None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Engine:
+    """launch: the command line, less the program, for a number of processes. join: called on each of them."""
+
+    launch: Callable[[int], list[str]]
+    join: Callable[[int, int], Grid]
+
+
+def script(name: str) -> str:
+    """A program that a package has installed."""
+    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"no {name} on this machine")
+    return found
+
+
+def mpi_launch(processes: int) -> list[str]:
+    # -m mpi4py: a process that raises takes the others with it instead of leaving them to wait.
+    return [script("mpiexec"), "-iface", "lo", "-n", str(processes), sys.executable, "-m", "mpi4py", "-m"]
+
+
+def mpi_join(data: int, model: int) -> Grid:
+    from mpi4py import MPI
+
+    grid = MPI.COMM_WORLD.Create_cart((data, model))
+    config = ParallelConfig(data, model, token_group=grid.Sub((True, False)), model_group=grid.Sub((False, True)))
+    row, column = grid.Get_coords(grid.Get_rank())
+    return Grid(data, model, (row, column), config, grid.allgather)
+
+
+def torch_launch(processes: int) -> list[str]:
+    return [
+        sys.executable,
+        *("-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m"),
+    ]
+
+
+def torch_join(data: int, model: int) -> Grid:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
+    mesh = distributed.init_device_mesh("cpu", (data, model), mesh_dim_names=("data", "model"))
+    config = ParallelConfig.from_mesh(mesh, data="data", model="model")
+
+    def gather(value: Any) -> list[Any]:
+        found = [None] * (data * model)
+        distributed.all_gather_object(found, value)
+        return found
+
+    return Grid(data, model, divmod(distributed.get_rank(), model), config, gather, distributed.destroy_process_group)
+
+
+def mindspore_launch(processes: int) -> list[str]:
+    return [
+        script("msrun"),
+        *(f"--worker_num={processes}", f"--local_worker_num={processes}", "--master_addr=127.0.0.1"),
+        *("--master_port=0", "--join=True", f"--cluster_time_out={PATIENCE}", "-m"),
+    ]
+
+
+def mindspore_join(data: int, model: int) -> Grid:
+    from mindspore import communication, mint
+
+    communication.init()
+    rank, processes = communication.get_rank(), data * model
+    row, column = divmod(rank, model)
+    tokens = communication_group([range(m, processes, model) for m in range(model)], column)
+    classes = communication_group([range(d * model, (d + 1) * model) for d in range(data)], row)
+    config = ParallelConfig(data, model, token_group=tokens, model_group=classes)
+
+    def gather(value: Any) -> list[Any]:
+        found: list[Any] = [None] * processes
+        mint.distributed.all_gather_object(found, value)
+        return found
+
+    return Grid(data, model, (row, column), config, gather, communication.release)
+
+
+def communication_group(members: list[range], mine: int) -> str:
+    """The name of the group that this process is in; each is made by its members alone."""
+    from mindspore import communication
+
+    ranks = list(members[mine])
+    name = "unixent-" + "-".join(map(str, ranks))
+    with suppress(ValueError):  # it exists: a group of data and one of model may have the same single member
+        communication.create_group(name, ranks)
+    return name
+
+
+def jax_launch(processes: int) -> list[str]:
+    return [sys.executable, "-m"]
+
+
+def jax_join(data: int, model: int) -> Grid:
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", data * model)
+    mesh = jax.make_mesh((data, model), ("data", "model"))
+    return Grid(data, model, (0, 0), ParallelConfig.from_mesh(mesh, data="data", model="model"), whole=True)
+
+
+ENGINES = {
+    "numpy": Engine(mpi_launch, mpi_join),
+    "jax": Engine(jax_launch, jax_join),
+    "torch": Engine(torch_launch, torch_join),
+    "mindspore": Engine(mindspore_launch, mindspore_join),
+}
