@@ -9,16 +9,15 @@ busy for a while slows both sides of a round.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from measuring import machine
 
 import unixent
 
@@ -51,16 +50,6 @@ def row(name: str, shape: tuple[int, int], rounds: int) -> str:
     return f"{place:>12}  {name:<20}{mine:9.1f}{other:9.1f}{ratio:8.2f}{temporaries[0]:14,}{temporaries[1]:12,}"
 
 
-def processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="unixent on JAX against optax.")
     parser.add_argument("--shape", action="append", default=[], metavar="ROWSxCLASSES")
@@ -68,7 +57,7 @@ def main() -> None:
     chosen = parser.parse_args()
     shapes = [tuple(map(int, shape.split("x"))) for shape in chosen.shape or ["1024x32000", "256x128256"]]
 
-    print(f"{processor()}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}")
+    print(machine())
     print(f"Python {platform.python_version()}, jax {jax.__version__}, optax {optax.__version__}, {jax.devices()}")
     print(f"float32, medians of {chosen.rounds} rounds; milliseconds, ratio, temporaries in bytes")
     print(f"{'shape':>12}  {'':<20}{'unixent':>9}{'optax':>9}{'ratio':>8}{'unixent':>14}{'optax':>12}")

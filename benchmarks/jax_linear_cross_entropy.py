@@ -9,16 +9,15 @@ median of the rounds' ratios to the unfused form: a machine that is busy for a w
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
+from measuring import machine
 
 import unixent
 
@@ -52,16 +51,6 @@ def seconds(compiled: Any, arrays: tuple[jax.Array, ...]) -> float:
     return time.perf_counter() - start
 
 
-def processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The fused linear form on JAX against optax.")
     parser.add_argument("--positions", type=int, default=2048)
@@ -78,7 +67,7 @@ def main() -> None:
     compiled = {name: jax.jit(form).lower(*arrays).compile() for name, form in forms(chosen.chunk).items()}
     rounds = [{name: seconds(form, arrays) for name, form in compiled.items()} for _ in range(chosen.rounds + 1)][1:]
 
-    print(f"{processor()}, {os.cpu_count()} cores; {platform.system()} {platform.machine()}")
+    print(machine())
     print(f"Python {platform.python_version()}, jax {jax.__version__}, optax {optax.__version__}, {jax.devices()}")
     print(f"positions {chosen.positions}, width {chosen.width}, classes {chosen.classes}, float32\n")
     print("| form | seconds | multiple of unfused | temporaries / logits |\n|---|---|---|---|")

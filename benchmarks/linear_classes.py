@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import resident_peak
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLASSES = (8192, 32768, 131072, 262144)
@@ -69,12 +70,6 @@ def torch_chunked(hidden: Any, classifier: Any, target: Any) -> Any:
     return nn.functional.linear_cross_entropy(hidden, classifier, target, options=nn.LinearCrossEntropyOptions())
 
 
-def torch_fused(hidden: Any, classifier: Any, target: Any) -> Any:
-    import unixent
-
-    return unixent.linear_cross_entropy(hidden, classifier, target)
-
-
 def torch_products(*shape: int) -> Callable[[], None]:
     """The three matrix products alone: no form can take less time."""
     hidden, classifier, _ = (x.detach() for x in torch_inputs(*shape))
@@ -97,28 +92,48 @@ def numpy_fused(*shape: int) -> Callable[[], None]:
     return step
 
 
+def jax_form(loss: Callable[[Any, Any, Any], Any]) -> Callable[..., Callable[[], None]]:
+    def make(*shape: int) -> Callable[[], None]:
+        import jax
+
+        inputs = tuple(map(jax.numpy.asarray, arrays(*shape)))
+        both = jax.jit(jax.value_and_grad(loss, (0, 1)))
+
+        def step() -> None:
+            jax.block_until_ready(both(*inputs))
+
+        return step
+
+    return make
+
+
+def jax_unfused(hidden: Any, classifier: Any, target: Any) -> Any:
+    import optax
+
+    return optax.softmax_cross_entropy_with_integer_labels(hidden @ classifier.T, target).mean()
+
+
+def fused(hidden: Any, classifier: Any, target: Any) -> Any:
+    import unixent
+
+    return unixent.linear_cross_entropy(hidden, classifier, target)
+
+
 FORMS: dict[str, tuple[str, Callable[..., Callable[[], None]]]] = {
     "torch: F.cross_entropy(F.linear(...))": ("torch", torch_form(torch_unfused)),
     "torch: F.linear_cross_entropy, chunked": ("torch", torch_form(torch_chunked)),
     "torch: three matrix products": ("torch", torch_products),
-    "unixent-torch": ("torch", torch_form(torch_fused)),
+    "jax: optax on hidden @ classifier.T": ("optax", jax_form(jax_unfused)),
+    "unixent-torch": ("torch", torch_form(fused)),
+    "unixent-jax": ("jax", jax_form(fused)),
     "unixent-numpy": ("numpy", numpy_fused),
 }
-
-
-def status(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measure(form: str, shape: tuple[int, int, int]) -> dict[str, float]:
     step = FORMS[form][1](*shape)
     step()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
-    step()
-    found = {"bytes": float(status("VmHWM") - before), "seconds": float("inf")}
+    found = {"bytes": float(resident_peak(step)), "seconds": float("inf")}
     for _ in range(PASSES - 1):
         start = time.perf_counter()
         step()

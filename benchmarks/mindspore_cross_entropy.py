@@ -11,8 +11,6 @@ never gives memory back (Linux only).
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
+from measuring import machine, resident_peak
 from mindspore import Tensor, ops
 
 import unixent
@@ -63,19 +62,10 @@ def seconds(step: Step, logits: Tensor, target: Tensor, calls: int = 1) -> float
     return (time.perf_counter() - start) / calls
 
 
-def resident(field: str) -> int:
-    """A field of /proc/self/status, in bytes."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
-
-
 def peak(step: Step, small: tuple[Tensor, Tensor], large: tuple[Tensor, Tensor]) -> float:
     """By how much a call raises the process's peak memory, as a multiple of the logits; result included."""
     seconds(step, *small)
-    Path("/proc/self/clear_refs").write_text("5", "utf-8")
-    before = resident("VmRSS")
-    seconds(step, *large)
-    return (resident("VmHWM") - before) / float(large[0].size * large[0].itemsize)
+    return resident_peak(lambda: seconds(step, *large)) / float(large[0].size * large[0].itemsize)
 
 
 def peak_elsewhere(form: str, chosen: argparse.Namespace) -> float:
@@ -112,8 +102,7 @@ def main() -> None:
         print(peak(FORMS[chosen.peak], problem(32, 100), problem(chosen.rows, chosen.classes)))
         return
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"machine   {cores} cores, {platform.system()} {platform.machine()}")
+    print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, MindSpore {ms.__version__}, NumPy {np.__version__}")
     print(f"problem   [{chosen.rows}, {chosen.classes}] float32, mean loss and gradient, {chosen.rounds} rounds\n")
     large = problem(chosen.rows, chosen.classes)

@@ -9,16 +9,15 @@ busy for a while slows both sides of a round. Memory is what the call allocates 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import statistics
 import time
-import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+from measuring import machine, traced_peak
 from scipy.special import log_softmax
 
 import unixent
@@ -44,26 +43,6 @@ def seconds(function: Loss, logits: Array, target: Array) -> float:
     return time.perf_counter() - start
 
 
-def peak(function: Loss, logits: Array, target: Array) -> float:
-    """Largest amount of memory that NumPy held during the call, as a multiple of the logits."""
-    tracemalloc.start()
-    try:
-        function(logits, target)
-        return tracemalloc.get_traced_memory()[1] / logits.nbytes
-    finally:
-        tracemalloc.stop()
-
-
-def processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="unixent on NumPy against the SciPy form.")
     parser.add_argument("--rows", type=int, default=1024)
@@ -84,15 +63,16 @@ def main() -> None:
     ]
     ratios = sorted(ours / theirs for ours, theirs in rounds)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"machine   {processor()}, {cores} cores, {platform.system()} {platform.machine()}")
+    print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, NumPy {np.__version__}, Python {platform.python_version()}")
     print(f"problem   [{chosen.rows}, {chosen.classes}] float32, mean loss and gradient, {chosen.rounds} rounds\n")
     print("                    unixent   SciPy form   ratio")
     own, other = (1e3 * statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"time (ms)          {own:8.1f}   {other:10.1f}   {statistics.median(ratios):5.2f}", end="")
     print(f"   (quartiles {ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f})")
-    own, other = peak(unixent.value_and_grad, logits, target), peak(scipy_form, logits, target)
+    own, other = (
+        traced_peak(partial(form, logits, target)) / logits.nbytes for form in (unixent.value_and_grad, scipy_form)
+    )
     print(f"memory (x logits)  {own:8.2f}   {other:10.2f}   {own / other:5.2f}")
 
 

@@ -19,12 +19,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from measuring import traced_peak
 
 import unixent
 
@@ -86,14 +87,6 @@ class Counting:
         return getattr(self.group, name)
 
 
-def peak(step: Callable[[], Any]) -> int:
-    tracemalloc.start()
-    step()
-    found = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return found
-
-
 def seconds(world: Any, forms: list[Callable[[], Any]], rounds: int) -> list[float]:
     """Medians, the forms in turn; all processes start each call together."""
     times: list[list[float]] = [[] for _ in forms]
@@ -133,10 +126,10 @@ def measure(world: Any, classes: int, positions: int, rounds: int) -> None:
         print("|---|---:|---:|---:|---:|")
     for name, numbers in NUMBERS.items():
         counting = Counting(world)
-        memory = peak(lambda name=name, counting=counting: of(name, counting)) / own.nbytes
+        memory = traced_peak(partial(of, name, counting)) / own.nbytes
         if rank == 0:
             print(f"| split, {name} | {counting.reduced / 4 / positions:.2f} | {numbers} | {memory:.2f} | 1 |")
-    memory = peak(gather) / own.nbytes
+    memory = traced_peak(gather) / own.nbytes
     if rank == 0:
         # NumPy gathers into one array and puts the parts in order in another, hence one more than the model says.
         print(f"| gathered | | | {memory:.2f} | {2 * processes} + {processes} |")

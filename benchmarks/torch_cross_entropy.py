@@ -11,16 +11,14 @@ torch's own account, as a multiple of the logits.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine
 from torch.profiler import ProfilerActivity, profile
 
 import unixent
@@ -140,16 +138,6 @@ def measure(problem: Problem, rounds: int, compiled: bool) -> Row:
     return Row(problem, columns[0], columns[1], columns[2], (memory[0], memory[1]))
 
 
-def processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
 def show(rows: list[list[str]], markdown: bool) -> None:
     if markdown:
         print("| " + " | ".join(HEADER) + " |")
@@ -170,9 +158,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true")
     chosen = parser.parse_args()
     unixent.get_backend("torch")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"machine   {processor()}, {cores} cores, {platform.system()} {platform.machine()}{busy}")
+    print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     problems = COMPILED if chosen.compiled else PROBLEMS
     show([measure(problem, chosen.rounds, chosen.compiled).cells() for problem in problems], chosen.markdown)

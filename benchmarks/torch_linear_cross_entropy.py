@@ -18,9 +18,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measuring import resident_peak
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -74,21 +74,12 @@ def run(name: str, inputs: Inputs) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - processor
 
 
-def status(field: str) -> int:
-    """A field of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def peak(name: str, inputs: Inputs) -> int:
     """Bytes of resident memory that one pass needs beyond what is there before it."""
     run(name, inputs)
     for x in inputs[:2]:
         x.grad = None
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
-    run(name, inputs)
-    return status("VmHWM") - before
+    return resident_peak(lambda: run(name, inputs))
 
 
 def peak_elsewhere(name: str, arguments: list[str]) -> int:
