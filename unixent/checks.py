@@ -152,7 +152,8 @@ def _linear(backend: Backend, hidden: Any, classifier: Any, bias: Any, chunk: An
 def _facts(backend: Backend, found: Scores, sides: Sides, options: LossOptions) -> parallel.Facts:
     dtype = adopt(backend, "target", sides.target, found.lead).info.dtype
     given = [name for name in ("weight", "mask", "normalizer") if getattr(sides, name) is not None]
-    call = f"{options} {given} {sides.terms} {found.lead.info.dtype} {dtype in FLOATS}"
+    chunk = found.rest.get("chunk")
+    call = f"{options} {given} {sides.terms} {chunk} {found.lead.info.dtype} {dtype in FLOATS}"
     return parallel.Facts(call, found.positions, found.classes)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from unixent_mindspore import _graph, _numpy2
 from unixent_mindspore._backend import MindsporeBackend
+from unixent_mindspore._groups import grid
 from unixent_mindspore.loss import CrossEntropyLoss
 
 backend = MindsporeBackend()
 _graph.register()
 _numpy2.warn()
 
-__all__ = ["CrossEntropyLoss", "MindsporeBackend", "backend"]
+__all__ = ["CrossEntropyLoss", "MindsporeBackend", "backend", "grid"]

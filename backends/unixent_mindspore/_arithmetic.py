@@ -120,7 +120,13 @@ class Arithmetic(nn.Cell):
         top = self.top(others, self.axis)
         shift = self.where(self.equal(top, self.low), x_k, top)
         e = self.exp(others - shift)
-        rest = self.where(self.equal(x_k, self.high), self.nan, self.sum(e))
+        loss, lse, _, p_k, q_k, scale = self.pivoted(shift, x_k, self.sum(e))
+        return loss, lse, p_k, q_k, e * scale
+
+    def pivoted(self, shift: Tensor, x_k: Tensor, rest: Tensor) -> tuple[Tensor, ...]:
+        """From the sum of exponentials: L_k, lse, lse - shift, p_k, 1 - p_k, and what turns an exponential into p."""
+        bad = self.either(self.equal(x_k, self.high), self.equal(shift, self.low))
+        rest = self.where(bad, self.nan, rest)
         gap = shift - x_k
         back = gap - shift
         dropped = (shift - (gap - back)) - (x_k + back)
@@ -137,9 +143,10 @@ class Arithmetic(nn.Cell):
         return (
             self.where(far, gap + log_total, near),
             self.where(far, shift + log_total, x_k + near),
+            self.where(far, log_total, near - gap),
             self.where(far, u / total, self.one / (self.one + t)),
             self.where(far, rest / total, t / (self.one + t)),
-            e * self.where(far, self.one / total, step / (self.one + t)),
+            self.where(far, self.one / total, step / (self.one + t)),
         )
 
     def cap(self, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,12 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore.graph.api import _pynative_executor
 
+from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import get_backend
-from unixent_mindspore._cells import eager_cell, on_cpu
-from unixent_mindspore._eager import arrays_of, from_host, to_host
+from unixent_mindspore._cells import eager_cell, on_cpu, pull
+from unixent_mindspore._eager import arrays_of, eager_loss, from_host, to_host
+from unixent_mindspore._groups import gather, refuse_shards, size_of
 from unixent_mindspore._plan import ABSENT, DTYPES, FLOATS, Plan
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -32,6 +34,7 @@ class MindsporeBackend:
         dtypes=frozenset(FLOATS),
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
         linear=True,
+        parallel=True,
         batch_invariant=True,
     )
 
@@ -75,19 +78,31 @@ class MindsporeBackend:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return _value_and_grad(problem, grad_output, wrt)
 
+    def whole(self, array: object, config: ParallelConfig) -> bool:
+        refuse_shards()
+        return False
+
+    def group_size(self, group: Any) -> int:
+        return size_of(group)
+
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        return gather(row, group)
+
 
 def _value(problem: Problem | LinearProblem) -> Tensor | LossTerms:
-    cell, inputs, _ = _eager(problem)
+    inputs, plan = _eager(problem)
     # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
     compiles = ms.get_context("mode") == ms.GRAPH_MODE
-    found = (cell.forward if compiles and on_cpu() else cell)(*inputs)
+    # A split loss forms its gradient with its value, where that may be asked for.
+    alone = compiles or (plan.formed and not _pynative_executor.requires_grad())
+    found = (eager_loss(plan) if alone and on_cpu() else eager_cell(plan, on_cpu()))(*inputs)
     return LossTerms(*found) if problem.terms else found
 
 
 def _value_and_grad(
     problem: Problem | LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    cell, inputs, plan = _eager(problem)
+    inputs, plan = _eager(problem)
     dtypes = {plan.name(i): plan.dtypes[i] for i in plan.wrt}
     if on_cpu() and not _pynative_executor.requires_grad():
         upstream = None if grad_output is None else to_host(grad_output)
@@ -95,23 +110,24 @@ def _value_and_grad(
         grads = tuple(from_host(grad, str(dtypes[name])) for grad, name in zip(found, wrt, strict=True))
         return from_host(loss, plan.result), grads
     # Under a derivative, the gradient has to be one that can be differentiated again.
-    loss = cell(*inputs)
-    if grad_output is None:
-        grad_output = ms.mint.ones(loss.shape, dtype=DTYPES[plan.accumulation])
-    found = cell.gradient(*inputs, grad_output)
+    loss, found = pull(plan, on_cpu(), False)(*inputs, grad_output)
     every = {plan.name(i): found[i] for i in plan.wrt}
     return loss, tuple(every[name] for name in wrt)
 
 
-def _eager(problem: Problem | LinearProblem) -> tuple[Any, tuple[Tensor, ...], Plan]:
-    """The cell of a problem, its inputs in the order of `INPUTS`, and its plan."""
+def _eager(problem: Problem | LinearProblem) -> tuple[tuple[Tensor, ...], Plan]:
+    """The inputs of a problem in the order of `INPUTS`, and its plan."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
         normalizer = Tensor(normalizer, DTYPES[problem.accumulation])
     shared = (problem.target, problem.weight, problem.mask, normalizer)
     if isinstance(problem, Problem):
         inputs = (problem.logits, None, None, *shared)
+        positions = problem.logits.shape[: problem.axis] + problem.logits.shape[problem.axis + 1 :]
     else:
         inputs = (problem.hidden, problem.classifier, problem.bias, *shared)
-    plan = Plan.of(problem, tuple(None if item is None else dtype_name(item.dtype) for item in inputs))
-    return eager_cell(plan, on_cpu()), tuple(ABSENT if item is None else item for item in inputs), plan
+        positions = problem.hidden.shape[:-1]
+    dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in inputs)
+    # NumPy takes a batch without a position as it is; collectives and callbacks do not.
+    plan = Plan.of(problem, dtypes, vacant=not on_cpu() and 0 in positions)
+    return tuple(ABSENT if item is None else item for item in inputs), plan

@@ -29,6 +29,8 @@ from unixent_mindspore._derivatives import Curvature, PrimitiveGradient, Primiti
 from unixent_mindspore._eager import eager_gradient, eager_loss
 from unixent_mindspore._plan import Plan
 from unixent_mindspore._single import Both, ScaledGradient, SinglePassLoss
+from unixent_mindspore._split import SplitLoss, SplitPull, eager_split
+from unixent_mindspore._split_rows import SplitForward, SplitVacant
 
 
 class Gradient(nn.Cell):
@@ -171,8 +173,42 @@ class Terms(Loss):
         )
 
 
+Cell = Loss | SinglePassLoss | SplitLoss
+
+
 def on_cpu() -> bool:
     return bool(ms.get_context("device_target") == "CPU")
+
+
+class Pull(nn.Cell):
+    """The loss, and the gradients of scores, classifier, bias and target."""
+
+    def __init__(self, cell: Loss | SinglePassLoss) -> None:
+        super().__init__()
+        self.cell, self.gradient, self.ones = cell, cell.gradient, P.OnesLike()
+
+    def construct(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        upstream: Tensor | None,
+    ) -> Any:
+        loss = self.cell(scores, classifier, bias, target, weight, mask, normalizer)
+        if upstream is None:
+            upstream = self.ones(loss)
+        return loss, self.gradient(scores, classifier, bias, target, weight, mask, normalizer, upstream)
+
+
+@lru_cache(maxsize=512)
+def pull(plan: Plan, cpu: bool, compiled: bool) -> Pull | SplitPull:
+    """What gives loss and gradients at once."""
+    cell = graph_cell(plan, cpu) if compiled else eager_cell(plan, cpu)
+    return SplitPull(cell) if isinstance(cell, SplitLoss) else Pull(cell)
 
 
 def _wide(plan: Plan, cpu: bool) -> str:
@@ -189,17 +225,21 @@ def _assemble(plan: Plan, forward: Any, backward: Any, dtype: str) -> Loss:
 
 
 @lru_cache(maxsize=512)
-def eager_cell(plan: Plan, cpu: bool) -> Loss | SinglePassLoss:
+def eager_cell(plan: Plan, cpu: bool) -> Cell:
     """The loss for eager calls."""
     if not cpu:
         return graph_cell(plan, cpu)
+    if plan.formed:
+        return SplitLoss(plan, eager_split(plan))
     return _assemble(plan, eager_loss(plan), eager_gradient(plan), _wide(plan, cpu))
 
 
 @lru_cache(maxsize=512)
-def graph_cell(plan: Plan, cpu: bool) -> Loss | SinglePassLoss:
+def graph_cell(plan: Plan, cpu: bool) -> Cell:
     """The loss for compiled graphs."""
     dtype = _wide(plan, cpu)
+    if plan.split is not None:
+        return _split_cell(plan, dtype, cpu)
     if plan.vacant:
         return _assemble(plan, VacantLoss(plan), VacantGradient(), dtype)
     if not cpu:
@@ -212,6 +252,23 @@ def graph_cell(plan: Plan, cpu: bool) -> Loss | SinglePassLoss:
         return SinglePassLoss(both, Gradient(CallbackGradient(plan), curvature))
     forward = CallbackTerms(plan) if plan.terms else CallbackLoss(plan)
     return _assemble(plan, forward, CallbackGradient(plan), dtype)
+
+
+def _split_cell(plan: Plan, dtype: str, cpu: bool) -> SplitLoss:
+    """The split loss in primitives, between which MindSpore's own collectives run."""
+    assert plan.split is not None
+    if plan.linear:
+        where = "in compiled code" if cpu else "on an accelerator"
+        raise BackendError(
+            f"parallel: linear_cross_entropy splits its classes eagerly on CPU with the mindspore backend; got a call "
+            f"{where}, where cross_entropy(hidden @ classifier.T, ...) can be split"
+        )
+    if 0 in plan.split.counts:
+        raise BackendError(
+            f"parallel: expected at least 1 class on every process in compiled code and on accelerators with the "
+            f"mindspore backend; got {plan.split.counts}"
+        )
+    return SplitLoss(plan, (SplitVacant if plan.vacant else SplitForward)(plan, dtype, cpu))
 
 
 @lru_cache(maxsize=512)

@@ -23,9 +23,9 @@ from unixent.errors import BackendError, OptionError, UnixentError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
 from unixent_mindspore._backend import MindsporeBackend, dtype_name
-from unixent_mindspore._cells import Loss, graph_cell, on_cpu
+from unixent_mindspore._cells import graph_cell, on_cpu, pull
+from unixent_mindspore._groups import size_of
 from unixent_mindspore._plan import ABSENT, FLOATS, Plan
-from unixent_mindspore._single import SinglePassLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,12 @@ class _Compiler(MindsporeBackend):
     def asarray(self, value: np.ndarray[Any, Any], like: Any) -> Spec:
         return Spec(value.shape, value.dtype)
 
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        # A process that compiles must not wait for one that already has: all are taken to hold as many classes.
+        return [row] * size_of(group)
+
 
 _compiler = _Compiler()
-_ones = ms.ops.operations.OnesLike()
 
 
 def compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,14 +93,14 @@ def signature(value: Tensor | None) -> Any:
 @compile_time
 def plan(
     signatures: tuple[Any, ...], settings: tuple[Any, ...], number: float | None, others: tuple[Any, ...], linear: bool
-) -> Loss | SinglePassLoss:
-    """Check a call and return the cell that computes it."""
-    parallel, backend, terms, chunk = others
+) -> Any:
+    """Check a call and return the cell that computes the "loss", the "terms", or loss and gradients ("pull")."""
+    parallel, backend, form, chunk = others
     if backend not in (None, "mindspore"):
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
     specs = [None if item is None else Spec(*item) for item in signatures]
     scores, classifier, bias, target, weight, mask, normalizer = specs
-    sides = checks.Sides(target, weight, mask, number if normalizer is None else normalizer, parallel, terms)
+    sides = checks.Sides(target, weight, mask, number if normalizer is None else normalizer, parallel, form == "terms")
     options = LossOptions(*settings)
     if linear:
         problem: Any = checks.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
@@ -108,7 +111,8 @@ def plan(
         names[-1] = problem.accumulation
     shape = specs[0].shape  # type: ignore[union-attr]
     vacant = 0 in (shape[:-1] if linear else shape[: problem.axis] + shape[problem.axis + 1 :])
-    return graph_cell(Plan.of(problem, tuple(names), vacant), on_cpu())
+    found = Plan.of(problem, tuple(names), vacant)
+    return pull(found, on_cpu(), True) if form == "pull" else graph_cell(found, on_cpu())
 
 
 def prepare(inputs: tuple[Any, ...], settings: tuple[Any, ...], others: tuple[Any, ...], linear: bool) -> Any:
@@ -139,9 +143,7 @@ def prepare(inputs: tuple[Any, ...], settings: tuple[Any, ...], others: tuple[An
 
 def pulled(cell: Any, inputs: tuple[Any, ...], names: tuple[str, ...], wrt: Any, grad_output: Any) -> Any:
     """The loss and the gradients that ``wrt`` names."""
-    loss = cell(*inputs)
-    upstream = _ones(loss) if grad_output is None else grad_output
-    grads = cell.gradient(*inputs, upstream)
+    loss, grads = cell(*inputs, grad_output)
     if isinstance(wrt, str):
         return loss, grads[index(names, wrt)]
     found: Any = ()

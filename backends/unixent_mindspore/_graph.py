@@ -36,7 +36,7 @@ def cross_entropy(
     """`unixent.cross_entropy` in compiled code."""
     options = (axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     inputs = (logits, None, None, target, weight, mask, normalizer)
-    cell, tensors = prepare(inputs, options, (parallel, backend, False, None), False)
+    cell, tensors = prepare(inputs, options, (parallel, backend, "loss", None), False)
     return cell(*tensors)
 
 
@@ -59,7 +59,7 @@ def loss_terms(
     """`unixent.loss_terms` in compiled code, where the terms are a plain tuple."""
     options = (axis, "sum", ignore_index, label_smoothing, z_loss, softcap, "zero", dtype, validate)
     inputs = (logits, None, None, target, weight, mask, None)
-    cell, tensors = prepare(inputs, options, (parallel, backend, True, None), False)
+    cell, tensors = prepare(inputs, options, (parallel, backend, "terms", None), False)
     return cell(*tensors)
 
 
@@ -87,7 +87,7 @@ def value_and_grad(
     """`unixent.value_and_grad` in compiled code."""
     options = (axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     inputs = (logits, None, None, target, weight, mask, normalizer)
-    cell, tensors = prepare(inputs, options, (parallel, backend, False, None), False)
+    cell, tensors = prepare(inputs, options, (parallel, backend, "pull", None), False)
     upstream = tensor(grad_output, "grad_output")
     names = check_wrt(wrt, (signature(tensors[0]), signature(tensors[3]), signature(upstream)), options, None)
     return pulled(cell, tensors, names, wrt, upstream)
@@ -117,7 +117,7 @@ def linear_cross_entropy(
     """`unixent.linear_cross_entropy` in compiled code."""
     options = (-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     inputs = (hidden, classifier, bias, target, weight, mask, normalizer)
-    cell, tensors = prepare(inputs, options, (parallel, backend, False, chunk), True)
+    cell, tensors = prepare(inputs, options, (parallel, backend, "loss", chunk), True)
     return cell(*tensors)
 
 
@@ -147,7 +147,7 @@ def linear_value_and_grad(
     """`unixent.linear_value_and_grad` in compiled code."""
     options = (-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     inputs = (hidden, classifier, bias, target, weight, mask, normalizer)
-    cell, tensors = prepare(inputs, options, (parallel, backend, False, chunk), True)
+    cell, tensors = prepare(inputs, options, (parallel, backend, "pull", chunk), True)
     upstream = tensor(grad_output, "grad_output")
     wanted = wrt
     if wanted is None:

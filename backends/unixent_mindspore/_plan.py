@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 
 from unixent.options import LossOptions
-from unixent.protocol import LinearProblem, Problem
+from unixent.protocol import LinearProblem, Problem, Split
 from unixent.registry import get_backend
+from unixent_mindspore._groups import CpuGroup
 
 Array = np.ndarray[Any, Any]
 
@@ -29,6 +30,12 @@ ABSENT = ms.Tensor(np.zeros(1), ms.float32)
 def host_dtype(name: str) -> str:
     """The dtype in which NumPy sees it: bfloat16 is no NumPy dtype, so MindSpore widens and rounds it."""
     return "float32" if name == "bfloat16" else name
+
+
+def _on_host(split: Split) -> Split:
+    """The split with its groups as the NumPy backend wants them."""
+    model, token = (None if name is None else CpuGroup(name) for name in (split.model_group, split.token_group))
+    return replace(split, model_group=model, token_group=token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,7 @@ class Plan:
     linear: bool
     chunk: int | None
     dtypes: tuple[str | None, ...]
+    split: Split | None
     vacant: bool
 
     @classmethod
@@ -67,6 +75,7 @@ class Plan:
             linear,
             problem.chunk if isinstance(problem, LinearProblem) else None,
             dtypes,
+            problem.parallel,
             vacant,
         )
 
@@ -74,6 +83,11 @@ class Plan:
     def each(self) -> bool:
         """Whether the result has one loss per position."""
         return self.options.reduction == "none" and not self.terms
+
+    @property
+    def formed(self) -> bool:
+        """Whether the gradient is formed with the loss: of a split loss, unless it is a sum over many upstream ones."""
+        return self.split is not None and not (self.linear and self.each)
 
     @property
     def wrt(self) -> tuple[int, ...]:
@@ -99,6 +113,7 @@ class Plan:
             "result_dtype": host_dtype(self.result),
             "terms": self.terms,
             "check_empty": self.check_empty,
+            "parallel": None if self.split is None else _on_host(self.split),
         }
         if self.linear:
             return LinearProblem(hidden=scores, classifier=classifier, bias=bias, chunk=self.chunk, **shared)

@@ -9,7 +9,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX, ParallelConfig
+from unixent.options import DEFAULT_IGNORE_INDEX
+from unixent_mindspore._groups import grid
 
 
 class CrossEntropyLoss(nn.Cell):
@@ -75,8 +76,9 @@ class CrossEntropyLoss(nn.Cell):
     ) -> None:
         super().__init__()
         # Validates the options, and finds the bad position when asked to check.
+        self.parallel_config = None if parallel_config is None else grid(parallel_config)
         self.eager = unixent.CrossEntropyLoss(
-            parallel_config,
+            self.parallel_config,
             check_for_nan_in_loss_and_grad,
             calculate_per_token_loss,
             weight=weight,
@@ -90,7 +92,6 @@ class CrossEntropyLoss(nn.Cell):
             dtype=dtype,
             validate=validate,
         )
-        self.parallel_config = None if parallel_config is None else ParallelConfig.of(parallel_config)
         self.check_for_nan_in_loss_and_grad = bool(check_for_nan_in_loss_and_grad)
         self.calculate_per_token_loss = bool(calculate_per_token_loss)
         self.weight = weight if weight is None or isinstance(weight, Tensor) else Tensor(np.asarray(weight, np.float32))

@@ -10,6 +10,7 @@ import numpy as np
 
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent_numpy._groups import group_of
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._linear import solve_linear
 from unixent_numpy._loss import BlockLoss
@@ -72,14 +73,13 @@ class NumpyBackend:
         return solve_linear(problem, grad_output, wrt)
 
     def group_size(self, group: Any) -> int:
-        return int(group.Get_size())
+        return group_of(group).size
 
     def whole(self, array: object, config: ParallelConfig) -> bool:
         return False
 
     def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
-        rows: list[tuple[int, ...]] = group.allgather(row)
-        return rows
+        return group_of(group).all_gather(row)
 
     def _solve(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]

@@ -9,9 +9,9 @@ import numpy as np
 
 from unixent.plan import linear_chunk
 from unixent.protocol import LinearProblem
+from unixent_numpy._groups import all_reduce
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._loss import BlockLoss
-from unixent_numpy._mpi import all_reduce
 from unixent_numpy._positions import Positions, reduce, row_factors
 from unixent_numpy._split import split_losses
 
@@ -54,7 +54,9 @@ def _losses(
 ) -> Array:
     """The positions' losses; fills ``grads`` on the way."""
     kind, classes, count = np.dtype(problem.accumulation), len(problem.classifier), len(hidden)
-    chunk = linear_chunk(count, max(1, classes), kind.itemsize, problem.chunk)
+    # The processes of a model group reduce over each chunk together, however many classes each of them holds.
+    most = classes if problem.parallel is None else max(problem.parallel.counts)
+    chunk = linear_chunk(count, max(1, most), kind.itemsize, problem.chunk)
     losses = np.empty(count, kind)
     buffer = np.empty((chunk, classes), kind)
     targets = problem.target.reshape(count, classes) if positions.index is None else None

@@ -10,8 +10,8 @@ import numpy as np
 
 from unixent.checks import empty_mean
 from unixent.protocol import LossProblem, LossTerms
+from unixent_numpy._groups import all_reduce
 from unixent_numpy._layout import Array
-from unixent_numpy._mpi import all_reduce
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from unixent.protocol import LossProblem, Split
+from unixent_numpy._groups import all_reduce, group_of
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
-from unixent_numpy._mpi import all_reduce
 from unixent_numpy._positions import Coefficients, Positions
 from unixent_numpy._rows import RowStatistics, cap, finish, times, weigh
 
@@ -46,7 +46,7 @@ class SplitLoss:
         self._positions = positions
         self._logits, self._probabilities = logits, probabilities
         self._fixed = Coefficients.of(problem)
-        self._rank = 0 if self._split.model_group is None else int(self._split.model_group.Get_rank())
+        self._rank = 0 if self._split.model_group is None else group_of(self._split.model_group).rank
         self._first = self._split.first_class(self._rank)
         here = slice(self._first, self._first + logits.classes)
         self._base = self._fixed.base[here]

@@ -1,0 +1,99 @@
+"""Split losses on MindSpore's own engine, several processes on this machine under msrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+MSRUN = shutil.which("msrun", path=sysconfig.get_path("scripts")) or shutil.which("msrun")
+HERE = Path(__file__).parent
+MARK = "UNIXENT_TEST_RUN"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def started(mark: str) -> list[int]:
+    """The processes of a run: msrun gives each worker a session of its own, so only their environment tells."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+def msrun(folder: Path, script: Path, *arguments: object, workers: int, timeout: float) -> tuple[int, str, str]:
+    """The exit status, what the workers logged, and what msrun said. Leaves no process behind."""
+    mark = uuid.uuid4().hex
+    # msrun starts "python"; tests run away from the checkout.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, MARK: mark, "OMP_NUM_THREADS": "1"}
+    command = [
+        MSRUN,
+        *("--worker_num", workers, "--local_worker_num", workers, "--master_addr", "127.0.0.1"),
+        *("--master_port", free_port(), "--join", "True", "--cluster_time_out", 60, "--log_dir", folder / "logs"),
+        *(script, *arguments),
+    ]
+    try:
+        done = subprocess.run(
+            [*map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            cwd=folder,
+            env=environment,
+        )
+    finally:
+        for process in started(mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    logs = "".join(log.read_text(errors="replace") for log in sorted((folder / "logs").glob("worker_*.log")))
+    return done.returncode, logs, done.stdout + done.stderr
+
+
+needs_msrun = pytest.mark.skipif(MSRUN is None, reason="no msrun on this machine (pip install mindspore)")
+
+
+@needs_msrun
+@pytest.mark.parametrize(("data", "model"), [(1, 2), (2, 1), (2, 2), (1, 3)])
+def test_split_equals_whole_and_faults_reach_everybody(tmp_path, data, model):
+    status, logs, said = msrun(tmp_path, HERE / "worker.py", data, model, workers=data * model, timeout=400)
+    assert logs.count("every check passed") == data * model, said[-5000:]
+    assert status == 0
+
+
+@needs_msrun
+@pytest.mark.parametrize(("data", "model"), [(1, 2), (3, 1), (2, 2)])
+def test_split_equals_whole_in_compiled_code(tmp_path, data, model):
+    status, logs, said = msrun(tmp_path, HERE / "graph_worker.py", data, model, workers=data * model, timeout=400)
+    assert logs.count("every check passed") == data * model, said[-5000:]
+    assert status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+@needs_msrun
+@pytest.mark.parametrize("how", ["raises", "dies"])
+def test_a_process_that_goes_takes_the_others_with_it(tmp_path, how):
+    begin = time.monotonic()
+    status, logs, said = msrun(tmp_path, HERE / "fault_worker.py", how, workers=2, timeout=200)
+    assert status != 0
+    assert logs.count("both processes split a loss") == 2, said[-5000:]
+    assert "came back" not in logs
+    assert time.monotonic() - begin < 150
