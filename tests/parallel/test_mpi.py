@@ -29,6 +29,19 @@ def test_split_equals_whole_and_faults_reach_everybody(data, model):
     assert done.stdout.count("every check passed") == count
 
 
+@pytest.mark.skipif(MPIEXEC is None, reason="no mpiexec on this machine (pip install mpich)")
+@pytest.mark.parametrize(("data", "model"), [(2, 2), (1, 3)])
+def test_the_example_trains_as_one_process_does(data, model):
+    pytest.importorskip("sklearn", reason='needs the extra "examples"')
+    script = Path(__file__).resolve().parents[2] / "examples" / "parallel" / "numpy_2x2.py"
+    count = data * model
+    command = [MPIEXEC, "-iface", "lo", "-n", count, sys.executable, "-m", "mpi4py", script]
+    command += ["--data", data, "--model", model, "--steps", 20]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("as alone") == count
+
+
 def test_a_degree_needs_its_group():
     config = unixent.ParallelConfig(model_parallel=2)
     with pytest.raises(unixent.BackendError, match="model_group: expected a group of 2 processes, since model_para"):
