@@ -175,7 +175,8 @@ def is_empty(plan: Plan, arrays: Arrays) -> Array:
 
 def rounded(result: Any, dtype: str) -> Any:
     """The finished result in its own dtype."""
-    return jax.tree.map(lambda array: array.astype(dtype), result)
+    kind = getattr(jnp, dtype)  # MindSpore, once imported, has NumPy's name "bfloat16" mean a type of its own
+    return jax.tree.map(lambda array: array.astype(kind), result)
 
 
 def _in_range(y: Array, classes: int) -> Array:
