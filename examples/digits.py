@@ -1,10 +1,12 @@
 """Softmax regression on scikit-learn's handwritten digits, through `unixent.value_and_grad`, on any backend.
 
     python examples/digits.py --backend numpy          # or torch, jax, mindspore, the name of a plug-in
+    python examples/digits.py --backend numpy torch    # the same steps on each; "all": on every one installed
 
-Prints loss and accuracy and draws both as curves. Nothing below names a framework: arrays are handed over by the
-backend, and matrix products and sums are what all four frameworks spell alike. The gradient of the logits comes from
-unixent; that of the linear layer is then a matrix product, so no automatic differentiation is needed.
+Prints loss and accuracy and draws both as curves, those of several backends on one picture with the largest difference
+between any two. Nothing below names a framework: arrays are handed over by the backend, and matrix products and sums
+are what all four frameworks spell alike. The gradient of the logits comes from unixent; that of the linear layer is
+then a matrix product, so no automatic differentiation is needed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,54 +84,94 @@ def batches(rng: np.random.Generator, count: int) -> list[np.ndarray[Any, Any]]:
     return np.array_split(rng.permutation(count), -(-count // BATCH))
 
 
-def draw(curve: list[Epoch], backend: str, path: Path) -> None:
-    """Loss and accuracy against epochs, as a PNG."""
+class Difference(NamedTuple):
+    """Where two backends' test losses are furthest apart, in nats."""
+
+    loss: float
+    epoch: int
+    one: str
+    other: str
+
+    def __str__(self) -> str:
+        return f"{self.loss:.1e} nats ({self.one} and {self.other}, epoch {self.epoch})"
+
+
+def furthest(curves: dict[str, list[Epoch]]) -> Difference:
+    """The largest difference between any two curves, at any epoch."""
+    return max(
+        Difference(abs(a.loss - b.loss), epoch, one, other)
+        for one, other in combinations(curves, 2)
+        for epoch, (a, b) in enumerate(zip(curves[one], curves[other], strict=True), 1)
+    )
+
+
+def draw(curves: dict[str, list[Epoch]], path: Path) -> None:
+    """Loss and accuracy against epochs, as a PNG; each curve is thinner than the one below it, so that all show."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    epochs = range(1, len(curve) + 1)
-    left.plot(epochs, [point.loss for point in curve])
+    for below, (backend, curve) in enumerate(curves.items()):
+        epochs, width = range(1, len(curve) + 1), 1.5 + 2.5 * (len(curves) - 1 - below)
+        left.plot(epochs, [point.loss for point in curve], lw=width, label=backend)
+        right.plot(epochs, [100 * point.accuracy for point in curve], lw=width, label=backend)
     left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="test loss", ylim=(0, None))
-    right.plot(epochs, [100 * point.accuracy for point in curve], color="tab:green")
     right.set(xlabel="epoch", ylabel="%", title="test accuracy", ylim=(None, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle(f"softmax regression on 8 x 8 digits, unixent on {backend}")
+    title = "softmax regression on 8 x 8 digits, through unixent"
+    if len(curves) > 1:
+        title += f"\nlargest difference of two losses: {furthest(curves)}"
+    figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Softmax regression on handwritten digits, on any backend of unixent.")
-    parser.add_argument("--backend", default="numpy", help="numpy, torch, jax, mindspore or a plug-in (default: numpy)")
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        default=["numpy"],
+        metavar="NAME",
+        help='numpy, torch, jax, mindspore or a plug-in, one or several; "all": what is installed (default: numpy)',
+    )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("digits.png"), help="picture to write")
     chosen = parser.parse_args(arguments)
+    names = list(dict.fromkeys(chosen.backend))
+    if names == ["all"]:
+        names = [status.name for status in unixent.backends() if status.installed]
     try:
-        (status,) = unixent.backends(chosen.backend)
-        unixent.get_backend(chosen.backend)
+        versions = {status.name: status.version for status in unixent.backends(*names)}
+        for name in names:
+            unixent.get_backend(name)
         data = load(chosen.seed)
     except unixent.UnixentError as error:
         parser.error(str(error))
     except ModuleNotFoundError as error:
         parser.error(f'needs {error.name}: pip install "unixent[examples]"')
 
-    print(f"{len(data.train_digits)} images to learn from, {len(data.test_digits)} to test on")
-    print(f"backend {chosen.backend} {status.version}\n\nepoch  test loss  accuracy")
-
     def report(epoch: int, point: Epoch) -> None:
         if epoch == 1 or epoch % 5 == 0 or epoch == chosen.epochs:
             print(f"{epoch:5}  {point.loss:9.4f}  {point.accuracy:8.1%}")
 
-    start = time.perf_counter()
-    curve = train(chosen.backend, data, chosen.epochs, chosen.seed, report)
-    draw(curve, chosen.backend, chosen.output)
-    print(f"\n{time.perf_counter() - start:.1f} s; the curves are in {chosen.output}")
+    print(f"{len(data.train_digits)} images to learn from, {len(data.test_digits)} to test on")
+    curves = {}
+    for name in names:
+        print(f"backend {name} {versions[name]}\n\nepoch  test loss  accuracy")
+        start = time.perf_counter()
+        curves[name] = train(name, data, chosen.epochs, chosen.seed, report)
+        print(f"\n{time.perf_counter() - start:.1f} s")
+    draw(curves, chosen.output)
+    if len(curves) > 1:
+        print(f"the largest difference of two losses is {furthest(curves)}")
+    print(f"the curves are in {chosen.output}")
     return 0
 
 
