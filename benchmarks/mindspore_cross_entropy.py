@@ -5,7 +5,7 @@
 Both sides run in turn in one process, and what is reported is the median of the rounds' ratios: a machine that is busy
 for a while slows both sides of a round. Two lines are of small eager calls, where dispatch is all there is. Memory is
 the growth of the peak resident set over a call, as a multiple of the logits, in a process of its own, since MindSpore
-never gives memory back (Linux only).
+never gives memory back (Linux only). Where torch is installed too, its stock loss is timed in the same process.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,25 @@ FORMS: dict[str, Step] = {
 }
 
 
+def stock_of_torch(logits: Tensor, target: Tensor) -> Step:
+    """torch's own loss of these logits, and its gradient."""
+    import torch
+
+    leaf = torch.from_numpy(logits.asnumpy()).requires_grad_()
+    index = torch.from_numpy(target.asnumpy()).long()
+
+    def step(*_: Tensor) -> Any:
+        loss = torch.nn.functional.cross_entropy(leaf, index)
+        return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+    return step
+
+
 def seconds(step: Step, logits: Tensor, target: Tensor, calls: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(calls):
-        loss, gradient = step(logits, target)
-        loss.asnumpy(), gradient.asnumpy()
+        for result in step(logits, target):
+            result.asnumpy() if isinstance(result, Tensor) else result.numpy()
     return (time.perf_counter() - start) / calls
 
 
@@ -115,14 +130,18 @@ def main() -> None:
     print(f"{'':14} {'ours, ms':>10} {'stock, ms':>10} {'ratio':>8}")
     compare("eager", eager, eager_stock, *large, chosen.rounds)
     compare("jit", FORMS["ours, jit"], FORMS["stock, jit"], *large, chosen.rounds)
+    if find_spec("torch") is not None:
+        theirs = stock_of_torch(*large)
+        compare("eager, torch", eager, theirs, *large, chosen.rounds)
+        compare("jit, torch", FORMS["ours, jit"], theirs, *large, chosen.rounds)
     small = problem(32, 100)
     compare("eager [32,100]", eager, eager_stock, *small, chosen.rounds, 50)
     compare("loss [32,100]", lambda *a: (ours(*a),) * 2, lambda *a: (stock(*a),) * 2, *small, chosen.rounds, 50)
 
     print(f"\n{'peak / logits':14} {'ours':>10} {'stock':>10}")
     for name in ("eager", "jit"):
-        mine, theirs = peak_elsewhere(f"ours, {name}", chosen), peak_elsewhere(f"stock, {name}", chosen)
-        print(f"{name:14} {mine:10.2f} {theirs:10.2f}")
+        peaks = peak_elsewhere(f"ours, {name}", chosen), peak_elsewhere(f"stock, {name}", chosen)
+        print(f"{name:14} {peaks[0]:10.2f} {peaks[1]:10.2f}")
 
 
 if __name__ == "__main__":
