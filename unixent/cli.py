@@ -94,10 +94,18 @@ def backends() -> None:
 
 @app.command()
 def conformance(
-    backend: Annotated[
-        list[str] | None,
-        typer.Option("--backend", "-b", metavar="NAME", help="Backend to test; repeatable. Default: all installed."),
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[BACKEND]...", help="Backends to test. Default: all installed.")
     ] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", "-b", metavar="NAME", help="The same as an option; repeatable.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Run every case through all of them, and say how far apart each pair is.")
+    ] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="With --compare: every case, also where a framework makes it dear.")
+    ] = False,
     implementation: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Test a callable of yours that takes what cross_entropy takes."),
@@ -143,20 +151,28 @@ def conformance(
 ) -> None:
     """Run the conformance catalogue. Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run."""
     try:
-        from unixent_conformance.cli import peers_command, run_command
+        from unixent_conformance.cli import compare_command, peers_command, run_command
     except ModuleNotFoundError as error:
         _fail(f'the suite needs {error.name}: pip install "unixent[conformance]"')
     if implementation is not None and not all(implementation.partition(":")):
         _fail(f"--implementation: expected module:function; got {implementation!r}")
     if merge and not (peers or peer):
         _fail("--merge: expected with --peers")
-    chosen = backend or []
+    if thorough and not compare:
+        _fail("--thorough: expected with --compare")
+    if compare and any((framework, linear, peers, peer, strict, split, isolate)):
+        _fail("--compare: expected with --implementation, --feature, --quick, --thorough or --report alone")
+    chosen = [*(names or []), *(backend or [])]
     if not chosen and implementation is None:
         chosen = [status.name for status in unixent.backends() if status.installed]
     # A module beside the person who types is meant, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
-    shared: dict[str, Any] = {"features": feature, "quick": quick, "strict": strict, "timeout": timeout, "out": report}
+    common: dict[str, Any] = {"features": feature, "quick": quick, "out": report}
+    shared: dict[str, Any] = {**common, "strict": strict, "timeout": timeout}
     try:
+        if compare:
+            given = [*chosen, *([implementation] if implementation else [])]
+            raise typer.Exit(compare_command(given, thorough=thorough, **common))
         if peers or peer:
             raise typer.Exit(peers_command(peer or [], merge=merge or [], **shared))
         code = run_command(

@@ -21,12 +21,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unixent_conformance.agreement import Agreement, compare
     from unixent_conformance.api import Report, case, check, run, subject
     from unixent_conformance.cases.model import Call
 
-__all__ = ["Call", "Report", "case", "check", "run", "subject"]
+__all__ = ["Agreement", "Call", "Report", "case", "check", "compare", "run", "subject"]
 
-_HOMES = {"Call": "unixent_conformance.cases.model"}
+_HOMES = {
+    "Agreement": "unixent_conformance.agreement",
+    "Call": "unixent_conformance.cases.model",
+    "compare": "unixent_conformance.agreement",
+}
 
 
 def __getattr__(name: str) -> Any:

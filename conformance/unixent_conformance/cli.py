@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from unixent_conformance import peers, report
+from unixent_conformance.agreement import compare
 from unixent_conformance.api import Report, run
-from unixent_conformance.report import terminal
+from unixent_conformance.report import agreements, terminal
 from unixent_conformance.split import Request, parse, run_split
 
 # What keeps one implementation from being run; the others are still run.
@@ -96,6 +97,33 @@ def peers_command(
     if out is not None and everything:
         _write(console, out, everything, "Cross-entropy across frameworks")
     return code
+
+
+def compare_command(
+    implementations: Sequence[str], *, out: Path | None = None, console: Console | None = None, **options: Any
+) -> int:
+    """Run the catalogue through all of them and show how far apart each pair is.
+
+    out is the folder to write agreement.md and agreement.json to; the other options are those of
+    `unixent_conformance.compare`. Returns 0 where all agree, 1 where two differ by more than the error model allows, 2
+    where they cannot be compared.
+    """
+    console = console or Console()
+    try:
+        with terminal.progress_bar(console) as bar:
+            advance = partial(terminal.advance, bar, bar.add_task("compare", total=None))
+            found = compare(implementations, progress=advance, **options)
+    except CANNOT_RUN as error:
+        console.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 2
+    console.print(agreements.table(found))
+    agreements.print_summary(console, found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix, text in ((".md", found.to_markdown()), (".json", found.to_json())):
+            (out / f"agreement{suffix}").write_text(text, encoding="utf-8")
+        console.print(f"{out / 'agreement.md'} and agreement.json", highlight=False, soft_wrap=True)
+    return 0 if found.ok else 1
 
 
 def _run(console: Console, name: str, tested: str, framework: str | None, options: dict[str, Any]) -> Report | None:

@@ -169,7 +169,7 @@ def run_case(case: Case, subject: Subject) -> Result:
     """The verdict on one case."""
     base = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES)
     call = case.build()
-    lacking = subject.implementation.lacking(_needs(case, subject.mode))
+    lacks = lacking(case, subject)
     taken = frozenset(call.options) | frozenset(call.arrays())
     unknown = subject.implementation.unknown(taken - {"hidden", "classifier"})  # given by position, like logits
     if unknown:
@@ -182,8 +182,8 @@ def run_case(case: Case, subject: Subject) -> Result:
     except Unsupported as reason:
         return replace(base, verdict=Verdict.REFUSES, detail=str(reason))
     except Exception as error:
-        if lacking and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
-            return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacking)}: {error}")
+        if lacks and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
+            return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacks)}: {error}")
         if isinstance(error, subject.implementation.refusals):
             return replace(base, verdict=Verdict.REFUSES, detail=f"{type(error).__name__}: {error}")
         text = f"{type(error).__name__}: {error}"
@@ -191,12 +191,12 @@ def run_case(case: Case, subject: Subject) -> Result:
     finding = finding or _written_to(call, copies)
     if finding is None:
         return base
-    if "batch_invariant" in lacking:
+    if "batch_invariant" in lacks:
         return replace(base, verdict=Verdict.REFUSES, detail=f"declared not batch invariant: {finding.detail}")
     if finding.units <= 1:
         return replace(base, units=finding.units)
-    if isinstance(finding, WrongError) and lacking:  # it said no before it looked closer
-        return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacking)}: {finding.detail}")
+    if isinstance(finding, WrongError) and lacks:  # it said no before it looked closer
+        return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacks)}: {finding.detail}")
     verdict = Verdict.CRASHED if isinstance(finding, WrongError) else Verdict.WRONG
     snippet = repro.snippet(case, call, subject, finding.detail)
     return replace(base, verdict=verdict, detail=finding.detail, units=finding.units, repro=snippet)
@@ -226,7 +226,7 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
     if case.raises is not None and not subject.mode.traced:
         return _judge_error(case, call, subject, case.raises)
     parts = case.truth() if case.truth is not None else expect.expected(call, case.asks)
-    answers = _ask(case, call, subject)
+    answers = ask(case, call, subject)
     comparisons = [(part, part.compare(got)) for part, got in zip(parts, answers, strict=True)]
     part, worst = max(comparisons, key=lambda pair: np.nan_to_num(pair[1].units, nan=np.inf))
     if worst.ok:
@@ -238,7 +238,8 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
     return Finding(detail + f" ({worst.units:.3g} times the bound)", worst.units)
 
 
-def _ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
+def ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
+    """The parts of the answer to a case, in the order in which `expect.expected` gives them."""
     if case.asks == "loss":
         return (subject.loss(call),)
     if case.asks == "terms":
@@ -250,7 +251,7 @@ def _ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
 
 def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Finding | None:
     try:
-        _ask(case, call, subject)
+        ask(case, call, subject)
     except Unsupported:
         raise
     except Exception as error:
@@ -264,8 +265,10 @@ def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Findi
     return Finding(f"expected {due.error} about {due.argument}; nothing was raised")
 
 
-def _needs(case: Case, mode: Mode) -> frozenset[str]:
-    return case.needs | {f"transform:{mode.name}"} if mode.traced else case.needs
+def lacking(case: Case, subject: Subject) -> frozenset[str]:
+    """What of a case's needs the implementation does not declare."""
+    traced = {f"transform:{subject.mode.name}"} if subject.mode.traced else set()
+    return subject.implementation.lacking(case.needs | traced)
 
 
 def _family(error: Exception) -> set[str]:

@@ -98,6 +98,10 @@ def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
         (["conformance", "--peer", "no such peer"], "expected one of 'torch cross_entropy'"),
         (["conformance", "--merge", "x.json"], "--merge: expected with --peers"),
         (["conformance", "--peers", "--merge", "no-such.json"], "no-such.json"),
+        (["conformance", "--compare", "numpy"], "expected two or more different implementations; got numpy"),
+        (["conformance", "--compare", "numpy", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
+        (["conformance", "--compare", "--linear"], "--compare: expected with"),
+        (["conformance", "--thorough"], "--thorough: expected with --compare"),
         (["bakends"], "Did you mean 'backends'?"),
     ],
 )

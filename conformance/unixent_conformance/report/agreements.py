@@ -1,0 +1,122 @@
+"""An agreement as a table in the terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from unixent_conformance.agreement import Agreement, Difference
+
+VERSION = 1
+
+
+def table(found: Agreement) -> Table:
+    """One row per feature, one column per pair: the largest difference in units of what the two may differ by."""
+    title = f"difference / allowed ({', '.join(found.versions.values())})"
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.add_column("feature", no_wrap=True)
+    for pair in found.pairs:
+        shown.add_column("\n".join(pair), justify="right")
+    for feature in found.features:
+        worst = [found.largest(pair, feature) for pair in found.pairs]
+        name = feature if all(d is None or d.ok for d in worst) else f"[red]{feature}[/red]"
+        shown.add_row(name, *("[dim]-[/dim]" if d is None else _styled(d) for d in worst))
+    shown.add_section()
+    shown.add_row("cases compared", *(str(len(found.of(pair))) for pair in found.pairs))
+    return shown
+
+
+def print_summary(console: Console, found: Agreement, most: int = 5) -> None:
+    """What was run, the largest difference of each pair with its case, and the first disagreements."""
+    console.print(selection(found), highlight=False, soft_wrap=True)
+    for pair in found.pairs:
+        worst = found.largest(pair)
+        if worst is not None:
+            text = f"{' and '.join(pair)}: {_styled(worst)} in [bold]{escape(worst.id)}[/bold]"
+            console.print(text, highlight=False, soft_wrap=True)
+    bad = found.disagreements
+    for difference in bad[:most]:
+        title = f"\n[bold red]disagree[/bold red] {escape(difference.id)}"
+        console.print(f"{title}\n{escape(difference.detail)}", highlight=False, soft_wrap=True)
+    if len(bad) > most:
+        console.print(f"... and {len(bad) - most} more")
+
+
+def selection(found: Agreement) -> str:
+    """How many cases each implementation was given, in a sentence.
+
+    >>> from unixent_conformance.agreement import Agreement
+    >>> selection(Agreement(("a", "b", "c"), {}, {"a": 9, "b": 9, "c": 2}, ()))
+    'Cases given: a 9, b 9, c 2.'
+    """
+    return f"Cases given: {', '.join(f'{name} {count}' for name, count in found.cases.items())}."
+
+
+def to_markdown(found: Agreement) -> str:
+    """The table by feature, the largest difference of each pair, and the disagreements."""
+    lines = [_row("feature", *(", ".join(pair) for pair in found.pairs)), "|---" + "|---:" * len(found.pairs) + "|"]
+    for feature in found.features:
+        largest = [found.largest(pair, feature) for pair in found.pairs]
+        lines.append(_row(feature, *("-" if d is None else f"{d.units:.2g}" for d in largest)))
+    lines += ["", _row("pair", "cases compared", "largest difference / allowed", "where"), "|---|---:|---:|---|"]
+    for pair in found.pairs:
+        lines.append(_row(", ".join(pair), str(len(found.of(pair))), *_where(found.largest(pair))))
+    lines += ["", f"{selection(found)} {'; '.join(found.versions.values())}"]
+    for difference in found.disagreements:
+        lines += ["", f"- disagree: `{difference.id}`: {difference.detail}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_json(found: Agreement) -> str:
+    """`version` of this form, who was compared, `ok`, the largest difference by feature and pair, the disagreements."""
+    worst = [found.largest(pair, feature) for feature in found.features for pair in found.pairs]
+    return json.dumps(
+        {
+            "version": VERSION,
+            "implementations": list(found.names),
+            "environments": found.versions,
+            "cases": found.cases,
+            "compared": [{"pair": list(pair), "cases": len(found.of(pair))} for pair in found.pairs],
+            "ok": found.ok,
+            "largest": _records([difference for difference in worst if difference is not None]),
+            "disagreements": _records(found.disagreements),
+        },
+        ensure_ascii=False,
+        indent=1,
+    )
+
+
+def _records(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": d.id,
+            "feature": d.feature,
+            "pair": list(d.pair),
+            "units": d.units if math.isfinite(d.units) else str(d.units),
+            **({"detail": d.detail} if d.detail else {}),
+        }
+        for d in differences
+    ]
+
+
+def _where(largest: Difference | None) -> tuple[str, str]:
+    if largest is None:
+        return "-", "-"
+    return f"{largest.units:.2g}", f"`{largest.id}`" if largest.units else "equal everywhere"
+
+
+def _styled(difference: Difference) -> str:
+    text = f"{difference.units:.2g}"
+    return text if difference.ok else f"[bold red]{text}[/bold red]"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

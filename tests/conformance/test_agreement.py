@@ -1,0 +1,150 @@
+"""Implementations are compared with each other: right ones agree, a wrong one is found, what is exact is held to be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import unixent
+from unixent_conformance import compare
+from unixent_conformance.agreement import Agreement, between
+from unixent_conformance.cases import catalogue
+from unixent_conformance.cli import compare_command
+from unixent_conformance.expect import Part
+from unixent_conformance.implementation import of_backend
+from unixent_conformance.mutation import mutants
+from unixent_conformance.mutation.plain import plain
+from unixent_conformance.tolerance import Estimate
+
+INFINITY, NAN = float("inf"), float("nan")
+
+
+def mutant(name: str) -> str:
+    return f"unixent_conformance.mutation:{name}"
+
+
+@pytest.fixture(scope="module")
+def right() -> Agreement:
+    return compare(["numpy", plain], quick=True)
+
+
+def test_two_right_implementations_agree(right: Agreement) -> None:
+    assert right.ok, right.disagreements[:3]
+    (pair,) = right.pairs
+    compared = {difference.id for difference in right.of(pair)}
+    assert {case.id for case in catalogue(quick=True) if not case.feature.startswith("fused")} == compared
+    assert 0 < max(difference.units for difference in right.differences) < 1
+
+
+@pytest.mark.parametrize("name", ["MaskAsBool", "SmoothingOverTheOthers", "FlushesToZero"])
+def test_a_wrong_one_is_found(name: str) -> None:
+    features = mutants()[name].features
+    found = compare(["numpy", mutant(name)], features=features)
+    assert not found.ok
+    assert {difference.feature for difference in found.disagreements} <= set(features)
+    assert "bounds from the truth" in found.disagreements[0].detail
+
+
+def test_of_three_the_wrong_one_is_in_every_pair_that_disagrees() -> None:
+    found = compare(["numpy", plain, mutant("MaskAsBool")], features=["mask"], quick=True)
+    assert {difference.pair for difference in found.disagreements} == {
+        ("numpy", found.names[2]),
+        (found.names[1], found.names[2]),
+    }
+
+
+def value(truth: float, bound: float = 0.0, dtype: str = "float32") -> Part:
+    return Part("loss", Estimate(np.asarray(truth, np.longdouble), np.asarray(bound, np.longdouble)), dtype)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "part", "units"),
+    [
+        (1.0, 1.0, value(1), 0),
+        (1.5, 0.5, value(1, 1), 0.5),
+        (3.0, -1.0, value(1, 1), 2),
+        (NAN, NAN, value(NAN), 0),
+        (NAN, 1.0, value(NAN), INFINITY),
+        (NAN, 1.0, value(1, 1), INFINITY),
+        (INFINITY, INFINITY, value(INFINITY), 0),
+        (INFINITY, -INFINITY, value(INFINITY), INFINITY),
+        (INFINITY, 1.0, value(1, 1), INFINITY),
+        (0.0, -0.0, value(0), 0),
+        (0.0, 1e-45, value(0), INFINITY),  # nothing comes from nothing
+        (0.0, 1e-40, value(0, 1e-40), 0.5),
+        (INFINITY, 65504.0, value(65519.9, 1.0, "float16"), 0.97),  # which of the two a rounding makes is anyone's
+        (INFINITY, 65504.0, value(65000.0, 1.0, "float16"), INFINITY),
+    ],
+)
+def test_units(one: float, other: float, part: Part, units: float) -> None:
+    for first, second in ((one, other), (other, one)):
+        pair = (np.asarray(item, part.dtype) for item in (first, second))
+        found = between(*pair, part).units
+        assert found == pytest.approx(units, rel=0.01, abs=0)
+
+
+@pytest.mark.parametrize("other", [np.zeros(1, np.float32), np.zeros((), np.float64)])
+def test_shape_and_dtype_are_held_to(other: np.ndarray) -> None:
+    assert between(np.zeros((), np.float32), other, value(0, 1)).units == INFINITY
+
+
+def reworded(logits, target, **options):
+    try:
+        return unixent.cross_entropy(logits, target, **options)
+    except unixent.UnixentError as error:
+        raise type(error)(f"Sorry: {error}") from error
+
+
+def test_the_text_of_an_error_is_held_to() -> None:
+    apart = replace(of_backend("numpy"), name="reworded", loss=reworded)
+    found = compare(["numpy", apart], features=["bad input"], quick=True)
+    assert found.disagreements
+    assert all("Sorry: " in difference.detail for difference in found.disagreements)
+
+
+def test_a_declared_lack_is_not_compared() -> None:
+    numpy = of_backend("numpy")
+    halves = frozenset({"dtype:float16", "dtype:bfloat16"})
+    declared = replace(numpy, name="no halves", capabilities=numpy.capabilities - halves, loss=refusing)
+    found = compare(["numpy", declared], features=["class indices"], quick=True)
+    assert found.ok
+    ids = {difference.id for difference in found.differences}
+    assert ids
+    assert not any("float16" in id for id in ids)
+
+
+def refusing(logits, target, **options):
+    if logits.dtype.itemsize == 2:
+        raise unixent.DTypeError("logits: expected float32")
+    return unixent.cross_entropy(logits, target, **options)
+
+
+@pytest.mark.parametrize("names", [[], ["numpy"], ["numpy", "numpy"]])
+def test_one_alone_is_not_compared(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="expected two or more different implementations"):
+        compare(names)
+
+
+def test_reports_say_the_same(right: Agreement) -> None:
+    data = json.loads(right.to_json())
+    assert data["ok"] is True
+    assert data["implementations"] == list(right.names)
+    (pair,) = right.pairs
+    worst = right.largest(pair)
+    assert worst is not None
+    assert max(record["units"] for record in data["largest"]) == worst.units
+    text = right.to_markdown()
+    assert all(f"| {feature} |" in text for feature in right.features)
+    assert f"`{worst.id}`" in text
+
+
+def test_the_command_says_who_disagrees(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    options = {"features": ["mask"], "quick": True, "out": tmp_path / "out"}
+    assert compare_command(["numpy", mutant("MaskAsBool")], **options) == 1
+    said = capsys.readouterr().out
+    assert "disagree mask/" in said
+    assert json.loads((tmp_path / "out" / "agreement.json").read_text("utf-8"))["disagreements"]
+    assert compare_command(["numpy"], **options) == 2
