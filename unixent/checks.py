@@ -73,9 +73,12 @@ def _parallel(backend: Backend, value: Any) -> ParallelConfig | None:
     if value is None:
         return None
     config = ParallelConfig.of(value)
-    if config.degree == 1:
+    capable = backend.capabilities.parallel
+    # A group of one process is still its framework's: under jax, what it was summed over must be seen to be.
+    grouped = capable and (config.model_group is not None or config.token_group is not None)
+    if config.degree == 1 and not grouped:
         return None
-    if not backend.capabilities.parallel:
+    if not capable:
         raise BackendError(
             f"parallel: the {backend.name} backend does not split a loss over processes; expected degrees of 1, got "
             f"data_parallel={config.data_parallel}, model_parallel={config.model_parallel}, "
@@ -207,7 +210,8 @@ def _together(
     peers = cast(ParallelBackend, backend)
     if peers.whole(lead, config):
         found = read()
-        split = Split(config.model_group, config.token_group, (found.classes,), config.mesh)
+        groups, sequence = (config.model_group, config.token_group), config.context_parallel
+        split = Split(*groups, (found.classes,), config.mesh, sequence)
         return _fields(backend, found, sides, options, split), found.lead
     split = parallel.agree(peers, config, lambda: _facts(backend, read(), sides, options))
     fields = parallel.conclude(peers, config, lambda: _fields(backend, read(), sides, options, split))

@@ -39,13 +39,13 @@ def _digest(text: str) -> int:
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
-    """That every degree above 1 comes with a group of that many processes."""
+    """That every degree above 1 comes with a group, and every group has as many processes as its degree says."""
     tokens = config.data_parallel * config.context_parallel
     for name, group, degree, why in (
         ("model_group", config.model_group, config.model_parallel, f"model_parallel={config.model_parallel}"),
         ("token_group", config.token_group, tokens, f"data_parallel * context_parallel = {tokens}"),
     ):
-        if degree == 1:
+        if group is None and degree == 1:
             continue
         if group is None:
             raise BackendError(f"{name}: expected a group of {degree} processes, since {why}; got None")
@@ -115,8 +115,8 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
     if total < 1:
         raise ShapeError("logits: expected at least 1 class on the processes of the model group together; got 0")
     return Split(
-        model_group=config.model_group if config.model_parallel > 1 else None,
-        token_group=config.token_group if config.data_parallel * config.context_parallel > 1 else None,
+        model_group=config.model_group,
+        token_group=config.token_group,
         counts=tuple(counts),
     )
 

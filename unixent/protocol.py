@@ -87,12 +87,14 @@ class Split:
         counts: how many classes each process of the model group holds, in the order of their ranks.
         mesh: None, or the framework's own mesh of devices over which the arrays of the problem are still whole; the
             adapter splits them then.
+        context_parallel: how many parts of the token group, the last of its axes, are parts of the sequence.
     """
 
     model_group: Any | None
     token_group: Any | None
     counts: tuple[int, ...]
     mesh: Any | None = None
+    context_parallel: int = 1
 
     @property
     def classes(self) -> int:

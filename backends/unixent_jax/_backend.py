@@ -11,8 +11,9 @@ from jax import Array
 
 from unixent import checks
 from unixent.errors import BackendError
+from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
-from unixent_jax import _linear, _loss
+from unixent_jax import _linear, _loss, _mesh, _spread
 
 
 class JaxBackend:
@@ -24,6 +25,7 @@ class JaxBackend:
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
         linear=True,
+        parallel=True,
     )
 
     def devices(self) -> tuple[str, ...]:
@@ -67,6 +69,24 @@ class JaxBackend:
         bad = ~np.isfinite(np.asarray(array.astype(jnp.float32) if array.dtype.itemsize < 4 else array))
         return int(bad.argmax()) if bad.any() else None
 
+    def whole(self, array: object, config: ParallelConfig) -> bool:
+        axes = _spread.names(config.model_group) + _spread.names(config.token_group)
+        return config.mesh is not None and not _spread.bound(axes)
+
+    def group_size(self, group: Any) -> int:
+        axes = _spread.names(group)
+        try:
+            return _spread.size(axes)
+        except NameError:
+            raise BackendError(
+                f"parallel: expected a call inside jax.shard_map over {', '.join(map(repr, axes))}, or whole arrays "
+                "and a ParallelConfig.from_mesh(mesh, ...); got neither the axis nor a mesh"
+            ) from None
+
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        # One program runs on all of them.
+        return [row] * self.group_size(group)
+
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
         plan, arrays = _prepared(problem)
         result = _loss.value(plan, problem.result_dtype, arrays)
@@ -95,7 +115,8 @@ class JaxBackend:
 def _plan(problem: LossProblem, axis: int) -> _loss.Plan:
     if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
         raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
-    return _loss.Plan(
+    split = problem.parallel
+    plan = _loss.Plan(
         options=problem.options,
         axis=axis,
         classes=problem.classes,
@@ -103,12 +124,18 @@ def _plan(problem: LossProblem, axis: int) -> _loss.Plan:
         accumulation=problem.accumulation,
         terms=problem.terms,
     )
+    if split is None:
+        return plan
+    if split.mesh is None:
+        return plan._replace(spread=_spread.Spread.of(split))
+    return plan._replace(over=_mesh.over_of(split))
 
 
 def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
     plan = _plan(problem, problem.axis)
+    _spread.expect_spread("logits", problem.logits, plan.spread.tokens + plan.spread.model)
     arrays = _loss.Arrays(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
-    if problem.check_empty and bool(_loss.is_empty(plan, arrays)):
+    if problem.check_empty and bool(_loss.is_empty(plan._replace(over=None), arrays)):
         raise checks.empty_mean()
     return plan, arrays
 
@@ -116,6 +143,8 @@ def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
 def _prepared_linear(problem: LinearProblem) -> tuple[_linear.Plan, _linear.Arrays]:
     # A chunk of logits is (rows, classes).
     plan = _linear.Plan(_plan(problem, 1), problem.chunk)
+    _spread.expect_spread("hidden", problem.hidden, plan.loss.spread.tokens)
+    _spread.expect_spread("classifier", problem.classifier, plan.loss.spread.model)
     arrays = _linear.Arrays(
         hidden=problem.hidden,
         classifier=problem.classifier,
@@ -125,6 +154,6 @@ def _prepared_linear(problem: LinearProblem) -> tuple[_linear.Plan, _linear.Arra
         mask=problem.mask,
         normalizer=problem.normalizer,
     )
-    if problem.check_empty and bool(_linear.is_empty(plan, arrays)):
+    if problem.check_empty and bool(_linear.is_empty(plan._replace(loss=plan.loss._replace(over=None)), arrays)):
         raise checks.empty_mean()
     return plan, arrays

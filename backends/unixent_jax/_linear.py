@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from unixent.plan import linear_chunk
-from unixent_jax import _loss
+from unixent_jax import _loss, _mesh, _spread
 
 # The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
 _PARTS = 8
@@ -82,8 +82,7 @@ def value_and_gradients(
         return _reduced(plan, arrays._replace(**dict(zip(wrt, values, strict=True))))
 
     result, pull = jax.vjp(of, *(getattr(arrays, name) for name in wrt))
-    upstream = jnp.ones((), result.dtype) if upstream is None else upstream.astype(result.dtype)
-    return _loss.rounded(result, result_dtype), pull(jnp.broadcast_to(upstream, result.shape))
+    return _loss.rounded(result, result_dtype), pull(_loss.upstream_of(result, upstream))
 
 
 @partial(jax.jit, static_argnames="plan")
@@ -93,6 +92,26 @@ def is_empty(plan: Plan, arrays: Arrays) -> Array:
 
 
 def _reduced(plan: Plan, arrays: Arrays) -> Array | tuple[Array, Array]:
+    over, positions = plan.loss.over, arrays.hidden.shape[:-1]
+    if over is None or 0 in positions:
+        return _reduced_here(plan, arrays)
+    at = over.positions(len(positions))
+
+    def part(spread: _spread.Spread, own: dict[str, Any]) -> Any:
+        return _reduced_here(plan._replace(loss=_loss.inside(plan.loss, spread)), Arrays(**own))
+
+    places = {
+        "hidden": (*at, ()),
+        "classifier": (over.model, ()),
+        "bias": (over.model,),
+        "target": at if plan.loss.indexed else (*at, over.model),
+        **_loss.side_places(at),
+    }
+    whole = _loss.checked(plan.loss, arrays._asdict())
+    return _mesh.spread(over, whole, places, positions, part, plan.loss.options.reduction == "none")
+
+
+def _reduced_here(plan: Plan, arrays: Arrays) -> Array | tuple[Array, Array]:
     rows, denominators = _rows(plan, arrays)
     # Out of range was looked for in the whole target.
     plan = plan._replace(loss=plan.loss._replace(options=replace(plan.loss.options, validate="off")))
@@ -114,13 +133,18 @@ def _rows(plan: Plan, arrays: Arrays) -> tuple[Rows, Array]:
         if weight is not None:
             denominators = denominators * weight[y]
     else:
-        target = arrays.target.reshape(-1, plan.loss.classes).astype(wide)
+        target = arrays.target.reshape(-1, arrays.target.shape[-1]).astype(wide)
         denominators = jnp.ones(hidden.shape[0], wide) if mask is None else mask
         live = denominators != 0
     bias = None if arrays.bias is None else arrays.bias.astype(wide)
     # 0 times a NaN in a dead row would reach the classifier's gradient.
     hidden = jnp.where(live[:, None], hidden, 0)
-    return Rows(hidden, arrays.classifier.astype(wide), bias, target, weight, mask, live), denominators
+    classifier = arrays.classifier.astype(wide)
+    # What a gradient is summed over inside `jax.shard_map` is settled here, so that no chunk's is sent by itself.
+    axes = frozenset().union(*map(_spread.varying, (hidden, classifier, target)))
+    hidden, classifier = (_spread.spread_out(array, axes) for array in (hidden, classifier))
+    bias = None if bias is None else _spread.spread_out(bias, axes)
+    return Rows(hidden, classifier, bias, target, weight, mask, live), denominators
 
 
 def _losses(plan: Plan, rows: Rows) -> Array:
@@ -154,7 +178,7 @@ def _total_jvp(plan: Plan, primals: tuple[Rows], tangents: tuple[Any]) -> tuple[
             # The same where no row is live at all, so that a NaN mean over nothing moves nothing.
             product = jnp.where(jnp.any(rows.live), product, 0)
         moved = moved + jnp.sum(product)
-    return total, moved
+    return total, _spread.summed(plan.loss.spread.model, moved)[0]
 
 
 def _known(tangent: Any) -> bool:
@@ -230,7 +254,7 @@ def _chunks(plan: Plan, rows: Rows) -> Chunk:
     """The rows in chunks of equal size; what the last one lacks is filled with dead rows."""
     count = rows.hidden.shape[0]
     # The exponentials lie beside the logits that they are of: a third fewer rows than where there is one array only.
-    size = linear_chunk(count, plan.loss.classes * 3 // 2, rows.hidden.dtype.itemsize, plan.chunk)
+    size = linear_chunk(count, rows.classifier.shape[0] * 3 // 2, rows.hidden.dtype.itemsize, plan.chunk)
     chunks = -(-count // size)
     size = max(1, -(-count // max(1, chunks)))
 

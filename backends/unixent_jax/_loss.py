@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax.experimental import checkify
 
 from unixent.arguments import not_constant
 from unixent.options import LossOptions
-from unixent_jax import _rows, _stats
+from unixent_jax import _mesh, _rows, _spread, _stats
 
 
 class Plan(NamedTuple):
@@ -25,6 +26,12 @@ class Plan(NamedTuple):
     indexed: bool
     accumulation: str
     terms: bool
+    spread: _spread.Spread = _spread.Spread()  # of the arrays at hand, inside `jax.shard_map`
+    over: _mesh.Over | None = None  # of whole arrays
+
+    @property
+    def lies(self) -> _stats.Classes:
+        return _stats.Classes(self.axis, self.spread.model)
 
 
 class Arrays(NamedTuple):
@@ -53,6 +60,46 @@ class Counted(NamedTuple):
     stray: Array  # an index out of range, whose loss is NaN
 
 
+def reduced(plan: Plan, arrays: Arrays) -> Array | tuple[Array, Array]:
+    """The result in the accumulation dtype."""
+    shape = arrays.logits.shape
+    positions = shape[: plan.axis] + shape[plan.axis + 1 :]
+    if plan.over is None or 0 in positions:
+        return reduce(plan, losses(plan, arrays), arrays.normalizer)
+    rows = plan.over.positions(len(positions))
+    full = (*rows[: plan.axis], plan.over.model, *rows[plan.axis :])
+
+    def part(spread: _spread.Spread, own: dict[str, Any]) -> Any:
+        return reduced(inside(plan, spread), Arrays(**own))
+
+    return _mesh.spread(
+        plan.over,
+        checked(plan, arrays._asdict()),
+        {"logits": full, "target": rows if plan.indexed else full, **side_places(rows)},
+        positions,
+        part,
+        plan.options.reduction == "none",
+    )
+
+
+def side_places(rows: _mesh.Place) -> dict[str, _mesh.Place]:
+    """Where what both forms have lies over a mesh."""
+    return {"mask": rows, "weight": ((),), "normalizer": ()}
+
+
+def checked(plan: Plan, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of a whole problem, looked at where that is only possible as long as they are whole."""
+    if plan.indexed and plan.options.validate == "full":
+        counted(plan, arrays["target"], None)
+    wide = jnp.dtype(plan.accumulation)
+    return {**arrays, **{name: constant(name, arrays[name], wide) for name in ("weight", "mask", "normalizer")}}
+
+
+def inside(plan: Plan, spread: _spread.Spread) -> Plan:
+    """The plan of a device's part."""
+    return plan._replace(spread=spread, over=None, options=replace(plan.options, validate="off"))
+
+
 def losses(plan: Plan, arrays: Arrays) -> Positions:
     """Each position's loss v l and its part d of the denominator, in the accumulation dtype."""
     wide = jnp.dtype(plan.accumulation)
@@ -60,8 +107,6 @@ def losses(plan: Plan, arrays: Arrays) -> Positions:
     mask = constant("mask", arrays.mask, wide)
     if mask is not None:
         mask = jnp.expand_dims(mask, plan.axis)
-    if weight is not None:
-        weight = weight.reshape([-1 if i == plan.axis else 1 for i in range(arrays.logits.ndim)])
     x = arrays.logits.astype(wide)
     solve = _index_positions if plan.indexed else _probability_positions
     return solve(plan, x, arrays.target, weight, mask)
@@ -80,37 +125,50 @@ def counted(plan: Plan, target: Array, mask: Array | None) -> Counted:
 
 def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
     y, v, live, stray = counted(plan, jnp.expand_dims(target, plan.axis), mask)
-    w_y = jnp.ones((), x.dtype)
+    w, w_y = _per_class(plan, x, weight), jnp.ones((), x.dtype)
     if weight is not None:
-        w_y = (
-            _stats.pick(jnp.broadcast_to(weight, x.shape), y, plan.axis)
-            if not _stats.alone(x)
-            else weight.reshape(-1)[y]
-        )
+        # Inside `jax.shard_map` the whole weight is at hand.
+        near = plan.spread.model or _stats.alone(x)
+        w_y = weight[y] if near else _stats.pick(jnp.broadcast_to(w, x.shape), y, plan.lies)
     # A factor of NaN makes the value and the whole gradient row of a stray index NaN.
     marked = jnp.where(stray, jnp.nan, 1).astype(x.dtype)
-    x = _capped(plan, x, live)
+    x = _held(plan, _capped(plan, x, live), -jnp.inf)
 
-    options, s = _rows.RowOptions(plan.axis, plan.options.z_loss), plan.options.label_smoothing
+    options, s = _rows.RowOptions(plan.lies, plan.options.z_loss), plan.options.label_smoothing
     if s == 0:
         rows = _rows.index_loss(options, x, y, marked * w_y, live)
     else:
-        w = jnp.ones((), x.dtype) if weight is None else weight
-        t = marked * jnp.where(_stats.hits(x, y, plan.axis), (1 - s) * w_y + s / plan.classes * w, s / plan.classes * w)
-        rows = _rows.mixed_loss(options, x, t, jnp.ones((), x.dtype), live)
+        base = s / plan.classes * w
+        t = marked * jnp.where(_stats.hits(x, y, plan.lies), (1 - s) * w_y + base, base)
+        rows = _rows.mixed_loss(options, x, _held(plan, t, 0), jnp.ones((), x.dtype), live)
     return Positions(_count(rows, mask, live), v * w_y)
 
 
 def _probability_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
     v = jnp.ones((), x.dtype) if mask is None else mask
     live = v != 0
-    x = _capped(plan, x, live)
+    x = _held(plan, _capped(plan, x, live), -jnp.inf)
     s = plan.options.label_smoothing
-    w = jnp.ones((), x.dtype) if weight is None else weight
-    t = w * ((1 - s) * target.astype(x.dtype) + s / plan.classes)
-    options = _rows.RowOptions(plan.axis, plan.options.z_loss)
+    w = _per_class(plan, x, weight)
+    t = _held(plan, w * ((1 - s) * target.astype(x.dtype) + s / plan.classes), 0)
+    options = _rows.RowOptions(plan.lies, plan.options.z_loss)
     rows = _rows.mixed_loss(options, x, t, w if s < 1 else jnp.zeros((), x.dtype), live)
     return Positions(_count(rows, mask, live), jnp.broadcast_to(v, rows.shape))
+
+
+def _per_class(plan: Plan, x: Array, weight: Array | None) -> Array:
+    """The weight of each class that is here, along the class axis."""
+    if weight is None:
+        return jnp.ones((), x.dtype)
+    weight = _spread.own_share(weight, plan.spread.model, x.shape[plan.axis])
+    return weight.reshape([-1 if i == plan.axis else 1 for i in range(x.ndim)])
+
+
+def _held(plan: Plan, x: Array, otherwise: float) -> Array:
+    """x at the classes that exist: what the last devices hold beyond them is padding."""
+    if not plan.spread.model or plan.lies.count(x) == plan.classes:
+        return x
+    return jnp.where(_stats.indices(x, x, plan.lies) < plan.classes, x, otherwise)
 
 
 def _count(rows: Array, mask: Array | None, live: Array) -> Array:
@@ -129,11 +187,16 @@ def reduce_sums(
     plan: Plan, numerator: Array, denominators: Array, normalizer: Array | float | None
 ) -> Array | tuple[Array, Array]:
     """The reduction to a scalar, from the sum of the losses."""
+    tokens = plan.spread.tokens
     if plan.terms:
-        return numerator, jnp.sum(denominators)
+        return _spread.summed(tokens, numerator, jnp.sum(denominators))
     if plan.options.reduction == "sum":
-        return numerator
-    denominator = denominator_of(plan, denominators, normalizer)
+        return _spread.summed(tokens, numerator)[0]
+    if normalizer is None:
+        numerator, denominator = _spread.summed(tokens, numerator, jnp.sum(denominators))
+    else:
+        (numerator,) = _spread.summed(tokens, numerator)
+        denominator = denominator_of(plan, denominators, normalizer)
     empty = denominator == 0
     if plan.options.on_empty == "zero":
         return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
@@ -149,7 +212,7 @@ def denominator_of(plan: Plan, denominators: Array, normalizer: Array | float | 
 @partial(jax.jit, static_argnames=("plan", "result_dtype"))
 def value(plan: Plan, result_dtype: str, arrays: Arrays) -> Array | tuple[Array, Array]:
     """The finished result."""
-    return rounded(reduce(plan, losses(plan, arrays), arrays.normalizer), result_dtype)
+    return rounded(reduced(plan, arrays), result_dtype)
 
 
 @partial(jax.jit, static_argnames=("plan", "result_dtype", "wrt"))
@@ -159,12 +222,15 @@ def value_and_gradients(
     """The finished result and the gradients, formed from the unrounded one."""
 
     def of(*values: Array) -> Any:
-        put = arrays._replace(**dict(zip(wrt, values, strict=True)))
-        return reduce(plan, losses(plan, put), put.normalizer)
+        return reduced(plan, arrays._replace(**dict(zip(wrt, values, strict=True))))
 
     result, pull = jax.vjp(of, *(getattr(arrays, name) for name in wrt))
-    upstream = jnp.ones((), result.dtype) if upstream is None else upstream.astype(result.dtype)
-    return rounded(result, result_dtype), pull(jnp.broadcast_to(upstream, result.shape))
+    return rounded(result, result_dtype), pull(upstream_of(result, upstream))
+
+
+def upstream_of(result: Array, given: Array | None) -> Array:
+    """The upstream gradient of a result, of which it has the dtype and differs over the same axes."""
+    return jnp.ones_like(result) if given is None else given.astype(result.dtype) + jnp.zeros_like(result)
 
 
 @partial(jax.jit, static_argnames="plan")

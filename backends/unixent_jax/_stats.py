@@ -11,6 +11,11 @@ XLA on CPU runs a plain reduction as one fused kernel but materialises whatever 
 left out in one of two ways: where the exponentials are needed anyway (for the gradient) they are masked as they are
 formed and the rounding error of x_c - h is made good; where only the sum is needed, blocks of classes are summed
 unmasked and the pivot's block is redone. docs/jax.md has the measurements.
+
+Inside `jax.shard_map` a row may lie on several devices. Its statistics are then reduced over the axes of the mesh that
+share the classes, and are the same on all of those devices. The pivot is left out of the maximum there, so that the
+largest of the others is all that has to be known before the sums, which travel together. A maximum may lose a NaN on
+its way, so NaN is left to travel in the sums.
 """
 
 from __future__ import annotations
@@ -20,10 +25,30 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType
 
 # A row whose pivot holds the maximum by far would push every other exponential into the subnormals, which XLA flushes
 # to zero; its shift is lowered by this much, which still cannot overflow a sum.
 _HEADROOM = {"float32": 60.0, "float64": 600.0}
+
+
+class Classes(NamedTuple):
+    """Where the classes of an array lie."""
+
+    axis: int
+    group: tuple[str, ...] = ()  # axes of a mesh whose devices share the classes in equal parts, in their order
+
+    @property
+    def shared(self) -> bool:
+        return bool(self.group)
+
+    def first(self, x: Array) -> Array | int:
+        """Index of the first class on this device."""
+        return lax.axis_index(self.group) * x.shape[self.axis] if self.group else 0
+
+    def count(self, x: Array) -> int:
+        """The number of classes on all devices, padding included."""
+        return x.shape[self.axis] * (lax.axis_size(self.group) if self.group else 1)
 
 
 class Pivot(NamedTuple):
@@ -37,13 +62,16 @@ class Pivot(NamedTuple):
 
 
 def alone(x: Array) -> bool:
-    """Whether no part of x can be on another device, so that gathers and reshapes along the classes are free.
+    """Whether no part of x is on another device, so that gathers and reshapes along the classes are free.
 
-    Under an automatic mesh a trace cannot see how x is sharded: only a process of a single device can be sure. Symbolic
-    dimensions of `jax.export`, which scatters do not take, count as not alone.
+    Under an automatic mesh a trace cannot see how x is sharded: only a process of a single device can be sure, or a
+    `jax.shard_map` over all axes, where x is this device's part. Symbolic dimensions of `jax.export`, which scatters do
+    not take, count as not alone.
     """
+    mesh = jax.typeof(x).sharding.mesh
     known = all(isinstance(size, int) for size in x.shape)
-    return bool(known and jax.device_count() == 1 and jax.typeof(x).sharding.mesh.empty)
+    manual = not mesh.empty and all(kind == AxisType.Manual for kind in mesh.axis_types)
+    return bool(known and (manual or (jax.device_count() == 1 and mesh.empty)))
 
 
 def anchored(value: Array, row: Array) -> Array:
@@ -59,77 +87,132 @@ def select(live: Array, x: Array) -> Array:
     return jnp.where(live, x, anchored(jnp.zeros((), x.dtype), live))
 
 
-def hits(x: Array, y: Array, axis: int) -> Array:
+def hits(x: Array, y: Array, classes: Classes) -> Array:
     """Mask of the class y of each row."""
-    return _classes(x, y, axis) == y
+    return indices(x, y, classes) == y
 
 
-def _classes(x: Array, row: Array, axis: int) -> Array:
-    own = [size if i == axis else 1 for i, size in enumerate(x.shape)]
-    return anchored(lax.broadcasted_iota(jnp.int32, own, axis), row)
+def indices(x: Array, row: Array, classes: Classes) -> Array:
+    """The index of each class."""
+    own = [size if i == classes.axis else 1 for i, size in enumerate(x.shape)]
+    here = lax.broadcasted_iota(jnp.int32, own, classes.axis) + classes.first(x)
+    return anchored(here, row)
 
 
-def pick(x: Array, y: Array, axis: int) -> Array:
-    """x at the class y of each row. A sharded row is summed under a mask: a gather would collect it on one device."""
-    if alone(x):
-        return jnp.take_along_axis(x, y, axis, mode="promise_in_bounds")
-    return jnp.sum(jnp.where(hits(x, y, axis), x, 0), axis, keepdims=True)
+def totals(classes: Classes, *parts: Array) -> tuple[Array, ...]:
+    """The sums over all devices of what each has summed by itself, with the class axis kept as 1."""
+    if not classes.shared:
+        return parts
+    # One array, so that one message carries them.
+    joined = jnp.concatenate(jnp.broadcast_arrays(*parts), classes.axis)
+    return tuple(jnp.split(lax.psum(joined, classes.group), len(parts), classes.axis))
 
 
-def argmax(x: Array, axis: int) -> Array:
-    """The first class that holds the maximum; any class where the row is NaN.
+def total(x: Array, classes: Classes) -> Array:
+    """The sum over all classes."""
+    return totals(classes, jnp.sum(x, classes.axis, keepdims=True))[0]
+
+
+def largest(x: Array, classes: Classes) -> Array:
+    """The maximum over all classes, which has no derivative."""
+    top = jnp.max(x, classes.axis, keepdims=True)
+    return lax.pmax(lax.stop_gradient(top), classes.group) if classes.shared else top
+
+
+def part(x: Array, y: Array, classes: Classes) -> Array:
+    """x at the class y of each row where this device holds it, else 0.
+
+    A sharded row is summed under a mask: a gather would collect it on one device.
+    """
+    if alone(x) and not classes.shared:
+        return jnp.take_along_axis(x, y, classes.axis, mode="promise_in_bounds")
+    return jnp.sum(jnp.where(hits(x, y, classes), x, 0), classes.axis, keepdims=True)
+
+
+def pick(x: Array, y: Array, classes: Classes) -> Array:
+    """x at the class y of each row."""
+    return totals(classes, part(x, y, classes))[0]
+
+
+def peak(x: Array, classes: Classes) -> tuple[Array, Array]:
+    """The maximum and the first class that holds it; any class where the row is NaN.
 
     Two plain reductions: of a sharded row, `jnp.argmax` collects every shard's maximum.
     """
-    top = jnp.max(x, axis, keepdims=True)
-    last = anchored(jnp.full((), x.shape[axis] - 1, jnp.int32), top)
-    return jnp.min(jnp.where(x == top, _classes(x, top, axis), last), axis, keepdims=True)
+    top = largest(x, classes)
+    here = indices(x, top, classes)
+    last = anchored(jnp.full((), classes.count(x) - 1, jnp.int32), top)
+    first = jnp.min(jnp.where(x == top, here, last), classes.axis, keepdims=True)
+    return top, lax.pmin(first, classes.group) if classes.shared else first
 
 
-def erase(x: Array, y: Array, axis: int) -> Array:
+def erase(x: Array, y: Array, classes: Classes) -> Array:
     """x with 0 at the class y of each row."""
-    if alone(x):
-        return jnp.put_along_axis(x, y, jnp.zeros((), x.dtype), axis, inplace=False, mode="promise_in_bounds")
-    return jnp.where(hits(x, y, axis), 0, x)
+    if alone(x) and not classes.shared:
+        return jnp.put_along_axis(x, y, jnp.zeros((), x.dtype), classes.axis, inplace=False, mode="promise_in_bounds")
+    return jnp.where(hits(x, y, classes), 0, x)
 
 
-def exponentials(x: Array, pivot: Array, axis: int) -> tuple[Array, Pivot]:
-    """e with the pivot's entry 0, and the scalars."""
-    x_k = pick(x, pivot, axis)
-    top = jnp.max(x, axis, keepdims=True)
-    # Adding a whole number back is exact, so that the rounding error of the difference is had in two operations.
-    shift = jnp.floor(top) - jnp.where(x_k == top, jnp.asarray(_HEADROOM[x.dtype.name], x.dtype), 0)
+def below(top: Array) -> Array:
+    """The shift of a row whose pivot holds its maximum."""
+    return jnp.floor(top) - jnp.asarray(_HEADROOM[top.dtype.name], top.dtype)
+
+
+def raised(x: Array, shift: Array) -> Array:
+    """exp(x - shift), for a shift that is a whole number: adding that back is exact, so that the rounding error of the
+    difference is had in two operations."""
     high = x - shift
     low = x - (high + shift)
     e = jnp.exp(high)
-    e = erase(select(high != -jnp.inf, e + e * low), pivot, axis)
-    return e, _scalars(x_k, shift, jnp.sum(e, axis, keepdims=True))
+    return select(high != -jnp.inf, e + e * low)
 
 
-def scalars(x: Array, pivot: Array, axis: int) -> Pivot:
+def exponentials(x: Array, pivot: Array, classes: Classes) -> tuple[Array, Pivot]:
+    """e with the pivot's entry 0, and the scalars."""
+    if classes.shared:
+        return _shared_exponentials(x, pivot, classes)
+    x_k = part(x, pivot, classes)
+    top = largest(x, classes)
+    shift = jnp.where(x_k == top, below(top), jnp.floor(top))
+    e = erase(raised(x, shift), pivot, classes)
+    return e, scalars_of(x_k, shift, total(e, classes))
+
+
+def _shared_exponentials(x: Array, pivot: Array, classes: Classes) -> tuple[Array, Pivot]:
+    at_pivot = hits(x, pivot, classes)
+    others = jnp.where(at_pivot, -jnp.inf, x)
+    top = largest(others, classes)
+    none = top == -jnp.inf
+    e = jnp.exp(others - jnp.where(none, 0, top))
+    rest, x_k = totals(classes, jnp.sum(e, classes.axis, keepdims=True), part(x, pivot, classes))
+    return e, scalars_of(x_k, jnp.where(none, x_k, top), rest)
+
+
+def scalars(x: Array, pivot: Array, classes: Classes) -> Pivot:
     """The scalars alone: nothing of the size of x is written where the classes can be split into blocks."""
-    block = _block_size(x.shape[axis]) if alone(x) else None
+    axis = classes.axis
+    block = _block_size(x.shape[axis]) if alone(x) and not classes.shared else None
     if block is None:
-        return exponentials(x, pivot, axis)[1]
+        return exponentials(x, pivot, classes)[1]
     blocks = x.reshape(*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :])
     index = jnp.expand_dims(pivot // block, axis)
     own = jnp.take_along_axis(blocks, index, axis, mode="promise_in_bounds")
-    within, classes = jnp.expand_dims(pivot % block, axis), axis + 1
-    at_pivot = hits(own, within, classes)
-    x_k = jnp.sum(jnp.where(at_pivot, own, 0), classes, keepdims=True)
+    within, inner = jnp.expand_dims(pivot % block, axis), axis + 1
+    at_pivot = hits(own, within, Classes(inner))
+    x_k = jnp.sum(jnp.where(at_pivot, own, 0), inner, keepdims=True)
 
-    tops = jnp.max(blocks, classes, keepdims=True)
-    is_own = hits(tops, index, axis)
+    tops = jnp.max(blocks, inner, keepdims=True)
+    is_own = hits(tops, index, Classes(axis))
     top = jnp.max(jnp.where(is_own, -jnp.inf, tops), axis, keepdims=True)
-    top = jnp.maximum(top, jnp.max(jnp.where(at_pivot, -jnp.inf, own), classes, keepdims=True))
+    top = jnp.maximum(top, jnp.max(jnp.where(at_pivot, -jnp.inf, own), inner, keepdims=True))
     shift = jnp.where(top == -jnp.inf, x_k, top)
 
     # The pivot's block may overflow here, which is why it is dropped by a mask and not subtracted.
-    sums = jnp.sum(jnp.exp(blocks - shift), classes, keepdims=True)
+    sums = jnp.sum(jnp.exp(blocks - shift), inner, keepdims=True)
     rest = jnp.sum(jnp.where(is_own, 0, sums), axis, keepdims=True)
-    rest = rest + jnp.sum(jnp.where(at_pivot, 0, jnp.exp(own - shift)), classes, keepdims=True)
+    rest = rest + jnp.sum(jnp.where(at_pivot, 0, jnp.exp(own - shift)), inner, keepdims=True)
     x_k, shift, rest = (jnp.squeeze(value, axis) for value in (x_k, shift, rest))
-    return _scalars(x_k, shift, rest)
+    return scalars_of(x_k, shift, rest)
 
 
 def _block_size(classes: int) -> int | None:
@@ -141,7 +224,8 @@ def _block_size(classes: int) -> int | None:
     )
 
 
-def _scalars(x_k: Array, shift: Array, rest: Array) -> Pivot:
+def scalars_of(x_k: Array, shift: Array, rest: Array) -> Pivot:
+    """The scalars from the pivot's logit, the shift and the sum of the other exponentials."""
     x_k = jnp.where(x_k == jnp.inf, jnp.nan, x_k)
     high = shift - x_k
     back = high - shift
