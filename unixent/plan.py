@@ -6,16 +6,19 @@ CHUNK_BYTES = 32 << 20
 MIN_CHUNK = 64
 
 
-def linear_chunk(positions: int, classes: int, itemsize: int, chunk: int | None) -> int:
+def linear_chunk(positions: int, classes: int, width: int, itemsize: int, chunk: int | None) -> int:
     """How many positions' logits the fused linear form holds at a time.
 
-    Enough rows for the matrix products to run at full speed (each chunk reads the classifier once), and no more: logits
-    of about 32 MiB, or 64 rows where the classes are so many that these are larger.
+    Each chunk goes through the classifier and its gradient once, so that few rows make the matrix products wait for
+    memory; many rows take memory. So: logits of about 32 MiB, or of a quarter of the classifier's gradient, which is
+    there anyway, or 64 rows, whichever is the most.
 
     Example:
-        >>> linear_chunk(2048, 32000, 4, None), linear_chunk(2048, 32000, 4, 100), linear_chunk(10, 32000, 4, 100)
-        (262, 100, 10)
+        >>> linear_chunk(4096, 32000, 512, 4, None), linear_chunk(4096, 128256, 4096, 4, None)
+        (262, 1024)
+        >>> linear_chunk(4096, 32000, 512, 4, 100), linear_chunk(10, 32000, 512, 4, 100)
+        (100, 10)
     """
     if chunk is None:
-        chunk = max(MIN_CHUNK, CHUNK_BYTES // (classes * itemsize))
+        chunk = max(MIN_CHUNK, width // 4, CHUNK_BYTES // (classes * itemsize))
     return max(1, min(chunk, positions))

@@ -252,9 +252,9 @@ def _chunk_losses(plan: Plan, rows: Rows, chunk: Chunk, logits: Array, target: A
 
 def _chunks(plan: Plan, rows: Rows) -> Chunk:
     """The rows in chunks of equal size; what the last one lacks is filled with dead rows."""
-    count = rows.hidden.shape[0]
+    count, width = rows.hidden.shape
     # The exponentials lie beside the logits that they are of: a third fewer rows than where there is one array only.
-    size = linear_chunk(count, rows.classifier.shape[0] * 3 // 2, rows.hidden.dtype.itemsize, plan.chunk)
+    size = linear_chunk(count, rows.classifier.shape[0] * 3 // 2, width, rows.hidden.dtype.itemsize, plan.chunk)
     chunks = -(-count // size)
     size = max(1, -(-count // max(1, chunks)))
 

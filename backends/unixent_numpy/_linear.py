@@ -56,7 +56,7 @@ def _losses(
     kind, classes, count = np.dtype(problem.accumulation), len(problem.classifier), len(hidden)
     # The processes of a model group reduce over each chunk together, however many classes each of them holds.
     most = classes if problem.parallel is None else max(problem.parallel.counts)
-    chunk = linear_chunk(count, max(1, most), kind.itemsize, problem.chunk)
+    chunk = linear_chunk(count, max(1, most), hidden.shape[-1], kind.itemsize, problem.chunk)
     losses = np.empty(count, kind)
     buffer = np.empty((chunk, classes), kind)
     targets = problem.target.reshape(count, classes) if positions.index is None else None

@@ -53,8 +53,8 @@ class LinearSpec:
 
     def slices(self, operands: LinearOperands) -> Iterator[slice]:
         """The chunks of the flattened positions."""
-        count, classes = operands.hidden.shape[:-1].numel(), operands.classifier.shape[0]
-        step = linear_chunk(count, classes, self.rows.accumulation.itemsize, self.chunk)
+        count, (classes, width) = operands.hidden.shape[:-1].numel(), operands.classifier.shape
+        step = linear_chunk(count, classes, width, self.rows.accumulation.itemsize, self.chunk)
         return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
