@@ -89,6 +89,18 @@ def _same(group: str, what: str, values: list[int]) -> ShapeError | OptionError 
     )
 
 
+def model_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
+    """What is wrong with the rows (refused, call, positions, classes) of a model group, if anything."""
+    error = _refused("model", rows) or _same("model", "options", [row[1] for row in rows])
+    return error or _same("model", "positions", [row[2] for row in rows])
+
+
+def token_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
+    """What is wrong with the rows (refused, call, classes of its model group) of a token group, if anything."""
+    error = _refused("token", rows) or _same("token", "options", [row[1] for row in rows])
+    return error or _same("token", "number of classes", [row[2] for row in rows])
+
+
 def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[], Facts]) -> Split:
     """The split of one call, the same on all processes, or the same error on all of them.
 
@@ -102,14 +114,12 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
     call = _digest(facts.call) if facts else 0
     row = (int(own is not None), call, _digest(str(facts.positions)) if facts else 0, facts.classes if facts else 0)
     model = _gather(backend, config, "model", row)
-    error = own or _refused("model", model) or _same("model", "options", [each[1] for each in model])
-    error = error or _same("model", "positions", [each[2] for each in model])
+    error = own or model_error(model)
     counts = [each[3] for each in model]
     total = sum(counts)
     # What the model group found goes round the token group, so that a whole grid hears of it.
     tokens = _gather(backend, config, "token", (int(error is not None), call, total))
-    error = error or _refused("token", tokens) or _same("token", "options", [each[1] for each in tokens])
-    error = error or _same("token", "number of classes", [each[2] for each in tokens])
+    error = error or token_error(tokens)
     if error is not None:
         raise error
     if total < 1:

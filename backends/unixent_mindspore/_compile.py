@@ -37,7 +37,10 @@ class Spec:
 
 
 class _Compiler(MindsporeBackend):
-    """The backend as the checks see it while a graph is compiled: no array has values."""
+    """The backend as the checks see it while a graph is compiled: no array has values, no process can be asked."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, ...]] = []
 
     def owns(self, array: object) -> bool:
         return isinstance(array, Spec)
@@ -50,8 +53,17 @@ class _Compiler(MindsporeBackend):
         return Spec(value.shape, value.dtype)
 
     def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
-        # A process that compiles must not wait for one that already has: all are taken to hold as many classes.
+        # A process that compiles must not wait for one that already has: the graph compares the rows when it runs.
+        self.rows.append(row)
         return [row] * size_of(group)
+
+    def facts(self) -> tuple[int, int, int] | None:
+        """The call, positions and classes that this process would tell the others, if there are any."""
+        if not self.rows:
+            return None
+        row = self.rows[0]
+        # (refused, call, positions, classes) to the model group; without one, (refused, call, classes) to the tokens'.
+        return (row[1], row[2] if len(row) == 4 else 0, row[-1])
 
 
 _compiler = _Compiler()
@@ -102,6 +114,7 @@ def plan(
     scores, classifier, bias, target, weight, mask, normalizer = specs
     sides = checks.Sides(target, weight, mask, number if normalizer is None else normalizer, parallel, form == "terms")
     options = LossOptions(*settings)
+    _compiler.rows = []
     if linear:
         problem: Any = checks.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
     else:
@@ -111,7 +124,7 @@ def plan(
         names[-1] = problem.accumulation
     shape = specs[0].shape  # type: ignore[union-attr]
     vacant = 0 in (shape[:-1] if linear else shape[: problem.axis] + shape[problem.axis + 1 :])
-    found = Plan.of(problem, tuple(names), vacant)
+    found = Plan.of(problem, tuple(names), vacant, _compiler.facts())
     return pull(found, on_cpu(), True) if form == "pull" else graph_cell(found, on_cpu())
 
 

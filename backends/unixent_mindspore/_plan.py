@@ -42,8 +42,8 @@ def _on_host(split: Split) -> Split:
 class Plan:
     """A problem without its arrays: hashable, and independent of batch shapes, so that one cell serves them all.
 
-    ``dtypes`` names the dtype of each of `INPUTS`, None for what there is not; ``vacant`` says that there is no
-    position, where that has to be known while compiling.
+    ``dtypes`` names the dtype of each of `INPUTS`, None for what there is not. Of a compiled call, ``vacant`` says that
+    there is no position, and ``facts`` what the processes of a split loss have to agree on.
     """
 
     options: LossOptions
@@ -59,9 +59,16 @@ class Plan:
     dtypes: tuple[str | None, ...]
     split: Split | None
     vacant: bool
+    facts: tuple[int, int, int] | None
 
     @classmethod
-    def of(cls, problem: Problem | LinearProblem, dtypes: tuple[str | None, ...], vacant: bool = False) -> Plan:
+    def of(
+        cls,
+        problem: Problem | LinearProblem,
+        dtypes: tuple[str | None, ...],
+        vacant: bool = False,
+        facts: tuple[int, int, int] | None = None,
+    ) -> Plan:
         linear = isinstance(problem, LinearProblem)
         return cls(
             problem.options,
@@ -77,6 +84,7 @@ class Plan:
             dtypes,
             problem.parallel,
             vacant,
+            facts,
         )
 
     @property

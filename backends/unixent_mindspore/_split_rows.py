@@ -15,7 +15,7 @@ from mindspore.ops import operations as P
 
 from unixent_mindspore._derivatives import Derivatives
 from unixent_mindspore._plan import ABSENT, DTYPES, Plan
-from unixent_mindspore._reduce import reduction
+from unixent_mindspore._reduce import Agreement, Alone, reduction
 
 
 class SplitForward(Derivatives):
@@ -38,6 +38,10 @@ class SplitForward(Derivatives):
         self.model_sum = reduction(group, "sum", dtype, cpu)
         self.model_max = reduction(group, "max", dtype, cpu)
         self.token_sum = reduction(plan.split.token_group, "sum", dtype, cpu)
+        # An eager call has agreed already; on an accelerator nothing can be raised.
+        facts = plan.facts if cpu else None
+        self.asks = facts is not None
+        self.agreement = Alone() if facts is None else Agreement(plan.split, facts)
         self.stack, self.gather, self.nothing = P.Stack(0), P.Gather(), P.Zeros()
         self.before, self.after = P.CumSum(exclusive=True), P.CumSum(exclusive=True, reverse=True)
 
@@ -128,6 +132,8 @@ class SplitForward(Derivatives):
         normalizer: Tensor,
     ) -> Any:
         x, slope = self.cap(logits)
+        if self.asks:
+            x = x + self.agreement()
         if self.indexed:
             losses, found, at, e, t, x_k = self.by_index(x, target, weight, mask)
         else:
@@ -198,6 +204,11 @@ class SplitVacant(SplitForward):
         if self.each:
             shape = scores.shape[: self.axis] + scores.shape[self.axis + 1 :]
             value, denominator = self.nothing(shape, self.result), self.absent
+            if self.asks:
+                value = value + self.cast(self.agreement(), self.result)
         else:
-            value, denominator, _ = self.reduced(self.zero, self.zero, normalizer)
+            start = self.zero
+            if self.asks:
+                start = self.reshape(self.agreement(), ())
+            value, denominator, _ = self.reduced(start, self.zero, normalizer)
         return value, denominator, slopes, self.absent, self.absent, shares

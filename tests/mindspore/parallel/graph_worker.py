@@ -111,13 +111,6 @@ def check_refusals() -> None:
     x, t = tensor(LOGITS[ROWS, COLUMNS]), tensor(INDEX[ROWS])
 
     @ms.jit
-    def second(x):
-        return ms.grad(lambda x: ms.grad(lambda x: unixent.cross_entropy(x, t, parallel=CONFIG))(x).sum())(x)
-
-    with pytest.raises(NotImplementedError, match="one derivative of a loss that is split"):
-        second(x)
-
-    @ms.jit
     def linear(hidden, classifier):
         return unixent.linear_cross_entropy(hidden, classifier, t, parallel=CONFIG)
 
@@ -128,8 +121,37 @@ def check_refusals() -> None:
     def weighted(x):
         return unixent.cross_entropy(x, t, weight=WEIGHT[1:], parallel=CONFIG)
 
-    with pytest.raises(unixent.ShapeError, match="weight: expected shape"):
+    with pytest.raises(unixent.ShapeError, match="weight: expected a floating array of shape"):
         weighted(x)
+
+    @ms.jit
+    def second(x):
+        return ms.grad(lambda x: ms.grad(lambda x: unixent.cross_entropy(x, t, parallel=CONFIG))(x).sum())(x)
+
+    with pytest.raises(NotImplementedError, match="one derivative of a loss that is split"):
+        second(x)
+
+
+def check_disagreement() -> None:
+    """All raise the same error, or hear that somebody was refused. MindSpore can't run that graph any more then."""
+    x, t, last = tensor(LOGITS[ROWS, COLUMNS]), tensor(INDEX[ROWS]), RANK == DATA * MODEL - 1
+
+    @ms.jit
+    def smoothed(x):
+        return unixent.cross_entropy(x, t, label_smoothing=0.1 if last else 0.2, parallel=CONFIG)
+
+    with pytest.raises((unixent.OptionError, unixent.BackendError), match=r"expected the same options|refused"):
+        smoothed(x).asnumpy()
+
+    @ms.jit
+    def narrower(x):
+        return unixent.cross_entropy(x, t, parallel=CONFIG)
+
+    text = r"as many classes|number of classes|refused"
+    with pytest.raises((unixent.ShapeError, unixent.BackendError), match=text):
+        narrower(x[:, 1:] if last else x).asnumpy()
+    # The groups still work after all that.
+    check_terms()
 
 
 def check_cell() -> None:
@@ -152,6 +174,7 @@ def main() -> None:
     check_terms()
     check_cell()
     check_refusals()
+    check_disagreement()
     print(f"every check passed on rank {RANK}", flush=True)
 
 

@@ -183,6 +183,27 @@ def check_terms() -> None:
         close(got, expected, "terms")
 
 
+def check_traffic() -> None:
+    """Three numbers per position and the two of the mean, forward; nothing backward."""
+    sent: list[int] = []
+    all_reduce = distributed.all_reduce
+
+    def counted(values: ms.Tensor, *arguments: Any) -> None:
+        sent.append(values.size)
+        all_reduce(values, *arguments)
+
+    x, t = tensor(LOGITS[ROWS, COLUMNS].astype(np.float32)), tensor(INDEX[ROWS])
+    distributed.all_reduce = counted
+    unixent.cross_entropy(x, t, parallel=CONFIG)
+    forward = list(sent)
+    ms.grad(lambda x: unixent.cross_entropy(x, t, parallel=CONFIG))(x)
+    distributed.all_reduce = all_reduce
+    count = len(INDEX[ROWS])
+    assert forward == ([count, 2 * count] if MODEL > 1 else []) + ([1, 1] if DATA > 1 else []), forward
+    # The gradient is divided by the denominator, which is summed once more for it.
+    assert sum(sent) == 2 * sum(forward) + (1 if DATA > 1 else 0), sent
+
+
 def raised_by(*arguments: Any, **options: Any) -> Exception:
     """What a split call raises on this process."""
     try:
@@ -254,6 +275,7 @@ def main() -> None:
     check_halves()
     check_terms()
     check_cell()
+    check_traffic()
     check_second_order()
     check_faults()
     print(f"every check passed on rank {RANK}", flush=True)
