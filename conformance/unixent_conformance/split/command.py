@@ -77,13 +77,24 @@ def run_split(request: Request, timeout: float = 1800.0) -> Report:
 def _run(command: list[str], folder: str, timeout: float) -> tuple[int | None, str]:
     """Exit code and output of a command; whatever it started dies with it."""
     # A session of its own, so that all of the launcher's children can be killed; logs stay in the folder.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
     except subprocess.TimeoutExpired as error:
+        # Some launchers (msrun) give their children sessions of their own, and end them when they are interrupted.
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=20)
         raise RuntimeError(f"the processes took more than {timeout:.0f} s") from error
     finally:
         with suppress(ProcessLookupError):

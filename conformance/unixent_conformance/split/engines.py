@@ -7,10 +7,10 @@ its place in a grid of data x model. Every launcher is given a time limit: nobod
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 import sysconfig
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -94,40 +94,33 @@ def torch_join(data: int, model: int) -> Grid:
 
 
 def mindspore_launch(processes: int) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # The "python" of the path: `run_split` puts this one in front.
     return [
         script("msrun"),
         *(f"--worker_num={processes}", f"--local_worker_num={processes}", "--master_addr=127.0.0.1"),
-        *("--master_port=0", "--join=True", f"--cluster_time_out={PATIENCE}", "-m"),
+        *(f"--master_port={port}", "--join=True", f"--cluster_time_out={PATIENCE}", "--log_dir=logs", "python", "-m"),
     ]
 
 
 def mindspore_join(data: int, model: int) -> Grid:
+    import mindspore
     from mindspore import communication, mint
 
+    from unixent_mindspore import grid
+
+    mindspore.set_device("CPU")
     communication.init()
-    rank, processes = communication.get_rank(), data * model
-    row, column = divmod(rank, model)
-    tokens = communication_group([range(m, processes, model) for m in range(model)], column)
-    classes = communication_group([range(d * model, (d + 1) * model) for d in range(data)], row)
-    config = ParallelConfig(data, model, token_group=tokens, model_group=classes)
+    config = grid(ParallelConfig(data, model))
 
     def gather(value: Any) -> list[Any]:
-        found: list[Any] = [None] * processes
+        found: list[Any] = [None] * (data * model)
         mint.distributed.all_gather_object(found, value)
         return found
 
-    return Grid(data, model, (row, column), config, gather, communication.release)
-
-
-def communication_group(members: list[range], mine: int) -> str:
-    """The name of the group that this process is in; each is made by its members alone."""
-    from mindspore import communication
-
-    ranks = list(members[mine])
-    name = "unixent-" + "-".join(map(str, ranks))
-    with suppress(ValueError):  # it exists: a group of data and one of model may have the same single member
-        communication.create_group(name, ranks)
-    return name
+    return Grid(data, model, divmod(communication.get_rank(), model), config, gather, communication.release)
 
 
 def jax_launch(processes: int) -> list[str]:
