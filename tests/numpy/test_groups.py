@@ -1,0 +1,93 @@
+"""Split losses over any engine's processes: here threads of this one, so that no MPI is needed."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import unixent
+import unixent_numpy._linear as linear
+
+RNG = np.random.default_rng(7)
+N, C, D = 10, 9, 4
+LOGITS, INDEX = RNG.normal(size=(N, C)) * 3, RNG.integers(C, size=N)
+HIDDEN, CLASSIFIER, WEIGHT = RNG.normal(size=(N, D)), RNG.normal(size=(C, D)), RNG.random(C)
+SHARES = [slice(0, 0), slice(0, 7), slice(7, 9)]
+
+
+class Meeting:
+    """Where the members of a group put what they have, and read what the others have."""
+
+    def __init__(self, size: int) -> None:
+        self.barrier = threading.Barrier(size, timeout=30)
+        self.brought: list[object] = [None] * size
+
+    def exchange(self, rank: int, value: object) -> list:
+        self.brought[rank] = value
+        self.barrier.wait()
+        everything = list(self.brought)
+        self.barrier.wait()
+        return everything
+
+
+class Member:
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self._meeting, self.rank, self.size = meeting, rank, meeting.barrier.parties
+
+    def all_reduce(self, values, operation):
+        found = self._meeting.exchange(self.rank, values.copy())
+        assert len({each.shape for each in found}) == 1, "the processes reduce arrays of different shapes"
+        return sum(found[1:], found[0]) if operation == "SUM" else np.maximum.reduce(found)
+
+    def all_gather(self, row):
+        return self._meeting.exchange(self.rank, row)
+
+
+def on_each(work):
+    """What ``work(share, config)`` returns on each process of a model group."""
+    size = len(SHARES)
+    meeting = Meeting(size)
+
+    def run(rank):
+        config = unixent.ParallelConfig(model_parallel=size, model_group=Member(meeting, rank))
+        return work(SHARES[rank], config)
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(run, range(size)))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1}])
+def test_a_group_of_threads_splits_the_classes(options):
+    whole, slope = unixent.value_and_grad(LOGITS, INDEX, **options)
+    found = on_each(lambda share, config: unixent.value_and_grad(LOGITS[:, share], INDEX, parallel=config, **options))
+    for loss, _ in found:
+        np.testing.assert_allclose(loss, whole, rtol=1e-13)
+    np.testing.assert_allclose(np.concatenate([part for _, part in found], axis=1), slope, rtol=1e-12, atol=1e-15)
+
+
+def test_unequal_shares_of_a_classifier_go_through_the_same_chunks(monkeypatch):
+    # As many positions in a chunk as fit a budget: a small share of the classes alone would take more of them.
+    monkeypatch.setattr(linear, "linear_chunk", lambda count, classes, *_: min(count, max(1, 21 // classes)))
+    whole, slope = unixent.linear_value_and_grad(HIDDEN, CLASSIFIER, INDEX, wrt="hidden")
+    found = on_each(
+        lambda share, config: unixent.linear_value_and_grad(
+            HIDDEN, CLASSIFIER[share], INDEX, wrt="hidden", parallel=config
+        )
+    )
+    for loss, part in found:
+        np.testing.assert_allclose(loss, whole, rtol=1e-13)
+        np.testing.assert_allclose(part, slope, rtol=1e-12, atol=1e-15)
+
+
+def test_processes_that_chunk_differently_all_raise():
+    def work(share, config):
+        with pytest.raises(unixent.OptionError, match="expected the same options"):
+            unixent.linear_cross_entropy(
+                HIDDEN, CLASSIFIER[share], INDEX, chunk=3 if share.start else 2, parallel=config
+            )
+        return True
+
+    assert on_each(work) == [True] * 3
