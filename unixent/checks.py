@@ -155,8 +155,9 @@ def _linear(backend: Backend, hidden: Any, classifier: Any, bias: Any, chunk: An
 def _facts(backend: Backend, found: Scores, sides: Sides, options: LossOptions) -> parallel.Facts:
     dtype = adopt(backend, "target", sides.target, found.lead).info.dtype
     given = [name for name in ("weight", "mask", "normalizer") if getattr(sides, name) is not None]
-    chunk = found.rest.get("chunk")
-    call = f"{options} {given} {sides.terms} {chunk} {found.lead.info.dtype} {dtype in FLOATS}"
+    # Of a fused linear call also how wide its hidden states are and how they are cut into chunks.
+    form = (found.lead.info.shape[-1], found.rest["chunk"]) if "hidden" in found.rest else ()
+    call = f"{options} {given} {sides.terms} {found.lead.info.dtype} {found.accumulation} {form} {dtype in FLOATS}"
     return parallel.Facts(call, found.positions, found.classes)
 
 

@@ -34,8 +34,10 @@ class Facts:
     classes: int
 
 
-def _digest(text: str) -> int:
-    return zlib.crc32(text.encode())
+def _digest(backend: ParallelBackend, text: str) -> int:
+    # Not inside a traced program, which is the same for all: a tracer would stumble over it.
+    traced = getattr(backend, "one_program", None)
+    return 0 if traced is not None and traced() else zlib.crc32(text.encode())
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
@@ -111,8 +113,9 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
     """
     check_groups(backend, config)
     facts, own = _attempt(describe)
-    call = _digest(facts.call) if facts else 0
-    row = (int(own is not None), call, _digest(str(facts.positions)) if facts else 0, facts.classes if facts else 0)
+    call = _digest(backend, facts.call) if facts else 0
+    positions = _digest(backend, str(facts.positions)) if facts else 0
+    row = (int(own is not None), call, positions, facts.classes if facts else 0)
     model = _gather(backend, config, "model", row)
     error = own or model_error(model)
     counts = [each[3] for each in model]

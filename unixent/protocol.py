@@ -233,5 +233,9 @@ class ParallelBackend(Backend, Protocol):
 
     def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         """The rows of all processes of a group, in the order of their ranks; the same row for each where one program
-        runs on all of them."""
+        runs on all of them.
+
+        A backend whose tracer can't see through the digests in these rows may say so with one more method:
+        ``one_program() -> bool``, whether a program is being traced that every process will run.
+        """
         ...

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixent.errors import BackendError
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.options import ParallelConfig
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import _traced
 from unixent_torch._autograd import Loss, apply
+from unixent_torch._distributed import gather
 from unixent_torch._gradient import Gradient
 from unixent_torch._kernel import solve
 from unixent_torch._linear_problem import PreparedLinear
@@ -39,6 +40,7 @@ class TorchBackend:
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
         linear=True,
+        parallel=True,
         batch_invariant=True,
     )
 
@@ -53,15 +55,15 @@ class TorchBackend:
         return isinstance(array, Tensor)
 
     def describe(self, array: Tensor) -> ArrayInfo:
-        if type(array) is not Tensor:
-            _refuse_distributed(array)
         device = array.device
+        distributed = type(array) is not Tensor and is_distributed(array)
         concrete = not is_traced() and device.type != "meta"
         return ArrayInfo(
             tuple(array.shape),
             _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
             str(device),
-            readable=concrete and device.type == "cpu" and not in_transform(),
+            # What one process can read of its share, others can't: a check that raised here would leave them waiting.
+            readable=concrete and device.type == "cpu" and not in_transform() and not distributed,
             concrete=concrete and not in_transform(),
             requires_grad=array.requires_grad and torch.is_grad_enabled(),
         )
@@ -76,14 +78,18 @@ class TorchBackend:
         return tensor if like is None else tensor.to(like.device)
 
     def first_invalid_target(self, target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
-        return first_invalid(target, classes, ignore_index)
+        # Asked of a DTensor under validate="full" alone, and then by every process.
+        whole = target.full_tensor() if is_distributed(target) else target
+        return first_invalid(whole, classes, ignore_index)
 
     def first_nonfinite(self, array: Tensor) -> int | None:
         bad = ~torch.isfinite(array.detach()).reshape(-1)
         return int(bad.to(torch.uint8).argmax()) if bad.any() else None
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        found = _PreparedLogits(problem)
+        if _is_split(problem, problem.logits):
+            return _split_problem().cross_entropy(problem)
+        found = PreparedLogits(problem)
         loss = found.loss()
         if not problem.terms:
             return found.finish(loss)
@@ -92,11 +98,15 @@ class TorchBackend:
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        found = _PreparedLogits(problem)
+        if _is_split(problem, problem.logits):
+            return _split_problem().value_and_grad(problem, grad_output, wrt)
+        found = PreparedLogits(problem)
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), tuple(grad.movedim(-1, problem.axis) for grad in grads)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
+        if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
+            return _split_problem().linear_cross_entropy(problem)
         found = PreparedLinear(problem)
         loss = found.loss()
         if not problem.terms:
@@ -106,21 +116,42 @@ class TorchBackend:
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
+            return _split_problem().linear_value_and_grad(problem, grad_output, wrt)
         found = PreparedLinear(problem)
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), grads
 
+    def whole(self, array: object, config: ParallelConfig) -> bool:
+        return is_distributed(array)
 
-def _refuse_distributed(array: Tensor) -> None:
+    def one_program(self) -> bool:
+        return bool(torch.compiler.is_compiling())
+
+    def group_size(self, group: Any) -> int:
+        return torch.distributed.get_world_size(group)
+
+    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        return gather(row, group)
+
+
+def is_distributed(array: object) -> bool:
+    """Whether this is a DTensor; a program without any need not import what they are."""
     module = sys.modules.get("torch.distributed.tensor")
-    if module is not None and isinstance(array, module.DTensor):
-        raise BackendError(
-            "logits: expected a local tensor; got a DTensor, whose classes or positions may lie on other ranks "
-            "(take its to_local(), or its full_tensor() where gathering it is meant)"
-        )
+    return module is not None and isinstance(array, module.DTensor)
 
 
-class _PreparedLogits(Prepared):
+def _is_split(problem: LossProblem, lead: Tensor) -> bool:
+    return problem.parallel is not None or (type(lead) is not Tensor and is_distributed(lead))
+
+
+def _split_problem() -> Any:
+    from unixent_torch import _split_problem as found  # which takes what is defined here
+
+    return found
+
+
+class PreparedLogits(Prepared):
     """A problem with its classes last."""
 
     def __init__(self, problem: Problem) -> None:

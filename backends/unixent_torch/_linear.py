@@ -72,10 +72,10 @@ def solve_linear(
     """
     device = operands.hidden.device.type
     with torch.autocast(device, enabled=False):
-        return _Fused(operands, spec, wrt).run(factor)
+        return Fused(operands, spec, wrt).run(factor)
 
 
-class _Fused:
+class Fused:
     """One call's memory, and its loop over chunks."""
 
     def __init__(self, operands: LinearOperands, spec: LinearSpec, wrt: tuple[str, ...]) -> None:
@@ -84,7 +84,7 @@ class _Fused:
         self._shape, (self._classes, self._width) = hidden.shape[:-1], classifier.shape
         self._count = self._shape.numel()
         self._hidden = hidden.reshape(self._count, self._width)
-        self._target = target.reshape(self._count, -1) if target.is_floating_point() else target.reshape(-1)
+        self._target = target.reshape(self._count, self._classes) if target.is_floating_point() else target.reshape(-1)
         self._v = None if v is None else v.reshape(-1)
         self._bias = None if bias is None else bias.to(self._kind)
         # A classifier that enters the products as it is needs no tiles.

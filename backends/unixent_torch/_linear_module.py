@@ -31,6 +31,8 @@ class LinearCrossEntropyLoss(nn.Module):
         reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in `unixent.cross_entropy`;
             ``ignore_index=None`` means the default.
         chunk: number of positions whose logits may exist at a time; None chooses.
+        parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``num_classes``
+            counts the classes of this process then, and ``weight`` is that of all of them.
 
     Shape:
         input P + (D,), target P of indices, or probabilities P + (C,). The result is in nats: 0-d, or P for
@@ -73,6 +75,7 @@ class LinearCrossEntropyLoss(nn.Module):
         on_empty: str = "nan",
         validate: str = "auto",
         chunk: int | None = None,
+        parallel_config: Any = None,
     ) -> None:
         super().__init__()
         self.in_features, self.num_classes = in_features, num_classes
@@ -105,6 +108,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.on_empty = options.on_empty
         self.validate = options.validate
         self.chunk = chunk
+        self.parallel_config = None if parallel_config is None else unixent.ParallelConfig.of(parallel_config)
         unixent.get_backend("torch")  # so that a first call under torch.compile finds it
 
     @property
@@ -142,6 +146,7 @@ class LinearCrossEntropyLoss(nn.Module):
             dtype="float32" if half and torch.is_autocast_enabled(input.device.type) else None,
             validate=self.validate,
             chunk=self.chunk,
+            parallel=self.parallel_config,
             backend="torch",
         )
         return loss
@@ -161,6 +166,8 @@ class LinearCrossEntropyLoss(nn.Module):
         if self._borrowed is not None:
             shown.append("borrowed")
         if self.weight is not None:
-            shown.append(f"weight=({self.num_classes},)")
+            shown.append(f"weight=({self.weight.numel()},)")
         shown += [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
+        if self.parallel_config is not None:
+            shown.append(f"over {self.parallel_config.degree} processes")
         return ", ".join(shown)

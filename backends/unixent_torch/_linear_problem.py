@@ -29,16 +29,16 @@ class PreparedLinear(Prepared):
 
     def __init__(self, problem: LinearProblem) -> None:
         super().__init__(problem, problem.hidden, problem.target)
-        self._operands = LinearOperands(
+        self.operands = LinearOperands(
             problem.hidden, problem.classifier, problem.bias, self.positions.target, self.weight, self.positions.v
         )
-        self._how = LinearCall(LinearSpec(self.call.spec, problem.chunk, _autocast_dtype(problem)), self.call)
+        self.how = LinearCall(LinearSpec(self.call.spec, problem.chunk, _autocast_dtype(problem)), self.call)
         # To a tracer, the operator has a plain backward pass and nothing else.
         self._opaque = is_traced() and not (in_transform() or forward_ad._current_level >= 0)
 
     def _composition(self, operands: LinearOperands) -> Tensor:
         hidden, classifier, bias, target, weight, v = operands
-        spec = self._how.spec
+        spec = self.how.spec
         logits = torch.nn.functional.linear(
             spec.widen(hidden), spec.widen(classifier), None if bias is None else bias.to(spec.rows.accumulation)
         )
@@ -46,13 +46,13 @@ class PreparedLinear(Prepared):
 
     def loss(self) -> Tensor:
         if self._opaque:
-            return apply_opaque(self._operands, self.denominator, self._how)
+            return apply_opaque(self.operands, self.denominator, self.how)
         if self.composed:
-            return self._composition(self._operands)
-        return apply_linear(self._operands, self.denominator, self._how)
+            return self._composition(self.operands)
+        return apply_linear(self.operands, self.denominator, self.how)
 
     def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        operands, spec, upstream = self._operands, self._how.spec, self.upstream(grad_output)
+        operands, spec, upstream = self.operands, self.how.spec, self.upstream(grad_output)
         if self.composed and not self._opaque:
 
             def loss_of(*values: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class PreparedLinear(Prepared):
         f = spread(factor(upstream, self.denominator, self.call), operands.hidden.shape[:-1])
         if in_transform():
             grads = LinearGradient.apply(*operands, f, spec, wrt)
-            return Linear.apply(*operands, self.denominator, self._how), rounded(wrt, grads, operands)
+            return Linear.apply(*operands, self.denominator, self.how), rounded(wrt, grads, operands)
         with torch.no_grad():
             solve = solve_opaque if self._opaque else solve_linear
             losses, grads = solve(operands, f, spec, wrt)

@@ -26,6 +26,8 @@ class CrossEntropyLoss(nn.Module):
         ignore_index, reduction, label_smoothing: as in `unixent.cross_entropy`.
         axis: the class axis; None for 1, or 0 where the input is a vector.
         z_loss, softcap, on_empty, dtype, validate: as in `unixent.cross_entropy`.
+        parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``weight`` is
+            that of all classes all the same.
 
     Shape:
         input (N, C, ...) or (C,), target (N, ...) or () of indices, or probabilities of the input's shape. The result
@@ -64,6 +66,7 @@ class CrossEntropyLoss(nn.Module):
         on_empty: str = "nan",
         dtype: Any = None,
         validate: str = "auto",
+        parallel_config: Any = None,
     ) -> None:
         super().__init__()
         if size_average is not None or reduce is not None:
@@ -89,6 +92,7 @@ class CrossEntropyLoss(nn.Module):
         self.on_empty = options.on_empty
         self.dtype = options.dtype
         self.validate = options.validate
+        self.parallel_config = None if parallel_config is None else unixent.ParallelConfig.of(parallel_config)
         unixent.get_backend("torch")  # so that a first call under torch.compile finds it
 
     def forward(
@@ -124,6 +128,7 @@ class CrossEntropyLoss(nn.Module):
             on_empty=self.on_empty,
             dtype=dtype,
             validate=self.validate,
+            parallel=self.parallel_config,
             backend="torch",
         )
         return loss
@@ -143,4 +148,6 @@ class CrossEntropyLoss(nn.Module):
         shown = [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
         if self.weight is not None:
             shown.insert(0, f"weight=({self.weight.numel()},)")
+        if self.parallel_config is not None:
+            shown.append(f"over {self.parallel_config.degree} processes")
         return ", ".join(shown)

@@ -68,19 +68,31 @@ class Prepared:
             return d.sum()
         return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._device)
 
+    def counted(self) -> Tensor | float:
+        """`total`, as a number where every position counts 1."""
+        return self.total() if self.positions.d is not None or self.composed else float(self._shape.numel())
+
     def _denominator(self) -> Denominator:
         problem = self._problem
         if problem.terms or problem.options.reduction != "mean":
             return None
         value: Any = problem.normalizer
         if value is None:
-            value = self.total() if self.positions.d is not None or self.composed else float(self._shape.numel())
+            value = self.counted()
         if isinstance(value, Tensor):
             value = value.to(self.call.spec.accumulation)
             value = value.item() if self._host else value
         if problem.check_empty and value == 0:
             raise empty_mean()
         return value
+
+    def loss(self) -> Tensor:
+        """The reduced loss in the accumulation dtype."""
+        raise NotImplementedError
+
+    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The reduced loss, and its gradient for each of ``wrt``."""
+        raise NotImplementedError
 
     def upstream(self, grad_output: Tensor | None) -> Tensor:
         """The upstream gradient in the accumulation dtype; ones without any."""

@@ -53,9 +53,12 @@ def pivot_statistics(block: Tensor, pivot: Tensor) -> RowStatistics:
     # only -inf becomes NaN by -inf - -inf, and so does one with +inf.
     shift = torch.where(top == -math.inf, x_k, top)
     block.sub_(shift).exp_()
-    rest = row_sum(block)
-    rest = torch.where(x_k == math.inf, math.nan, rest)
+    return finish(shift, x_k, row_sum(block))
 
+
+def finish(shift: Tensor, x_k: Tensor, rest: Tensor) -> RowStatistics:
+    """The statistics from the shift, the pivot's logit and R. A logit of +inf is NaN; a finite loss is no answer."""
+    rest = torch.where(x_k == math.inf, math.nan, rest)
     gap, dropped = two_diff(shift, x_k)
     far = gap > 0
     # exp(gap) is subnormal before rest * exp(gap) is: take two halves in turn.

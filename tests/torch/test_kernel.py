@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor, Replicate
 
 import unixent
 from unixent_torch import _layout
@@ -152,18 +151,6 @@ def test_constants_that_require_grad_are_refused(name: str) -> None:
         unixent.cross_entropy(x, y, **{name: value})
     with torch.no_grad():  # nothing is asked for
         unixent.cross_entropy(x, y, **{name: value})
-
-
-def test_a_distributed_tensor_is_refused() -> None:
-    x, y = problem(4, 3)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        mesh = torch.distributed.init_device_mesh("cpu", (1,))
-        whole = DTensor.from_local(x, mesh, [Replicate()])
-        with pytest.raises(unixent.BackendError, match="DTensor"):
-            unixent.cross_entropy(whole, y)
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
