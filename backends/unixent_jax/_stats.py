@@ -13,9 +13,8 @@ formed and the rounding error of x_c - h is made good; where only the sum is nee
 unmasked and the pivot's block is redone. docs/jax.md has the measurements.
 
 Inside `jax.shard_map` a row may lie on several devices. Its statistics are then reduced over the axes of the mesh that
-share the classes, and are the same on all of those devices. The pivot is left out of the maximum there, so that the
-largest of the others is all that has to be known before the sums, which travel together. A maximum may lose a NaN on
-its way, so NaN is left to travel in the sums.
+share the classes, and are the same on all of those devices. A maximum may lose a NaN on its way, so NaN is left to
+travel in the sums.
 """
 
 from __future__ import annotations
@@ -169,23 +168,11 @@ def raised(x: Array, shift: Array) -> Array:
 
 def exponentials(x: Array, pivot: Array, classes: Classes) -> tuple[Array, Pivot]:
     """e with the pivot's entry 0, and the scalars."""
-    if classes.shared:
-        return _shared_exponentials(x, pivot, classes)
-    x_k = part(x, pivot, classes)
+    x_k = pick(x, pivot, classes)
     top = largest(x, classes)
     shift = jnp.where(x_k == top, below(top), jnp.floor(top))
     e = erase(raised(x, shift), pivot, classes)
     return e, scalars_of(x_k, shift, total(e, classes))
-
-
-def _shared_exponentials(x: Array, pivot: Array, classes: Classes) -> tuple[Array, Pivot]:
-    at_pivot = hits(x, pivot, classes)
-    others = jnp.where(at_pivot, -jnp.inf, x)
-    top = largest(others, classes)
-    none = top == -jnp.inf
-    e = jnp.exp(others - jnp.where(none, 0, top))
-    rest, x_k = totals(classes, jnp.sum(e, classes.axis, keepdims=True), part(x, pivot, classes))
-    return e, scalars_of(x_k, jnp.where(none, x_k, top), rest)
 
 
 def scalars(x: Array, pivot: Array, classes: Classes) -> Pivot:
