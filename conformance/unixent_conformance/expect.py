@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unixent_conformance import oracle, tolerance, tolerance_linear
+from unixent_conformance import oracle, tolerance, tolerance_linear, tolerance_second
 from unixent_conformance.cases.model import Asks, Call
 from unixent_conformance.oracle import Array, Rows
 from unixent_conformance.tolerance import Comparison, Estimate
@@ -47,6 +47,8 @@ def rows_of(call: Call) -> Rows:
 
 def expected(call: Call, asks: Asks) -> list[Part]:
     """The parts of the answer in the order in which an implementation gives them."""
+    if asks == "second derivatives":
+        return second(call)
     if call.linear:
         return linear(call, asks != "loss")
     rows, narrow = rows_of(call), call.accumulation
@@ -68,6 +70,17 @@ def expected(call: Call, asks: Asks) -> list[Part]:
         return [value, Part("gradient of logits", gradient, call.dtype)]
     gradient = tolerance.target_gradient(rows, reduced, upstream, narrow)
     return [value, Part("gradient of target", gradient, call.target.dtype.name)]
+
+
+def second(call: Call, seen: Callable[[Rows], Rows] = lambda rows: rows) -> list[Part]:
+    """The change of each gradient along `call.directions()`; `seen` as in `linear`."""
+    if call.linear:
+        estimates = tolerance_second.of_linear(call, seen)
+    else:
+        rows, o = seen(rows_of(call)), call.options
+        reduced = oracle.reduce(rows, o.get("reduction", "mean"), o.get("normalizer"), o.get("on_empty", "zero"))
+        estimates = tolerance_second.of_logits(rows, reduced, call)
+    return [Part(f"second derivative, {name}", own, str(getattr(call, name).dtype)) for name, own in estimates.items()]
 
 
 def linear(call: Call, gradients: bool, seen: Callable[[Rows], Rows] = lambda rows: rows) -> list[Part]:

@@ -13,7 +13,7 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
         modes = (
             Mode("eager"),
             Mode("autograd", autodiff=True),
-            Mode("compile", traced=True, autodiff=True, cases="core"),
+            Mode("compile", traced=True, autodiff=True, cases="core", transform="jit"),
         )
 
         def from_numpy(self, array):            # a copy: the suite compares its own arrays afterwards
@@ -32,6 +32,11 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
 
 (bfloat16 comes and goes as an `ml_dtypes.bfloat16` array, which a real harness must convert.) Raise `Unsupported` where
 the framework cannot hold a dtype: the case then counts as refused, not as a failure.
+
+A function transform is one more mode. `Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap")` has
+every array stacked with two neighbours, and `call` and `gradient` map over that axis; in a mode of forward
+differentiation `gradient` gives the same numbers by another way. `curvature` says how a gradient is differentiated once
+more.
 """
 
 from __future__ import annotations
@@ -55,17 +60,34 @@ class Mode:
         on_empty="raise" give NaN instead of an error, and cases about errors are left out.
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
-    cases: where each case is dear (a compilation), "quick" runs a tenth of the catalogue and "core" a few cases of
-        every feature. pytest's --unixent-thorough runs them all.
+    cases: where each case is dear (a compilation), "quick" runs a tenth of the catalogue, "core" a few cases of every
+        feature, and "few" one small gradient of each. pytest's --unixent-thorough runs them all.
+    transform: the function transform that an implementation may declare that it lacks, by the name that backends give
+        it ("jit", "jvp", "vmap"); the mode's own name for a traced mode without one. Under "vmap" every array is a
+        stack of `BATCH` examples, of which the case is the middle one.
     """
 
     name: str
     traced: bool = False
     autodiff: bool = False
-    cases: Literal["all", "quick", "core"] = "all"
+    cases: Literal["all", "quick", "core", "few"] = "all"
+    transform: str = ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The capability without which a refusal is legitimate."""
+        name = self.transform or (self.name if self.traced else "")
+        return frozenset({f"transform:{name}"} if name else ())
+
+    @property
+    def batched(self) -> bool:
+        return self.transform == "vmap"
 
 
 EAGER = Mode("eager")
+
+# Examples in the batch of a mode under vmap: the case, and one on either side whose numbers must not reach it.
+BATCH = 3
 
 
 class Harness:
@@ -101,3 +123,21 @@ class Harness:
         """function(*arrays) and d sum(upstream * function)/d arrays[i] for i in wrt, by the framework's own
         differentiation; upstream None means ones."""
         raise Unsupported(f"{self.name} has no automatic differentiation")
+
+    def curvature(
+        self,
+        function: Callable[..., Any],
+        arrays: Sequence[Any],
+        wrt: Sequence[int],
+        upstream: Any,
+        along: Sequence[Any],
+        mode: Mode,
+    ) -> tuple[Any, ...]:
+        """The derivative of the gradients with respect to arrays[i], i in wrt, where those arrays move along `along`:
+        a product of the second derivative and a vector, by the framework's own differentiation of its gradient."""
+        raise Unsupported(f"{self.name} has no second derivatives")
+
+    def lacks(self, error: Exception, mode: Mode) -> bool:
+        """Whether an error is the framework's own word that a function has no rule for the mode's transform: a loud
+        no, and so a refusal, where the implementation does not declare that transform."""
+        return isinstance(error, NotImplementedError)

@@ -20,6 +20,7 @@ CALLS = {
     "logits gradient": "gradient",
     "target gradient": "gradient",
     "linear gradients": "linear_gradients",
+    "second derivatives": "curvature",
 }
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from unixent_conformance import expect, repro
 from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, Raises
-from unixent_conformance.harness import EAGER, Harness, Mode, Unsupported
+from unixent_conformance.harness import BATCH, EAGER, Harness, Mode, Unsupported
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.oracle import Array
 
@@ -79,7 +79,7 @@ class Subject:
     def gradient(self, call: Call, wrt: str = "logits") -> tuple[Array, Array]:
         """The loss and d sum(upstream * loss)/d logits or target."""
         both = self.implementation.value_and_grad
-        upstream = None if call.upstream is None else self.harness.from_numpy(call.upstream)
+        upstream = None if call.upstream is None else self._give(call.upstream)
         if both is None or self.mode.autodiff:
             function, arrays = self._bind(self.implementation.loss, call)
             position = list(call.arrays()).index(wrt)
@@ -111,7 +111,7 @@ class Subject:
     def linear_gradients(self, call: Call) -> tuple[Array, ...]:
         """The fused loss and its gradient for each of `call.differentiable()`."""
         both, names = self.implementation.linear_value_and_grad, call.differentiable()
-        upstream = None if call.upstream is None else self.harness.from_numpy(call.upstream)
+        upstream = None if call.upstream is None else self._give(call.upstream)
         if both is None or self.mode.autodiff:
             function, arrays = self._bind(self._linear, call)
             positions = [list(call.arrays()).index(name) for name in names]
@@ -120,6 +120,14 @@ class Subject:
             extra = {"wrt": names} if upstream is None else {"wrt": names, "grad_output": upstream}
             value, gradients = self._run(both, call, **extra)
         return self._read(value), *(self._read(gradient) for gradient in gradients)
+
+    def curvature(self, call: Call) -> tuple[Array, ...]:
+        """How the gradients of `call.differentiable()` change along `call.directions()`."""
+        function, arrays = self._bind(self._linear if call.linear else self.implementation.loss, call)
+        upstream = None if call.upstream is None else self._give(call.upstream)
+        positions = [list(call.arrays()).index(name) for name in call.differentiable()]
+        along = [self._give(array) for array in call.directions().values()]
+        return tuple(map(self._read, self.harness.curvature(function, arrays, positions, upstream, along, self.mode)))
 
     @property
     def _linear(self) -> Callable[..., Any]:
@@ -144,12 +152,32 @@ class Subject:
                 named[name] = value  # noqa: PERF403
             return function(*given[:leading], **named, **options)
 
-        return bound, [self.harness.from_numpy(array) for array in call.arrays().values()]
+        return bound, [self._give(array) for array in call.arrays().values()]
+
+    def _give(self, array: Array) -> Any:
+        return self.harness.from_numpy(_among_others(array) if self.mode.batched else array)
 
     def _read(self, value: Any) -> Array:
         if not self.harness.owns(value):
             raise WrongAnswer(f"the result is a {type(value).__module__}.{type(value).__name__}")
-        return self.harness.to_numpy(value)
+        found = self.harness.to_numpy(value)
+        if not self.mode.batched:
+            return found
+        if found.shape[:1] != (BATCH,):
+            raise WrongAnswer(f"mapped over {BATCH} examples, the result has shape {found.shape}")
+        return np.asarray(found[BATCH // 2])
+
+
+def _among_others(array: Array) -> Array:
+    """A batch with the array in its middle, between others of which no number is the same."""
+    flat = np.ravel(array)
+    with np.errstate(all="ignore"):
+        sides = [np.roll(flat, step) * (factor if array.dtype.kind not in "iub" else 1) for step, factor in SIDES]
+        return np.stack([sides[0].astype(array.dtype), flat, sides[1].astype(array.dtype)]).reshape(BATCH, *array.shape)
+
+
+# How the neighbours are made: so far around, times so much.
+SIDES = ((1, 0.5), (-1, 1.5))
 
 
 class WrongAnswer(Exception):
@@ -158,8 +186,10 @@ class WrongAnswer(Exception):
 
 def applies(case: Case, mode: Mode) -> bool:
     """Whether a case means anything in a mode."""
-    if (mode.cases == "quick" and not case.quick) or (mode.cases == "core" and not case.core):
+    if mode.cases != "all" and not getattr(case, mode.cases):
         return False
+    if case.asks == "second derivatives":
+        return mode.autodiff and not mode.traced
     if mode.traced:
         return case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES)
     return not mode.autodiff or (case.holds is None and case.raises is None and "gradient" in case.asks)
@@ -184,7 +214,8 @@ def run_case(case: Case, subject: Subject) -> Result:
     except Exception as error:
         if lacks and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
             return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacks)}: {error}")
-        if isinstance(error, subject.implementation.refusals):
+        own_word = _may_lack(subject, case) and subject.harness.lacks(error, subject.mode)
+        if own_word or isinstance(error, subject.implementation.refusals):
             return replace(base, verdict=Verdict.REFUSES, detail=f"{type(error).__name__}: {error}")
         text = f"{type(error).__name__}: {error}"
         return replace(base, verdict=Verdict.CRASHED, detail=text, repro=repro.snippet(case, call, subject, text))
@@ -246,6 +277,8 @@ def ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
         return subject.terms(call)
     if case.asks == "linear gradients":
         return subject.linear_gradients(call)
+    if case.asks == "second derivatives":
+        return subject.curvature(call)
     return subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
 
 
@@ -266,9 +299,15 @@ def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Findi
 
 
 def lacking(case: Case, subject: Subject) -> frozenset[str]:
-    """What of a case's needs the implementation does not declare."""
-    traced = {f"transform:{subject.mode.name}"} if subject.mode.traced else set()
-    return subject.implementation.lacking(case.needs | traced)
+    """What of a case's needs, and of its mode's, the implementation does not declare."""
+    return subject.implementation.lacking(case.needs | subject.mode.needs)
+
+
+def _may_lack(subject: Subject, case: Case) -> bool:
+    """Whether a transform is asked for that nobody declared, so that the framework's own refusal of it stands. What is
+    declared of transforms is said of the loss of logits, not of a fused linear form."""
+    asked = any(need.startswith("transform:") for need in case.needs | subject.mode.needs)
+    return asked and (subject.implementation.capabilities is None or "linear" in case.needs)
 
 
 def _family(error: Exception) -> set[str]:

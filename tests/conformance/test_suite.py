@@ -46,6 +46,23 @@ def test_core_cases_are_a_few_of_every_feature_that_a_trace_can_show() -> None:
         assert {case.asks for case in core if case.feature == feature} >= {"loss", "logits gradient"}
 
 
+def test_the_few_are_small_gradients_of_features_that_a_transform_can_show() -> None:
+    few = [case for case in catalogue() if case.few and case.asks != "second derivatives"]
+    assert all(case.core and ("gradient" in case.asks or case.raises) for case in few)
+    assert max(case.build().logits.size for case in few if not case.build().linear) <= 160
+    shown = {case.feature for case in few}
+    assert shown >= {
+        "class indices",
+        "class probabilities",
+        "mask",
+        "z-loss",
+        "softcap",
+        "uncounted rows",
+        "fused linear",
+    }
+    assert shown >= {"out-of-range targets", "normalizer", "label smoothing", "upstream gradient"}
+
+
 @pytest.mark.parametrize("id", ["combinations", "mask", "large-inputs/32000-classes/float32/gradient"])
 def test_inputs_are_the_same_every_time(id: str) -> None:
     case = next(case for case in catalogue() if case.id.startswith(id))

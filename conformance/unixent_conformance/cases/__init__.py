@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
+
 from unixent_conformance.cases import (
     accuracy,
     combinations,
+    derivatives,
     empty,
     errors,
     indices,
@@ -22,11 +25,15 @@ from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, R
 __all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
 
 
-FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear)
+FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear, derivatives)
 
 
 # How many cases of a feature are core: enough to compile each option's value and gradient once or twice.
 CORE = 6
+
+# Of these, the first gradient of a feature, which comes with the value, is one of the few if it has no more elements,
+# and so is the first value for which NaN is due where no error can be raised.
+SMALL = 160
 
 
 @cache
@@ -37,9 +44,32 @@ def _by_id() -> dict[str, Case]:
             if case.id in found:
                 raise ValueError(f"two cases are called {case.id}")
             found[case.id] = case
+    seen: set[str] = set()
     for id in _core_ids(found):
-        found[id] = replace(found[id], core=True)
+        case = found[id]
+        about = f"{case.feature}, bad" if case.raises and case.asks == "loss" else case.feature
+        few = case.few or (about not in seen and (about != case.feature or _small(case)))
+        seen.update([about] if few else [])
+        found[id] = replace(case, core=True, few=few)
     return found
+
+
+def _small(case: Case) -> bool:
+    """Few numbers to differentiate with respect to. A gradient by forward mode is a sum over the losses, so none of
+    them may be NaN, and each term comes in the dtype of the result, so that must be the accumulation's."""
+    from unixent_conformance import expect
+
+    call = case.build()
+    arrays = call.arrays()
+    elements = sum(arrays[name].size for name in (call.differentiable() if call.linear else ("logits",)))
+    if (
+        "gradient" not in case.asks
+        or elements > SMALL
+        or call.dtype not in ("float32", "float64")
+        or "dtype" in call.options
+    ):
+        return False
+    return bool(np.isfinite(expect.expected(call, "loss")[0].estimate.value).all())
 
 
 def _core_ids(found: dict[str, Case]) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
 
 import numpy as np
 
 if TYPE_CHECKING:
     from unixent_conformance.runner import Subject
 
-Asks = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients"]
+Asks = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients", "second derivatives"]
 
 ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
 
@@ -36,10 +37,19 @@ class Call:
         return self.hidden is not None
 
     def differentiable(self) -> tuple[str, ...]:
-        """The arguments of a fused linear call that have a gradient, in the order of its `wrt`."""
+        """The arguments that have a gradient, in the order of a fused linear call's `wrt`."""
         smooth = np.asarray(self.target).dtype.kind == "f" or np.asarray(self.target).dtype.name == "bfloat16"
-        names = ("hidden", "classifier", *(["bias"] if self.bias is not None else []), *(["target"] if smooth else []))
-        return names
+        scores = ("hidden", "classifier", *(["bias"] if self.bias is not None else [])) if self.linear else ("logits",)
+        return (*scores, *(["target"] if smooth else []))
+
+    def directions(self) -> dict[str, Any]:
+        """Where each of these moves when a gradient is differentiated once more; a shape's numbers are its own."""
+        found = {}
+        for name in self.differentiable():
+            array = np.asarray(getattr(self, name))
+            rng = np.random.default_rng(crc32(f"{name}{array.shape}".encode()))
+            found[name] = rng.uniform(-1.0, 1.0, array.shape).astype(array.dtype)
+        return found
 
     def arrays(self) -> dict[str, Any]:
         """The array arguments by name; a normalizer may be one too."""
@@ -96,7 +106,8 @@ class Case:
     `holds` (a property of several calls; returns a Finding where it is broken), `truth` (the parts of a stored answer)
     or, with none of them, the oracle.
     `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds;
-    `core` ones, a few quick ones of every feature, are repeated under a transform that costs a compilation per case.
+    `core` ones, some quick ones of every feature, are repeated under a transform that costs a compilation per case;
+    `few`, one small gradient of each, under one that costs a call per element.
     """
 
     id: str
@@ -109,6 +120,7 @@ class Case:
     truth: Callable[[], Sequence[Any]] | None = None
     quick: bool = False
     core: bool = False
+    few: bool = False
     note: str = field(default="", compare=False)
 
 

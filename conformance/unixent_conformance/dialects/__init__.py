@@ -22,7 +22,7 @@ from unixent_conformance.dialects.table import ACCURACY, DIALECTS, UNCHECKED
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.oracle import Array, Rows
-from unixent_conformance.runner import Result, Subject, Verdict, WrongAnswer
+from unixent_conformance.runner import Result, Subject, Verdict, WrongAnswer, ask
 
 # More at once than this explains anything.
 MOST = 3
@@ -38,14 +38,7 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
         return _spoken(result, ((UNCHECKED.name,),))
     call = case.build()
     try:
-        if case.asks == "loss":
-            answers: tuple[Array, ...] = (subject.loss(call),)
-        elif case.asks == "terms":
-            answers = subject.terms(call)
-        elif case.asks == "linear gradients":
-            answers = subject.linear_gradients(call)
-        else:
-            answers = subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
+        answers = ask(case, call, subject)
     except (Unsupported, WrongAnswer):
         return result
     found = tuple(_explanations(call, case, answers))
@@ -136,6 +129,8 @@ def expected(call: Call, case: Case, dialects: Sequence[Dialect]) -> list[Part]:
     spoken = call
     for dialect in dialects:
         spoken = dialect.call(spoken)
+    if case.asks == "second derivatives":
+        return expect.second(spoken, lambda rows: _seen(rows, call, dialects))
     if call.linear:
         return expect.linear(spoken, case.asks != "loss", lambda rows: _seen(rows, call, dialects))
     options = {name: spoken.options[name] for name in _ROW_OPTIONS if name in spoken.options}

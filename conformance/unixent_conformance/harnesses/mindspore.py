@@ -1,4 +1,7 @@
-"""MindSpore in PyNative mode, by its own differentiation, and compiled by `mindspore.jit`."""
+"""MindSpore in PyNative mode, by its own differentiation, compiled by `mindspore.jit`, by `ms.jvp` and under `ms.vmap`.
+
+Forward mode gives a gradient one element at a time. Second derivatives are taken twice backward (grad).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ class MindSporeHarness(Harness):
     modes: tuple[Mode, ...] = (
         EAGER,
         Mode("grad", autodiff=True),
-        Mode("jit", traced=True, autodiff=True, cases="core"),
+        Mode("jit", traced=True, autodiff=True, cases="core", transform="jit"),
+        Mode("forward", autodiff=True, cases="few", transform="jvp"),
+        Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap"),
     )
 
     def version(self) -> str:
@@ -42,6 +47,8 @@ class MindSporeHarness(Harness):
         return isinstance(value, Tensor)
 
     def call(self, function: Callable[..., Any], arrays: Sequence[Any], mode: Mode) -> Any:
+        if mode.batched:
+            return ms.vmap(function)(*arrays)
         if not mode.traced:
             return function(*arrays)
         try:
@@ -54,6 +61,8 @@ class MindSporeHarness(Harness):
     def gradient(
         self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
     ) -> tuple[Any, tuple[Any, ...]]:
+        if mode.name == "forward":
+            return self._forward(function, arrays, wrt, upstream)
         pullback = ops.GradOperation(get_all=True, sens_param=upstream is not None)
 
         def both(*inputs: Any) -> Any:
@@ -62,6 +71,56 @@ class MindSporeHarness(Harness):
         inputs = arrays if upstream is None else [*arrays, upstream]
         value, gradients = self.call(both, inputs, mode)
         return value, tuple(gradients[i] for i in wrt)
+
+    def _forward(
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """d sum(upstream * value)/dx_i is that of value along the i-th unit vector, contracted with upstream."""
+        value = function(*arrays)
+        seed = np.ones(value.shape) if upstream is None else self.to_numpy(upstream).astype(np.float64)
+        gradients = []
+        for i in wrt:
+            of = _of(function, arrays, i)
+            shape, dtype = arrays[i].shape, self.to_numpy(arrays[i]).dtype
+            gradient = np.zeros(int(np.prod(shape)))
+            for element in range(gradient.size):
+                unit = np.zeros(gradient.size, dtype)
+                unit[element] = 1
+                _, tangent = ms.jvp(of, arrays[i], Tensor(unit.reshape(shape)))
+                gradient[element] = (seed * self.to_numpy(tangent)).sum()
+            gradients.append(Tensor(gradient.reshape(shape).astype(dtype)))
+        return value, tuple(gradients)
+
+    def curvature(
+        self,
+        function: Callable[..., Any],
+        arrays: Sequence[Any],
+        wrt: Sequence[int],
+        upstream: Any,
+        along: Sequence[Any],
+        mode: Mode,
+    ) -> tuple[Any, ...]:
+        if mode.name == "forward":
+            raise Unsupported("MindSpore's forward mode is its backward one taken twice, which is asked by itself")
+        pullback = ops.GradOperation(get_all=True, sens_param=upstream is not None)
+
+        def slopes(*inputs: Any) -> Any:
+            found = pullback(function)(*inputs)
+            return tuple(found[i] for i in wrt)
+
+        inputs = arrays if upstream is None else [*arrays, upstream]
+        found = ops.GradOperation(get_all=True, sens_param=True)(slopes)(*inputs, tuple(along))
+        return tuple(found[i] for i in wrt)
+
+
+def _of(function: Callable[..., Any], arrays: Sequence[Any], i: int) -> Callable[[Any], Any]:
+    """The function of one array alone."""
+    before, after = tuple(arrays[:i]), tuple(arrays[i + 1 :])
+
+    def of(moving: Any) -> Any:
+        return function(*before, moving, *after)
+
+    return of
 
 
 harness = MindSporeHarness()

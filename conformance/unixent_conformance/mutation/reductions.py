@@ -76,10 +76,25 @@ class DenominatorPlusEpsilon(Plain):
 
 @mutant("normalizer")
 class NormalizerForgotten(Plain):
-    """The mean divides by its own denominator, whatever normalizer says."""
+    """The mean divides by the batch's own count, whatever normalizer says, so that accumulating gradients gives the mean
+    of the micro-batches' means (transformers #34191 and #35438)."""
 
     def denominator(self, d: Array) -> Any:
         return self.sum_positions(d)
+
+
+@mutant("normalizer")
+class NormalizerInTheValueOnly(Plain):
+    """The value is divided by the normalizer, the gradient by the batch's own count: what is logged is right, and what
+    accumulates is the mean of the micro-batches' means (transformers #34191)."""
+
+    def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
+        value, factor = super().mean(numerator, denominator)
+        return value, factor if self.options["normalizer"] is None else 1 / self.own
+
+    def denominator(self, d: Array) -> Any:
+        self.own = self.sum_positions(d)
+        return super().denominator(d)
 
 
 @mutant("normalizer")

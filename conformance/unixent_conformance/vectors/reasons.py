@@ -36,5 +36,6 @@ REASONS = {
     "fused linear bad input": "Shapes, dtypes and chunks that cannot mean anything are refused.",
 }
 
-# About several calls of one implementation, or about strides: nothing that one vector could hold.
-NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance"})
+# About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
+# vector could hold.
+NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"})
