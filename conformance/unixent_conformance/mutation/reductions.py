@@ -76,8 +76,8 @@ class DenominatorPlusEpsilon(Plain):
 
 @mutant("normalizer")
 class NormalizerForgotten(Plain):
-    """The mean divides by the batch's own count, whatever normalizer says, so that accumulating gradients gives the mean
-    of the micro-batches' means (transformers #34191 and #35438)."""
+    """The mean divides by the batch's own count, whatever normalizer says, so that accumulating gradients gives the
+    mean of the micro-batches' means (transformers #34191 and #35438)."""
 
     def denominator(self, d: Array) -> Any:
         return self.sum_positions(d)

@@ -31,9 +31,8 @@ def reduced(logits: Tensor, target: Tensor, reduction: str, of_rows: Any) -> Ten
     losses = ops.where(counted, of_rows(x, t), ops.zeros(counted.shape, ms.float64))
     if reduction == "none":
         return losses.astype(logits.dtype)
-    return (losses.sum() if reduction == "sum" else losses.sum() / counted.astype(ms.float64).sum()).astype(
-        logits.dtype
-    )
+    total = counted.astype(ms.float64).sum() if reduction == "mean" else 1.0
+    return (losses.sum() / total).astype(logits.dtype)
 
 
 def rows(x: Tensor, t: Tensor, z_loss: float = 0.0) -> Tensor:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unixent_conformance.mutation.faults import fault
-
-Tensor = torch.Tensor
 
 
 def plain(
@@ -66,28 +65,37 @@ def softmax_gradient(x: Tensor, t: Tensor) -> Tensor:
     return torch.softmax(x, -1) * t.sum(-1, keepdim=True) - t
 
 
+def right(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+    """The gradient of x under an upstream gradient."""
+    return up[..., None] * softmax_gradient(x, t)
+
+
+def with_backward(backward: Any, **rules: Any) -> Any:
+    """`rows` with rules of its own: backward(x, t, upstream) is the gradient of x, and probabilities have none."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    members: dict[str, Any] = {
+        "forward": lambda x, t: rows(x, t, 0.0, None),
+        "setup_context": save,
+        "backward": lambda ctx, up: (backward(*ctx.saved_tensors, up), None),
+        **rules,
+    }
+    statics = {name: staticmethod(member) for name, member in members.items()}
+    made: Any = type("Rows", (torch.autograd.Function,), {**statics, "generate_vmap_rule": True})
+    return made.apply
+
+
 @fault("forward", "class indices")
 def forward_mode_gives_zero(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """The forward derivative is 0, as of torch's own `F.linear_cross_entropy`."""
 
-    class Rows(torch.autograd.Function):
-        @staticmethod
-        def forward(x: Tensor, t: Tensor) -> Tensor:
-            return rows(x, t, 0.0, None)
+    def zero(ctx: Any, moved: Tensor, turned: Any) -> Tensor:
+        return torch.zeros_like(moved[..., 0])
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            return up[..., None] * softmax_gradient(*ctx.saved_tensors), None
-
-        @staticmethod
-        def jvp(ctx: Any, moved: Tensor, turned: Any) -> Tensor:
-            return torch.zeros_like(moved[..., 0])
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(right, jvp=zero))
 
 
 @fault("forward", "softcap")
@@ -122,17 +130,10 @@ def gradient_saved_as_a_constant(logits: Tensor, target: Tensor, *, reduction: s
     """The gradient is formed in the forward pass, saved, and a constant to whoever differentiates it: second
     derivatives are 0."""
 
-    class Rows(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, t: Tensor) -> Tensor:
-            ctx.save_for_backward(softmax_gradient(x, t))
-            return rows(x, t, 0.0, None)
+    def saved(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+        return up[..., None] * softmax_gradient(x, t).detach()
 
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            return up[..., None] * ctx.saved_tensors[0], None
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(saved))
 
 
 @fault("autograd", "second derivatives")
@@ -172,43 +173,23 @@ def forward_over_backward_is_dropped(logits: Tensor, target: Tensor, *, reductio
         def jvp(ctx: Any, moved: Tensor) -> Tensor:
             return torch.zeros_like(moved)
 
-    class Rows(torch.autograd.Function):
-        @staticmethod
-        def forward(x: Tensor, t: Tensor) -> Tensor:
-            return rows(x, t, 0.0, None)
+    def once(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+        return up[..., None] * (Probabilities.apply(x) * t.sum(-1, keepdim=True) - t)
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs)
-            ctx.save_for_forward(*inputs)
+    def forward(ctx: Any, moved: Tensor, turned: Any) -> Tensor:
+        return (moved * softmax_gradient(*ctx.saved_tensors)).sum(-1)
 
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            x, t = ctx.saved_tensors
-            return up[..., None] * (Probabilities.apply(x) * t.sum(-1, keepdim=True) - t), None
-
-        @staticmethod
-        def jvp(ctx: Any, moved: Tensor, turned: Any) -> Tensor:
-            return (moved * softmax_gradient(*ctx.saved_tensors)).sum(-1)
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(once, jvp=forward))
 
 
 @fault("autograd", "upstream gradient")
 def upstream_ignored(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """Backward takes the upstream gradient of every position to be that of the first, as of a scalar."""
 
-    class Rows(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, t: Tensor) -> Tensor:
-            ctx.save_for_backward(x, t)
-            return rows(x, t, 0.0, None)
+    def careless(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+        return up.reshape(-1)[0] * softmax_gradient(x, t)
 
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            return up.reshape(-1)[0] * softmax_gradient(*ctx.saved_tensors), None
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(careless))
 
 
 @fault("autograd", "z-loss")
@@ -229,18 +210,7 @@ def penalty_on_a_detached_normaliser(
 @fault("autograd", "class probabilities")
 def target_without_a_gradient(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """Backward has a gradient for logits and None for probabilities: a teacher that should learn too does not."""
-
-    class Rows(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor, t: Tensor) -> Tensor:
-            ctx.save_for_backward(x, t)
-            return rows(x, t, 0.0, None)
-
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            return up[..., None] * softmax_gradient(*ctx.saved_tensors), None
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(right))
 
 
 @fault("vmap", "class indices")
@@ -289,22 +259,10 @@ def mapped_gradients_are_summed(logits: Tensor, target: Tensor, *, reduction: st
             each = softmax_gradient(x, t)
             return each.sum(0, keepdim=True).expand_as(each).clone(), 0
 
-    class Rows(torch.autograd.Function):
-        generate_vmap_rule = True
+    def mapped(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+        return up[..., None] * Gradient.apply(x, t)
 
-        @staticmethod
-        def forward(x: Tensor, t: Tensor) -> Tensor:
-            return rows(x, t, 0.0, None)
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-            ctx.save_for_backward(*inputs)
-
-        @staticmethod
-        def backward(ctx: Any, up: Tensor) -> tuple[Tensor, None]:
-            return up[..., None] * Gradient.apply(*ctx.saved_tensors), None
-
-    return reduced(logits, target, None, reduction, -100, Rows.apply)
+    return reduced(logits, target, None, reduction, -100, with_backward(mapped))
 
 
 @fault("compile", "out-of-range targets")
