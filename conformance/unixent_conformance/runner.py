@@ -25,8 +25,8 @@ from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, R
 from unixent_conformance.harness import Harness, Mode, Unsupported
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.oracle import Array
-from unixent_conformance.subject import Subject as Subject
-from unixent_conformance.subject import WrongAnswer as WrongAnswer
+from unixent_conformance.subjects import Subject as Subject
+from unixent_conformance.subjects import WrongAnswer as WrongAnswer
 
 # Arrays up to this many elements are compared with a copy after the call.
 WATCHED = 1 << 16
