@@ -61,7 +61,8 @@ class Mode:
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
     cases: where each case is dear (a compilation), "quick" runs a tenth of the catalogue, "core" a few cases of every
-        feature, and "few" one small gradient of each. pytest's --unixent-thorough runs them all.
+        feature, and "few" one small gradient of each. pytest's --unixent-thorough runs all of the catalogue, but for
+        "few".
     transform: the function transform that an implementation may declare that it lacks, by the name that backends give
         it ("jit", "jvp", "vmap"); the mode's own name for a traced mode without one. Under "vmap" every array is a
         stack of `BATCH` examples, of which the case is the middle one.

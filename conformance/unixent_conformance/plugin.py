@@ -44,7 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--unixent-thorough",
         action="store_true",
-        help="all cases under every mode, those that cost a compilation each included: hours for some frameworks",
+        help="all cases under every mode but forward and vmap, those that cost a compilation each included: hours for "
+        "some frameworks",
     )
     group.addoption(
         "--unixent-xfails",

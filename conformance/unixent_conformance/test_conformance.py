@@ -27,7 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             parameters.append(pytest.param(None, None, id=name, marks=pytest.mark.skip(reason=reason)))
             continue
         for mode in harness.modes:
-            mode = replace(mode, cases="all") if config.getoption("--unixent-thorough") else mode
+            if config.getoption("--unixent-thorough") and mode.cases != "few":
+                mode = replace(mode, cases="all")
             subject = Subject(harness, found, mode)
             for case in catalogue():
                 if applies(case, mode):

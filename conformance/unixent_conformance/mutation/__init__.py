@@ -6,6 +6,8 @@
 >>> found = caught(mutants()["MaskAsBool"])
 >>> found.feature, found.verdict.value
 ('mask', 'silently wrong')
+
+Those are in NumPy; `faults` has losses that are wrong under the transforms of torch, JAX and MindSpore.
 """
 
 from __future__ import annotations
