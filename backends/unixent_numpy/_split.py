@@ -118,7 +118,7 @@ class SplitLoss:
         own = first.copy()
         self._x_k = all_reduce(first, group, "MAX")
         holds = (own == self._x_k) & (self._logits.classes > 0)
-        owner = all_reduce(np.where(holds, -self._rank, -np.inf), group, "MAX")
+        owner = all_reduce(np.where(holds, -self._rank, -np.inf).astype(self._kind), group, "MAX")
         self._mine = holds & (owner == -self._rank)
         self._top = all_reduce(np.where(self._mine, second, own), group, "MAX")
         self._sum(own=None)

@@ -35,9 +35,10 @@ class Meeting:
 
 class Member:
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        self._meeting, self.rank, self.size = meeting, rank, meeting.barrier.parties
+        self._meeting, self.rank, self.size, self.reduced = meeting, rank, meeting.barrier.parties, 0
 
     def all_reduce(self, values, operation):
+        self.reduced += values.nbytes
         found = self._meeting.exchange(self.rank, values.copy())
         assert len({each.shape for each in found}) == 1, "the processes reduce arrays of different shapes"
         return sum(found[1:], found[0]) if operation == "SUM" else np.maximum.reduce(found)
@@ -91,3 +92,17 @@ def test_processes_that_chunk_differently_all_raise():
         return True
 
     assert on_each(work) == [True] * 3
+
+
+@pytest.mark.parametrize(("smoothing", "mixed", "numbers"), [(0.0, False, 3), (0.2, False, 4), (0.0, True, 7)])
+@pytest.mark.parametrize("call", [unixent.cross_entropy, unixent.value_and_grad])
+def test_what_goes_over_the_wire(call, smoothing, mixed, numbers):
+    logits = LOGITS.astype(np.float32)
+    shares = np.full_like(logits, 1 / C)
+
+    def reduced(share, config):
+        target = shares[:, share] if mixed else INDEX
+        call(logits[:, share], target, label_smoothing=smoothing, parallel=config)
+        return config.model_group.reduced
+
+    assert on_each(reduced) == [4 * N * numbers] * len(SHARES)
