@@ -1,0 +1,134 @@
+"""Run by test_processes.py on each of two processes: what threads of one process can't stand for.
+
+torchrun ... tests/torch/parallel/worker.py transforms|compiled
+python tests/torch/parallel/worker.py lost RANK STORE exits|hangs
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.autograd import forward_ad
+
+import unixent
+
+N, C = 6, 10
+GENERATOR = torch.Generator().manual_seed(2)
+LOGITS = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64) * 2
+INDEX = torch.randint(C, (N,), generator=GENERATOR)
+INDEX[3] = -100
+SHARES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
+WEIGHT = torch.rand(C, generator=GENERATOR, dtype=torch.float64)
+DIRECTION = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64)
+EVERYTHING = {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1, "softcap": 2.0}
+CASES = [(INDEX, {}), (INDEX, EVERYTHING), (INDEX, {"reduction": "none"}), (SHARES, {}), (SHARES, EVERYTHING)]
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def local(target: torch.Tensor, columns: slice) -> torch.Tensor:
+    return target[:, columns] if target.ndim == 2 else target
+
+
+def transforms(config: unixent.ParallelConfig) -> None:
+    """Forward mode, and torch.func, whose levels are those of a whole process. Unequal parts."""
+    columns = slice(0, 7) if dist.get_rank() == 0 else slice(7, C)
+    for target, options in CASES:
+
+        def loss(x, y, split=None, options=options):
+            return unixent.cross_entropy(x, y, parallel=split, **options)
+
+        y = local(target, columns)
+        value, tangent = torch.func.jvp(lambda x: loss(x, target), (LOGITS,), (DIRECTION,))  # noqa: B023
+        found, moved = torch.func.jvp(lambda x: loss(x, y, config), (LOGITS[:, columns],), (DIRECTION[:, columns],))  # noqa: B023
+        close(found, value)
+        close(moved, tangent)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(LOGITS[:, columns], DIRECTION[:, columns])
+            close(forward_ad.unpack_dual(loss(dual, y, config)).tangent, tangent)
+        if value.ndim:
+            continue
+        # Hessian times a direction: forward over reverse, and reverse over forward.
+        slope = torch.func.grad(lambda x: loss(x, target))  # noqa: B023
+        split = torch.func.grad(lambda x: loss(x, y, config))  # noqa: B023
+        grad, change = torch.func.jvp(slope, (LOGITS,), (DIRECTION,))
+        found, moved = torch.func.jvp(split, (LOGITS[:, columns],), (DIRECTION[:, columns],))
+        close(found, grad[:, columns])
+        close(moved, change[:, columns])
+        other = torch.func.grad(
+            lambda x: torch.func.jvp(lambda x: loss(x, y, config), (x,), (DIRECTION[:, columns],))[1]  # noqa: B023
+        )(LOGITS[:, columns])
+        close(other, change[:, columns])
+    x, y = LOGITS[:, columns], INDEX
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda x: unixent.cross_entropy(x, y, parallel=config))(torch.stack([x, x]))
+    hidden, classifier = torch.ones(N, 3), torch.ones(columns.stop - columns.start, 3)
+    with pytest.raises(unixent.BackendError, match=r"transform of torch\.func"):
+        torch.func.grad(lambda h: unixent.linear_cross_entropy(h, classifier, y, parallel=config))(hidden)
+
+
+def compiled(config: unixent.ParallelConfig) -> None:
+    """One graph without a break; a division of the classes that a compiled program can't know is NaN."""
+    columns = slice(0, 5) if dist.get_rank() == 0 else slice(5, C)
+    for target, options in CASES:
+        torch.compiler.reset()
+        whole, x = LOGITS.clone().requires_grad_(), LOGITS[:, columns].clone().requires_grad_()
+        expected = unixent.cross_entropy(whole, target, **options)
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def loss(x, y, options=options):
+            return unixent.cross_entropy(x, y, parallel=config, **options)
+
+        found = loss(x, local(target, columns))
+        close(found, expected)
+        expected.sum().backward()
+        found.sum().backward()
+        close(x.grad, whole.grad[:, columns])
+    unequal = slice(0, 7) if dist.get_rank() == 0 else slice(7, C)
+    torch.compiler.reset()
+    assert torch.compile(lambda x, y: unixent.cross_entropy(x, y, parallel=config), backend="aot_eager")(
+        LOGITS[:, unequal], INDEX
+    ).isnan()
+
+
+def lost(rank: int, store: str, how: str) -> None:
+    """The second process is gone after a first loss; the first is told, within the limit of five seconds."""
+    limit = timedelta(seconds=5)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
+    config = unixent.ParallelConfig(model_parallel=2, model_group=dist.group.WORLD)
+    columns = slice(0, 5) if rank == 0 else slice(5, C)
+    assert unixent.cross_entropy(LOGITS[:, columns], INDEX, parallel=config).isfinite()
+    if rank == 1:
+        if how == "hangs":
+            time.sleep(60)
+        os._exit(3)
+    start = time.monotonic()
+    try:
+        unixent.cross_entropy(LOGITS[:, columns], INDEX, parallel=config)
+    except RuntimeError as error:
+        print(f"told after {time.monotonic() - start:.1f} s: {type(error).__name__}", flush=True)
+        os._exit(0)  # taking the group down would wait for the other one again
+
+
+def main() -> None:
+    if sys.argv[1] == "lost":
+        lost(int(sys.argv[2]), sys.argv[3], sys.argv[4])
+        return
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    torch.set_num_threads(1)
+    config = unixent.ParallelConfig(model_parallel=2, model_group=dist.group.WORLD)
+    {"transforms": transforms, "compiled": compiled}[sys.argv[1]](config)
+    print(f"every check passed on rank {dist.get_rank()}", flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
