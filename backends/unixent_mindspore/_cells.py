@@ -27,9 +27,10 @@ from unixent_mindspore._callback import (
 )
 from unixent_mindspore._derivatives import Curvature, PrimitiveGradient, PrimitiveLoss
 from unixent_mindspore._eager import eager_gradient, eager_loss
+from unixent_mindspore._linear import LinearCurvature
 from unixent_mindspore._plan import Plan
 from unixent_mindspore._single import Both, ScaledGradient, SinglePassLoss
-from unixent_mindspore._split import SplitLoss, SplitPull, eager_split
+from unixent_mindspore._split import ONE_DERIVATIVE, SplitLoss, SplitPull, eager_split
 from unixent_mindspore._split_rows import SplitForward, SplitVacant
 
 
@@ -96,10 +97,36 @@ class LinearGradient(Gradient):
         out: Any,
         dout: Any,
     ) -> Any:
-        raise NotImplementedError(
-            "linear_cross_entropy: expected one derivative in reverse mode on the mindspore backend; got a second one "
-            "or forward mode, which cross_entropy(hidden @ classifier.T, ...) has"
+        found = self.curvature(scores, classifier, bias, target, weight, mask, normalizer, upstream, dout)
+        return (
+            found[0],
+            found[1],
+            found[2],
+            found[3],
+            self.zeros(weight),
+            self.zeros(mask),
+            self.zeros(normalizer),
+            found[4],
         )
+
+
+class LastGradient(Gradient):
+    """The backward pass of a split loss that is not formed with its value."""
+
+    def bprop(
+        self,
+        scores: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        upstream: Tensor,
+        out: Any,
+        dout: Any,
+    ) -> Any:
+        raise NotImplementedError(ONE_DERIVATIVE)
 
 
 class Loss(nn.Cell):
@@ -217,8 +244,10 @@ def _wide(plan: Plan, cpu: bool) -> str:
 
 
 def _assemble(plan: Plan, forward: Any, backward: Any, dtype: str) -> Loss:
-    if plan.linear:
-        gradient: Gradient = LinearGradient(backward, None)
+    if plan.split is not None:
+        gradient: Gradient = LastGradient(backward, None)
+    elif plan.linear:
+        gradient = LinearGradient(backward, LinearCurvature(plan, dtype))
     else:
         gradient = Gradient(backward, Curvature(plan, dtype))
     return (Terms if plan.terms else Loss)(forward, gradient)

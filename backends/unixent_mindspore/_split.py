@@ -17,6 +17,11 @@ from mindspore.ops import operations as P
 from unixent_mindspore._eager import arrays_of, from_host
 from unixent_mindspore._plan import ABSENT, DTYPES, Array, Plan
 
+ONE_DERIVATIVE = (
+    "unixent: expected one derivative of a loss that is split over processes on the mindspore backend; got a second "
+    "one or forward mode"
+)
+
 
 def form(plan: Plan, arrays: list[Array | None]) -> tuple[Array, ...]:
     """The forward pass on NumPy arrays in the order of `INPUTS`."""
@@ -91,10 +96,7 @@ class SplitGradient(nn.Cell):
         out: Any,
         dout: Any,
     ) -> Any:
-        raise NotImplementedError(
-            "unixent: expected one derivative of a loss that is split over processes on the mindspore backend; got a "
-            "second one or forward mode"
-        )
+        raise NotImplementedError(ONE_DERIVATIVE)
 
 
 class SplitBoth(nn.Cell):

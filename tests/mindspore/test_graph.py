@@ -104,19 +104,6 @@ def test_linear_value_and_grad(chunk):
         np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-13)
 
 
-def test_a_second_derivative_of_the_linear_form_is_refused():
-    hidden, classifier, target = ms.Tensor(np.ones((4, 3))), ms.Tensor(np.ones((5, 3))), ms.Tensor(INDEX)
-
-    def loss(hidden):
-        return unixent.linear_cross_entropy(hidden, classifier, target)
-
-    def slope(hidden):
-        return ms.grad(loss)(hidden).sum()
-
-    with pytest.raises(NotImplementedError, match="linear_cross_entropy: expected one derivative"):
-        ms.grad(slope)(hidden)
-
-
 def test_graph_mode():
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = ms.Tensor(LOGITS), ms.Tensor(INDEX)
