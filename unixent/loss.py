@@ -123,12 +123,15 @@ class CrossEntropyLoss:
             return
         loss, grad = value_and_grad(logits, label, **shared, **reduced)
         logger.info("local loss: %s", loss)
-        if backend.first_nonfinite(loss) is None and backend.first_nonfinite(grad) is None:
+        flat = backend.first_nonfinite(loss)
+        if flat is None and backend.first_nonfinite(grad) is None:
             return
         shape = lead.info.shape
         axis = self.options.axis % len(shape)
         positions = shape[:axis] + shape[axis + 1 :]
-        flat = backend.first_nonfinite(cross_entropy(logits, label, **shared, reduction="none"))
+        # The processes of a split loss see the same loss and go this way together; their gradients are their own.
+        if flat is not None and reduced["reduction"] != "none":
+            flat = backend.first_nonfinite(cross_entropy(logits, label, **shared, reduction="none"))
         if flat is not None:
             where = tuple(int(i) for i in np.unravel_index(flat, positions))
             raise NonFiniteError(f"loss: expected finite values; got a NaN or infinite loss at position {where}")

@@ -106,3 +106,20 @@ def test_what_goes_over_the_wire(call, smoothing, mixed, numbers):
         return config.model_group.reduced
 
     assert on_each(reduced) == [4 * N * numbers] * len(SHARES)
+
+
+def test_a_gradient_that_overflows_on_one_process_is_told_there_and_nobody_waits():
+    logits = np.zeros((2, C), np.float16)
+    logits[1, 7] = 20
+    label = np.array([8, 8])
+
+    def work(share, config):
+        loss = unixent.CrossEntropyLoss(config, check_for_nan_in_loss_and_grad=True, dtype="float32")
+        try:
+            loss(logits[:, share], label, normalizer=1e-5)
+        except unixent.NonFiniteError as error:
+            return str(error)
+        return None
+
+    told = "gradient: expected finite values; got a NaN or infinite gradient at position (0,)"
+    assert on_each(work) == [None, None, told]
