@@ -24,6 +24,8 @@ from unixent_jax import _loss, _mesh, _spread
 
 # The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
 _PARTS = 8
+# Rows of a chunk where their number is unknown: what is missing to a whole chunk is filled up.
+_MOST = 256
 
 
 class Plan(NamedTuple):
@@ -253,10 +255,13 @@ def _chunk_losses(plan: Plan, rows: Rows, chunk: Chunk, logits: Array, target: A
 def _chunks(plan: Plan, rows: Rows) -> Chunk:
     """The rows in chunks of equal size; what the last one lacks is filled with dead rows."""
     count, width = rows.hidden.shape
+    known = isinstance(count, int)  # not so for a symbolic dimension of `jax.export`
     # The exponentials lie beside the logits that they are of: a third fewer rows than where there is one array only.
-    size = linear_chunk(count, rows.classifier.shape[0] * 3 // 2, width, rows.hidden.dtype.itemsize, plan.chunk)
+    most, classes = count if known else plan.chunk or _MOST, rows.classifier.shape[0] * 3 // 2
+    size = linear_chunk(most, classes, width, rows.hidden.dtype.itemsize, plan.chunk)
     chunks = -(-count // size)
-    size = max(1, -(-count // max(1, chunks)))
+    if known:
+        size = max(1, -(-count // max(1, chunks)))
 
     def split(value: Array) -> Array:
         padded = jnp.pad(value, [(0, chunks * size - count), *[(0, 0)] * (value.ndim - 1)])

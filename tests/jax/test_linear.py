@@ -184,6 +184,65 @@ def test_frozen_arguments_cost_no_product() -> None:
     assert products((0, 1)) == 4  # the classifier's: one of parts, one of what is left over
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_export_round_trip_with_a_symbolic_batch(chunk: int | None) -> None:
+    pytest.importorskip("flatbuffers", reason="jax.export writes programs with flatbuffers")
+    from jax import export
+
+    def loss(hidden: Any, classifier: Any, target: Any) -> Any:
+        return unixent.linear_cross_entropy(hidden, classifier, target, chunk=chunk, label_smoothing=0.1)
+
+    (batch,) = export.symbolic_shape("b")
+    shapes = (
+        jax.ShapeDtypeStruct((batch, D), "float32"),
+        jax.ShapeDtypeStruct((C, D), "float32"),
+        jax.ShapeDtypeStruct((batch,), "int32"),
+    )
+    exported = export.export(jax.jit(jax.value_and_grad(loss, (0, 1))))(*shapes)
+    arrays = (jnp.asarray(HIDDEN, "float32"), jnp.asarray(CLASSIFIER, "float32"), INDEX)
+    found = export.deserialize(exported.serialize()).call(*arrays)
+    equal(found, jax.value_and_grad(loss, (0, 1))(*arrays), rtol=1e-5, atol=1e-7)
+
+
+def error(found: Any, exact: Any) -> float:
+    """Root of the summed squares."""
+    return float(np.linalg.norm(np.asarray(found, float) - np.asarray(exact, float)))
+
+
+HALF_CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sum": {"reduction": "sum"},
+    "smoothing": {"label_smoothing": 0.1, "weight": WEIGHT},
+    "mask": {"mask": MASK, "normalizer": 7.0},
+    "z-loss and softcap": {"z_loss": 1e-3, "softcap": 5.0},
+}
+
+
+@pytest.mark.parametrize("options", HALF_CASES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_no_worse_than_the_unfused_form(wide: None, dtype: str, options: str) -> None:
+    """Value and gradients of our fused form and of our loss on logits made in half precision, beside the exact ones."""
+
+    def all_of(loss: Callable[..., Any]) -> Callable[..., Any]:
+        def total(*given: Any) -> Any:
+            return loss(*given, jnp.asarray(INDEX), **HALF_CASES[options])
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2)))
+
+    ours, theirs = all_of(fused), all_of(unfused)
+    for scale in (0.3, 1.0, 4.0):
+        arrays = [jnp.asarray(array, dtype) for array in (HIDDEN * scale, CLASSIFIER, BIAS)]
+        exact, *found = (
+            (value, *grads)
+            for value, grads in (theirs(*(array.astype("float64") for array in arrays)), ours(*arrays), theirs(*arrays))
+        )
+        for name, truth, *results in zip(("loss", "hidden", "classifier", "bias"), exact, *found, strict=True):
+            own, other = (error(result, truth) for result in results)
+            # The one rounding that a result in half precision cannot be without, where both are down to that.
+            least = error(jnp.asarray(truth, dtype), truth)
+            assert own <= max(other, 1.01 * least), (name, scale, own, other, least)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_half_precision_is_that_of_the_inputs_alone(dtype: str, reduction: str) -> None:
