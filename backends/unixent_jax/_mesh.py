@@ -102,4 +102,7 @@ def _placed(over: Over, array: Array, place: Place) -> Array:
     """An explicit mesh takes arrays in their place only; under an automatic one the compiler sees to that."""
     if AxisType.Explicit not in over.mesh.axis_types:
         return array
+    # jax 0.7 puts an array that is on no mesh there by itself, and cannot transpose it if it is done here.
+    if not hasattr(jax, "reshard") and jax.typeof(array).sharding.mesh.empty:
+        return array
     return jax.sharding.reshard(array, NamedSharding(over.mesh, _spec(place)))

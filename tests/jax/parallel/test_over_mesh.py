@@ -89,6 +89,8 @@ def test_batch_sequence_and_classes_in_their_places(call, kind, options, mode):
 @pytest.mark.parametrize("options", ["none", "smoothing"])
 def test_what_does_not_divide_is_filled_up(call, kind, options, jit, mode):
     """Three steps and eleven classes over two by two; arrays that lie on no mesh yet."""
+    if mode == AxisType.Explicit and not hasattr(jax, "reshard"):
+        pytest.skip("jax 0.7 cannot differentiate through filling up under an explicit mesh, and says so")
     mesh, given = cube(mode), call(kind, options)
     given = replace(
         given,
