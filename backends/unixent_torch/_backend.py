@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import _traced
@@ -142,7 +143,18 @@ def is_distributed(array: object) -> bool:
 
 
 def _is_split(problem: LossProblem, lead: Tensor) -> bool:
-    return problem.parallel is not None or (type(lead) is not Tensor and is_distributed(lead))
+    """Whether this is a share of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
+    if torch.compiler.is_compiling():
+        return problem.parallel is not None or (type(lead) is not Tensor and is_distributed(lead))
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None:
+        return problem.parallel is not None
+    if isinstance(lead, module.DTensor):
+        return True
+    for name in ("target", "weight", "mask", "normalizer"):
+        if isinstance(getattr(problem, name), module.DTensor):
+            raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
+    return problem.parallel is not None
 
 
 def _split_problem() -> Any:

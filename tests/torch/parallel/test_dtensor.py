@@ -131,6 +131,8 @@ def test_what_is_refused(on_ranks):
         refused("parallel: expected None beside logits that are a DTensor", x, INDEX, parallel=ranks.config)
         other = spread(PROBABILITIES, mesh, [Replicate(), Shard(2)])
         refused("target: expected probabilities that lie as the scores do", x, other)
+        refused("target: expected a local tensor, since logits or hidden are; got a DTensor", LOGITS, other)
+        refused("mask: expected a local tensor", LOGITS, INDEX, mask=spread(MASK, mesh, [Shard(0), Shard(1)]))
         asked = PROBABILITIES.clone().requires_grad_()
         refused("target: expected a DTensor where its gradient is asked for", x, asked)
         with pytest.raises(unixent.ShapeError, match=r"expected class indices \(integer\) of shape \(3, 5\)"):
