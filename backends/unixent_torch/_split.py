@@ -97,12 +97,12 @@ def _by_target(local: LocalRows, keep: Tensor | None) -> tuple[Tensor, Found]:
     top = all_reduce(top, parts.model, "max")
     shift = torch.where(top == -math.inf, 0, top)
     for rows, (piece, *out) in local.pieces(keep):
-        block = local.read(piece, *out)
+        block = local.shifted(piece, shift[rows], *out)
         if fixed is not None:
-            gaps = local.gaps(block, shift[rows])
+            gaps = torch.neg(block, out=local.buffer("gaps", len(block)))
             put(gaps, at[rows], mine[rows], 0.0)
             sums[2, rows] = row_sum(gaps.mul_(local.base).masked_fill_(local.base == 0, 0))
-        sums[0, rows] = row_sum(exponentials(block, shift[rows], at[rows], mine[rows]))
+        sums[0, rows] = row_sum(exponentials(block, at[rows], mine[rows]))
     sums = _sum(local, sums)
     x_k = sums[1]
     # Where no other class is left the pivot is its own shift, as in `pivot_statistics`.
@@ -155,7 +155,7 @@ def _by_largest(local: LocalRows, keep: Tensor | None) -> tuple[Tensor, Found]:
         own[rows] = torch.where(mine[rows], shares.gather(1, at[rows]), 0)
         put(shares, at[rows], mine[rows], 0.0)
         sums[2, rows] = row_sum(shares)
-        rest[rows] = row_sum(exponentials(block, shift[rows], at[rows], mine[rows]))
+        rest[rows] = row_sum(exponentials(block.sub_(shift[rows]), at[rows], mine[rows]))
     # D = near - x_k <= 0; exp(D) is subnormal before rest * exp(D) is: take two halves in turn.
     gap, dropped = two_diff(torch.where(rest == 0, x_k, near), x_k)
     half = torch.exp(gap / 2)
@@ -232,11 +232,14 @@ def split_gradients(
     results = {"logits": torch.empty_like(x) if kept is None else kept} if "logits" in wrt else {}
     if "target" in wrt:
         results["target"] = torch.empty_like(target)
-    push = (found.mass + _pull(found.lse, spec)) * found.scale
+    push, at_pivot = (found.mass + _pull(found.lse, spec)) * found.scale, found.at_pivot
+    early = local.fixed is None and factor is not None
+    if early:  # where every entry is a product, one more factor of the rows costs no pass over the classes
+        push, at_pivot = push * factor, at_pivot * factor
 
     def settle(out: Tensor, block: Tensor, rows: slice, in_place: bool) -> None:
         """Scale a block and put it where it belongs, rounded; rows that don't exist as zeros."""
-        if factor is not None:
+        if factor is not None and not early:
             block.mul_(factor[rows] if isinstance(factor, Tensor) and factor.ndim else factor)
         if dead is not None:
             block.masked_fill_(dead[rows], 0)
@@ -246,7 +249,7 @@ def split_gradients(
     for rows, pieces in local.pieces(*results.values()):
         outs = dict(zip(results, pieces[-len(results) :], strict=True))
         if "logits" in outs:
-            block = _by_logits(local, pieces, rows, found, push, None if kept is None else outs["logits"])
+            block = _by_logits(local, pieces, rows, found, push, at_pivot, None if kept is None else outs["logits"])
             settle(outs["logits"], block, rows, kept is not None)
         if "target" in outs:
             gaps = local.gaps(local.read(pieces[0]), found.x_k[rows])
@@ -256,14 +259,22 @@ def split_gradients(
 
 
 def _by_logits(
-    local: LocalRows, pieces: tuple[Tensor, ...], rows: slice, found: Found, push: Tensor, kept: Tensor | None
+    local: LocalRows,
+    pieces: tuple[Tensor, ...],
+    rows: slice,
+    found: Found,
+    push: Tensor,
+    at_pivot: Tensor,
+    kept: Tensor | None,
 ) -> Tensor:
-    """The gradient at a block of logits, of the loss without position weight; ``kept`` holds their exponentials."""
+    """A block of gradients: ``push`` times what ``kept`` holds, the exponentials, less t_c; and ``at_pivot`` there."""
     at, mine, slope = found.at[rows], found.mine[rows], None
     if local.spec.softcap is not None:
         slope = local.buffer("slope", rows.stop - rows.start)
     if kept is None:
-        block = exponentials(local.read(pieces[0], slope=slope), found.shift[rows], at, mine)
+        shift = found.shift[rows]
+        block = local.shifted(pieces[0], shift) if slope is None else local.read(pieces[0], slope=slope).sub_(shift)
+        block = exponentials(block, at, mine)
     else:
         block = kept.view(rows.stop - rows.start, local.here)
         if slope is not None:
@@ -273,5 +284,5 @@ def _by_logits(
         block.sub_(local.shares(pieces[1]))
     elif local.fixed is not None:
         block.sub_(local.base)
-    put(block, at, mine, found.at_pivot[rows])
+    put(block, at, mine, at_pivot[rows])
     return block if slope is None else block.mul_(slope)
