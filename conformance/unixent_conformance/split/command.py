@@ -91,12 +91,13 @@ def _run(command: list[str], folder: str, timeout: float) -> tuple[int | None, s
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
     except subprocess.TimeoutExpired as error:
-        # Some launchers (msrun) give their children sessions of their own, and end them when they are interrupted.
-        process.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=20)
         raise RuntimeError(f"the processes took more than {timeout:.0f} s") from error
     finally:
+        if process.poll() is None:
+            # Some launchers (msrun) give their children sessions of their own, and end them when they are interrupted.
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=20)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
