@@ -15,6 +15,7 @@ from jax.experimental import checkify
 from unixent.arguments import not_constant
 from unixent.options import LossOptions
 from unixent_jax import _mesh, _rows, _spread, _stats
+from unixent_jax._softcap import capped
 
 
 class Plan(NamedTuple):
@@ -132,7 +133,7 @@ def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, 
         w_y = weight[y] if near else _stats.pick(jnp.broadcast_to(w, x.shape), y, plan.lies)
     # A factor of NaN makes the value and the whole gradient row of a stray index NaN.
     marked = jnp.where(stray, jnp.nan, 1).astype(x.dtype)
-    x = _held(plan, _capped(plan, x, live), -jnp.inf)
+    x = _held(plan, capped(plan.options.softcap, x, live), -jnp.inf)
 
     options, s = _rows.RowOptions(plan.lies, plan.options.z_loss), plan.options.label_smoothing
     if s == 0:
@@ -147,7 +148,7 @@ def _index_positions(plan: Plan, x: Array, target: Array, weight: Array | None, 
 def _probability_positions(plan: Plan, x: Array, target: Array, weight: Array | None, mask: Array | None) -> Positions:
     v = jnp.ones((), x.dtype) if mask is None else mask
     live = v != 0
-    x = _held(plan, _capped(plan, x, live), -jnp.inf)
+    x = _held(plan, capped(plan.options.softcap, x, live), -jnp.inf)
     s = plan.options.label_smoothing
     w = _per_class(plan, x, weight)
     t = _held(plan, w * ((1 - s) * target.astype(x.dtype) + s / plan.classes), 0)
@@ -282,25 +283,3 @@ def _barred_jvp(name: str, primals: Any, tangents: Any) -> Any:
     if not isinstance(tangents[0], SymbolicZero):
         raise not_constant(name)
     return primals[0], tangents[0]
-
-
-def _capped(plan: Plan, x: Array, live: Array) -> Array:
-    limits = jnp.finfo(x.dtype)
-    cap = plan.options.softcap
-    if cap is None or cap > limits.max:
-        return x
-    # Dead rows are cleared first: the cap's slope at NaN would turn their zero gradient into NaN.
-    return _cap(max(cap, float(limits.tiny)), _stats.select(live, x))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _cap(cap: float, x: Array) -> Array:
-    return cap * jnp.tanh(x / cap)
-
-
-@_cap.defjvp
-def _cap_jvp(cap: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (tangent,) = primals, tangents
-    # sech^2 without the cancellation of 1 - tanh^2.
-    decay = jnp.exp(-2 * jnp.abs(x / cap))
-    return _cap(cap, x), 4 * decay / (1 + decay) ** 2 * tangent
