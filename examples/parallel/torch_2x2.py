@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             torch.testing.assert_close(own, whole, rtol=1e-8, atol=1e-11)
         (own,), (whole,) = head.parameters(), alone_head.parameters()
         torch.testing.assert_close(own, whole[columns], rtol=1e-8, atol=1e-11)
+        dist.barrier()  # nobody leaves while another is still at work
         print(
             f"process {dist.get_rank()}: images {rows.start}-{rows.stop}, classes {columns.start}-{columns.stop}, "
             f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, as alone",
