@@ -103,12 +103,13 @@ def get_backend(name: str) -> Backend:
 
 def _candidates() -> Iterator[Backend]:
     """Loaded backends first, then those whose framework is already imported: others can't own any array."""
-    yield from tuple(_BY_NAME.values())
+    loaded = dict(_BY_NAME)  # another thread may load one meanwhile, which is then met below
+    yield from loaded.values()
     for name, entry in _entry_points().items():
-        if name in _BY_NAME or (_is_ours(entry) and name not in sys.modules):
+        if name in loaded or (_is_ours(entry) and name not in sys.modules):
             continue
         try:
-            yield _load(entry)
+            yield _BY_NAME.get(name) or _load(entry)
         except BackendUnavailableError:
             continue
 

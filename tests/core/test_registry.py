@@ -102,3 +102,14 @@ def test_threads_variable_is_honoured():
     environment = {**os.environ, "UNIXENT_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "0"
+
+
+def test_a_backend_that_another_thread_loads_meanwhile_is_met(monkeypatch):
+    first, late = unixent.get_backend("numpy"), object()
+    entry = metadata.EntryPoint("late", "nowhere:backend", registry.GROUP)
+    monkeypatch.setattr(registry, "_BY_NAME", {"numpy": first})
+    monkeypatch.setattr(registry, "_entry_points", lambda: {"late": entry})
+    candidates = registry._candidates()
+    assert next(candidates) is first
+    registry._BY_NAME["late"] = late
+    assert list(candidates) == [late]
