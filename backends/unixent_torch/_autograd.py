@@ -36,11 +36,12 @@ def is_transformed(upstream: Tensor) -> bool:
     return bool(torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(upstream))
 
 
-def _wrt(ctx: Any) -> tuple[str, ...]:
+def asked(ctx: Any) -> tuple[str, ...]:
+    """Which of the first two inputs autograd wants a gradient of."""
     return tuple(name for name, needed in zip(("logits", "target"), ctx.needs_input_grad, strict=False) if needed)
 
 
-def _arranged(wrt: tuple[str, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+def arranged(wrt: tuple[str, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """Gradients in the order of the inputs: logits, target, and four constants."""
     by_name = dict(zip(wrt, grads, strict=True))
     return by_name.get("logits"), by_name.get("target"), None, None, None, None
@@ -59,7 +60,7 @@ class EagerLoss(Function):
         denominator: Denominator,
         call: Call,
     ) -> Tensor:
-        spec, wrt = call.spec, _wrt(ctx)
+        spec, wrt = call.spec, asked(ctx)
         # A rounded gradient can't be scaled: what underflowed stays lost. On the host one can see whether it has to be.
         formed = wrt if call.kept == 0 and (spec.host or x.dtype == spec.accumulation) else ()
         losses, grads = solve(x, target, weight, v, factor(1.0, denominator, call), spec, formed)
@@ -69,7 +70,7 @@ class EagerLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
-        call, denominator, wrt = ctx.call, ctx.denominator, _wrt(ctx)
+        call, denominator, wrt = ctx.call, ctx.denominator, asked(ctx)
         x, target, weight, v, *grads = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed(upstream):
             found = _gradients((x, target, weight, v), upstream, denominator, call, wrt)
@@ -81,7 +82,7 @@ class EagerLoss(Function):
             del grads
             scale = spread(factor(upstream, denominator, call), x.shape[:-1])
             found = solve(x, target, weight, v, scale, call.spec, wrt)[1]
-        return _arranged(wrt, found)
+        return arranged(wrt, found)
 
 
 def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
@@ -134,8 +135,8 @@ class Loss(Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         *operands, denominator = ctx.saved_tensors
         denominator = denominator if ctx.number is None else ctx.number
-        wrt = _wrt(ctx)
-        return _arranged(wrt, _gradients(tuple(operands), upstream, denominator, ctx.call, wrt))
+        wrt = asked(ctx)
+        return arranged(wrt, _gradients(tuple(operands), upstream, denominator, ctx.call, wrt))
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, target_t: Tensor | None, *_: Any) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from unixent.errors import BackendError
-from unixent_torch._autograd import is_transformed
+from unixent_torch._autograd import arranged, asked, is_transformed
 from unixent_torch._distributed import Parts, total
 from unixent_torch._gradient import Operands, inner
 from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
@@ -41,16 +41,6 @@ def apply_split(operands: Operands, denominator: Denominator, how: SplitCall) ->
         loss = EagerSplit.apply(*operands, denominator, how)
         return loss
     return reduce(solve_split(*operands, how.call.spec, how.parts)[0], denominator, how.call)
-
-
-def asked(ctx: Any) -> tuple[str, ...]:
-    return tuple(name for name, needed in zip(("logits", "target"), ctx.needs_input_grad, strict=False) if needed)
-
-
-def arranged(wrt: tuple[str, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients in the order of the inputs: logits, target, and four constants."""
-    by_name = dict(zip(wrt, grads, strict=True))
-    return by_name.get("logits"), by_name.get("target"), None, None, None, None
 
 
 class EagerSplit(Function):

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
+from unixent_torch._autograd import arranged, asked
 from unixent_torch._reduction import Denominator, factor, reduce, spread
 from unixent_torch._split import Found, solve_split, split_gradients
-from unixent_torch._split_autograd import SplitCall, arranged, asked
+from unixent_torch._split_autograd import SplitCall
 
 
 class TracedSplit(Function):

@@ -1,0 +1,48 @@
+"""Wrong losses of a framework are caught under the transform that they are wrong under, and a right one is not."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from unixent_conformance.cases import catalogue
+from unixent_conformance.harnesses import load
+from unixent_conformance.implementation import wrap
+from unixent_conformance.mutation.faults import faults, noticed
+from unixent_conformance.runner import Subject, applies, run_case
+
+# The mode that differentiates backward, by framework.
+BACKWARD = {"torch": "autograd", "jax": "grad", "mindspore": "grad"}
+INSTALLED = [name for name in BACKWARD if find_spec(name)]
+if not INSTALLED:
+    pytest.skip(f"needs one of {', '.join(BACKWARD)}", allow_module_level=True)
+FAULTS = {name: faults(name) for name in INSTALLED}
+
+
+@pytest.mark.parametrize(
+    ("framework", "name"), [(framework, name) for framework in FAULTS for name in FAULTS[framework]]
+)
+def test_caught(framework: str, name: str) -> None:
+    fault = FAULTS[framework][name]
+    assert fault.loss.__doc__
+    found = noticed(fault)
+    assert found is not None, f"{fault.loss.__doc__} goes unnoticed"
+    assert (found.mode, found.feature in fault.features) == (fault.mode, True)
+    assert found.units > 1
+
+
+@pytest.mark.parametrize("kind", ["backward", "forward", "vmap"])
+@pytest.mark.parametrize("framework", INSTALLED)
+def test_a_right_loss_is_right_under_every_transform(framework: str, kind: str) -> None:
+    harness = load(framework)
+    name = BACKWARD[framework] if kind == "backward" else kind
+    (mode,) = (each for each in harness.modes if each.name == name)
+    plain: Any = import_module(f"unixent_conformance.mutation.transforms_{framework}").plain
+    features = ("second derivatives",) if kind == "backward" else ("class indices", "softcap")
+    chosen = [case for case in catalogue(features=features) if applies(case, mode)]
+    verdicts = {case.id: run_case(case, Subject(harness, wrap(plain), mode)) for case in chosen}
+    assert {id: r.detail for id, r in verdicts.items() if not r.verdict.ok} == {}
+    assert any(r.verdict.value == "matches" for r in verdicts.values())
