@@ -62,6 +62,8 @@ def _losses(
     targets = problem.target.reshape(count, classes) if positions.index is None else None
     target_grads = grads["target"].reshape(count, classes) if "target" in grads else None
     tiles = [slice(first, min(first + TILE, classes)) for first in range(0, classes, TILE)]
+    # Memory that is fresh for every product would cost its pages each time.
+    addend = np.empty((min(TILE, classes), hidden.shape[1]) if "classifier" in grads else 0, kind)
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
         part = positions[rows]
@@ -86,7 +88,7 @@ def _losses(
             # 0 times a NaN in the classifier, again.
             grads["hidden"][rows][part.v == 0] = 0
         for tile in tiles if "classifier" in grads else ():
-            grads["classifier"][tile] += logits[:, tile].T @ states
+            grads["classifier"][tile] += np.matmul(logits[:, tile].T, states, out=addend[: tile.stop - tile.start])
         if "bias" in grads:
             grads["bias"] += logits.sum(axis=0)
     return losses
