@@ -7,7 +7,7 @@ The first measures every form that is installed and draws docs/linear_classes.sv
 draws it beside what docs/linear_classes.json keeps of the others.
 
 Each form runs at each size in a process of its own: once to warm up, once for its peak of resident memory beyond what
-was there before (on JAX, what the compiled program asks for), then for its time, the shortest of a few passes. A form is
+was there before (on JAX, what the program asks for), then for its time, the shortest of a few passes. A form is
 a function in `FORMS` that makes its inputs and returns what to measure: one forward and backward pass.
 """
 
