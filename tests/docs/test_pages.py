@@ -111,6 +111,7 @@ def test_shell_on_a_fresh_machine(block: Block, checkout: Path, tmp_path: Path) 
 def run(block: Block, folder: Path, programs: Path) -> None:
     environment = {**os.environ, "PATH": os.pathsep.join((str(programs), os.environ["PATH"]))}
     environment.pop("VIRTUAL_ENV", None)
+    environment.pop("PYTHONSAFEPATH", None)  # tox's, which a reader does not have: a script finds its neighbours
     command = ["bash", "-euo", "pipefail", "-c", block.text]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

@@ -19,7 +19,7 @@ def test_the_page_quotes_the_verdicts(tmp_path: Path) -> None:
     command += [word for feature in FEATURES for word in ("--feature", feature)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stdout + done.stderr
-    page = (ROOT / "docs" / "kernels.md").read_text("utf-8")
+    page, _, _ = (ROOT / "docs" / "kernels.md").read_text("utf-8").partition("## Transforms")  # of another kernel
     quoted = re.findall(r"^```text\n((?:silently wrong|crashed) .*?)^```$", page, re.M | re.S)
     assert len(quoted) == 2
     for text in quoted:
