@@ -55,6 +55,9 @@ def blocks(page: Path) -> Iterator[Block]:
 ALL = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in ALL if block.language == "python"]
 SHELL = [block for block in ALL if block.language == "bash" and block.words]
+once = pytest.mark.skipif(
+    os.environ.get("TOX_ENV_NAME", "docs") != "docs", reason="runs once, in the environment `docs`"
+)
 
 
 def missing(block: Block) -> list[str]:
@@ -93,6 +96,7 @@ def test_shell_words_are_known() -> None:
     assert not unknown, f"expected 'run' or 'fresh' after bash: {', '.join(unknown)}"
 
 
+@once
 @pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "run"], ids=str)
 def test_shell(block: Block, checkout: Path) -> None:
     lacking = missing(block._replace(words=block.words[1:]))
@@ -101,7 +105,7 @@ def test_shell(block: Block, checkout: Path) -> None:
     run(block, checkout, Path(sys.executable).parent)
 
 
-@pytest.mark.skipif(os.environ.get("TOX_ENV_NAME", "docs") != "docs", reason="runs once, in the environment `docs`")
+@once
 @pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "fresh"], ids=str)
 def test_shell_on_a_fresh_machine(block: Block, checkout: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)

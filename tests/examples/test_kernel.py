@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES = ("class indices", "ignore_index", "no positions")
 
 
+@pytest.mark.skipif(
+    os.environ.get("TOX_ENV_NAME", "numpy") != "numpy", reason="no framework's: runs once, in the environment `numpy`"
+)
 def test_the_page_quotes_the_verdicts(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(ROOT / "examples" / "kernel", tmp_path / "kernel"))
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", "libxent.so", "xent.c", "-lm"], cwd=folder, check=True)
