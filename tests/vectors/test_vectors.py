@@ -66,8 +66,8 @@ def test_every_feature_of_single_calls_is_there_and_small(folder: Path, manifest
 def test_what_has_no_vector_is_no_single_call() -> None:
     for case in catalogue():
         if case.feature in reasons.NO_VECTOR:
-            strided = case.feature == "memory layout"
-            assert strided or case.holds is not None, case.id
+            strided, twice = case.feature == "memory layout", case.asks == "second derivatives"
+            assert strided or twice or case.holds is not None, case.id
 
 
 def test_every_array_is_used_and_kept_once(folder: Path) -> None:
