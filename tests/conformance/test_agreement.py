@@ -35,7 +35,7 @@ def test_two_right_implementations_agree(right: Agreement) -> None:
     assert right.ok, right.disagreements[:3]
     (pair,) = right.pairs
     compared = {difference.id for difference in right.of(pair)}
-    # Second derivatives are asked of a framework's differentiation, and these have none; a plain loss has no fused form.
+    # Second derivatives are asked of a framework, and NumPy has none; a plain loss has no fused form.
     due = [case for case in catalogue(quick=True) if case.asks != "second derivatives"]
     assert {case.id for case in due if not case.feature.startswith("fused")} == compared
     assert 0 < max(difference.units for difference in right.differences) < 1
