@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -90,6 +91,37 @@ def test_half_inputs_are_accumulated_in_float32(dtype):
         assert grad.dtype == like.dtype
         # One rounding to the result's dtype, and float32 sums of 23 terms before it.
         np.testing.assert_allclose(grad.astype(np.float64), other, rtol=unit, atol=3e-6)
+
+
+def error(got, truth):
+    return float(np.sqrt(np.square(np.asarray(got).astype(np.float64) - truth).sum()))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("options", OPTIONS[:6], ids=lambda options: "-".join(options) or "plain")
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_half_precision_is_no_worse_than_the_unfused_form(dtype, options, scale):
+    """Beside the exact ones: our value and gradients, and those of logits rounded to half precision on their way."""
+    hidden, classifier, bias = (
+        (array * by).astype(dtype) for array, by in ((HIDDEN, scale), (CLASSIFIER, 1), (BIAS, 1))
+    )
+    wide = [array.astype(np.float64) for array in (hidden, classifier, bias)]
+    ours = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=5, **options)
+    exact = unixent.linear_value_and_grad(*wide[:2], INDEX, bias=wide[2], **options)
+    logits = (wide[0] @ wide[1].T + wide[2]).astype(dtype)
+    loss, grad = unixent.value_and_grad(logits, INDEX, **options)
+    slopes = grad.astype(np.float64)
+    unfused = loss, [product.astype(dtype) for product in (slopes @ wide[1], slopes.T @ wide[0], slopes.sum(axis=0))]
+    for name, own, other, truth in zip(
+        ("loss", "hidden", "classifier", "bias"),
+        (ours[0], *ours[1]),
+        (unfused[0], *unfused[1]),
+        (exact[0], *exact[1]),
+        strict=True,
+    ):
+        # The one rounding that a result in half precision cannot be without, where both are down to that.
+        least = error(np.asarray(truth).astype(dtype), truth)
+        assert error(own, truth) <= max(error(other, truth), 1.01 * least), name
 
 
 def test_the_logits_never_exist():
