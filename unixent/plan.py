@@ -11,7 +11,7 @@ def linear_chunk(positions: int, classes: int, width: int, itemsize: int, chunk:
 
     Each chunk goes through the classifier and its gradient once, so that few rows make the matrix products wait for
     memory; many rows take memory. So: logits of about 32 MiB, or of a quarter of the classifier's gradient, which is
-    there anyway, or 64 rows, whichever is the most, in multiples of 64 rows.
+    there anyway, or 64 rows, whichever is the most, in multiples of 32 rows.
 
     Example:
         >>> linear_chunk(4096, 32000, 512, 4, None), linear_chunk(4096, 128256, 4096, 4, None)
@@ -20,5 +20,5 @@ def linear_chunk(positions: int, classes: int, width: int, itemsize: int, chunk:
         (100, 10)
     """
     if chunk is None:
-        chunk = max(MIN_CHUNK, width // 4, CHUNK_BYTES // (classes * itemsize)) // MIN_CHUNK * MIN_CHUNK
+        chunk = max(MIN_CHUNK, width // 4, CHUNK_BYTES // (classes * itemsize)) // 32 * 32
     return max(1, min(chunk, positions))
