@@ -162,6 +162,8 @@ def conformance(
         _fail("--thorough: expected with --compare")
     if compare and any((framework, linear, peers, peer, strict, split, isolate)):
         _fail("--compare: expected with --implementation, --feature, --quick, --thorough or --report alone")
+    if split and any((linear, peers, peer, strict, isolate)):
+        _fail("--split: expected with --implementation, --framework, --feature, --quick or --report alone")
     chosen = [*(names or []), *(backend or [])]
     if not chosen and implementation is None:
         chosen = [status.name for status in unixent.backends() if status.installed]

@@ -31,7 +31,7 @@ from unixent_mindspore._linear import LinearCurvature
 from unixent_mindspore._plan import Plan
 from unixent_mindspore._single import Both, ScaledGradient, SinglePassLoss
 from unixent_mindspore._split import ONE_DERIVATIVE, SplitLoss, SplitPull, eager_split
-from unixent_mindspore._split_rows import SplitForward, SplitVacant
+from unixent_mindspore._split_rows import split_cell
 
 
 class Gradient(nn.Cell):
@@ -268,7 +268,7 @@ def graph_cell(plan: Plan, cpu: bool) -> Cell:
     """The loss for compiled graphs."""
     dtype = _wide(plan, cpu)
     if plan.split is not None:
-        return _split_cell(plan, dtype, cpu)
+        return split_cell(plan, dtype, cpu)
     if plan.vacant:
         return _assemble(plan, VacantLoss(plan), VacantGradient(), dtype)
     if not cpu:
@@ -281,23 +281,6 @@ def graph_cell(plan: Plan, cpu: bool) -> Cell:
         return SinglePassLoss(both, Gradient(CallbackGradient(plan), curvature))
     forward = CallbackTerms(plan) if plan.terms else CallbackLoss(plan)
     return _assemble(plan, forward, CallbackGradient(plan), dtype)
-
-
-def _split_cell(plan: Plan, dtype: str, cpu: bool) -> SplitLoss:
-    """The split loss in primitives, between which MindSpore's own collectives run."""
-    assert plan.split is not None
-    if plan.linear:
-        where = "in compiled code" if cpu else "on an accelerator"
-        raise BackendError(
-            f"parallel: linear_cross_entropy splits its classes eagerly on CPU with the mindspore backend; got a call "
-            f"{where}, where cross_entropy(hidden @ classifier.T, ...) can be split"
-        )
-    if 0 in plan.split.counts:
-        raise BackendError(
-            f"parallel: expected at least 1 class on every process in compiled code and on accelerators with the "
-            f"mindspore backend; got {plan.split.counts}"
-        )
-    return SplitLoss(plan, (SplitVacant if plan.vacant else SplitForward)(plan, dtype, cpu))
 
 
 @lru_cache(maxsize=512)

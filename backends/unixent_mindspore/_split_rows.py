@@ -13,9 +13,11 @@ from mindspore import Tensor, int64
 from mindspore.communication import get_rank
 from mindspore.ops import operations as P
 
+from unixent.errors import BackendError
 from unixent_mindspore._derivatives import Derivatives
 from unixent_mindspore._plan import ABSENT, DTYPES, Plan
 from unixent_mindspore._reduce import Agreement, Alone, reduction
+from unixent_mindspore._split import SplitLoss
 
 
 class SplitForward(Derivatives):
@@ -212,3 +214,20 @@ class SplitVacant(SplitForward):
                 start = self.reshape(self.agreement(), ())
             value, denominator, _ = self.reduced(start, self.zero, normalizer)
         return value, denominator, slopes, self.absent, self.absent, shares
+
+
+def split_cell(plan: Plan, dtype: str, cpu: bool) -> SplitLoss:
+    """The split loss in primitives, between which MindSpore's own collectives run."""
+    assert plan.split is not None
+    if plan.linear:
+        where = "in compiled code" if cpu else "on an accelerator"
+        raise BackendError(
+            f"parallel: linear_cross_entropy splits its classes eagerly on CPU with the mindspore backend; got a call "
+            f"{where}, where cross_entropy(hidden @ classifier.T, ...) can be split"
+        )
+    if 0 in plan.split.counts:
+        raise BackendError(
+            f"parallel: expected at least 1 class on every process in compiled code and on accelerators with the "
+            f"mindspore backend; got {plan.split.counts}"
+        )
+    return SplitLoss(plan, (SplitVacant if plan.vacant else SplitForward)(plan, dtype, cpu))

@@ -49,6 +49,11 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
     return said
 
 
+@pytest.mark.parametrize("other", ["--linear", "--strict", "--isolate", "--peers"])
+def test_a_split_run_takes_no_option_that_it_would_not_heed(other: str) -> None:
+    assert "--split: expected with" in complaint("conformance", "--backend", "numpy", "--split", "1x2", other)
+
+
 def test_version() -> None:
     done = unixent_command("--version")
     assert done.returncode == 0

@@ -70,18 +70,17 @@ def axes_of(given: dict[str, Array], axis: int) -> dict[str, Axes]:
     classes = lead.ndim - 1 if linear else axis % lead.ndim
     positions = 0 if lead.ndim > 1 and (linear or classes != 0) else 1 if lead.ndim > 1 else None
     flat = None if lead.ndim == 1 else 0
-    found = {
+    return {
         "logits": Axes(positions, classes),
         "hidden": Axes(flat),
         "classifier": Axes(None, 0),
         "bias": Axes(None, 0),
+        "target": Axes(positions, classes) if given["target"].ndim == lead.ndim else Axes(flat),
         "mask": Axes(flat),
-        "upstream": Axes(flat),
+        # A loss, or its upstream gradient, under each reduction.
         "none": Axes(flat),
         "whole": Axes(),
     }
-    smooth = "target" in given and given["target"].ndim == lead.ndim
-    return {**found, "target": Axes(positions, classes) if smooth else Axes(flat)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Cut:
             none = static.get("reduction") == "none"
             upstream = None if grad_output is None else self.harness.to_numpy(grad_output)
             if upstream is not None and none:
-                upstream = self._mine(axes["upstream"], upstream)
+                upstream = self._mine(axes["none"], upstream)
             wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
 
             def here() -> tuple[Array, ...]:
@@ -160,10 +159,8 @@ class Cut:
         assert lead is not None
         if lead.ndim < 2 and self.grid.data > 1:
             raise Unsupported("a single position cannot be split over processes")
-        half = lead.dtype.itemsize == 2 or any(
-            given[name].dtype.itemsize == 2 for name in ("classifier",) if name in given
-        )
-        if "hidden" in given and self.grid.data > 1 and half:
+        linear = [given[name] for name in ("hidden", "classifier") if name in given]
+        if self.grid.data > 1 and any(array.dtype.itemsize == 2 for array in linear):
             raise Unsupported("each process rounds its share of a classifier's half-precision gradient")
         return axes_of(given, int(static.get("axis", -1)))
 
