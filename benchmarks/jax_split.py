@@ -2,9 +2,9 @@
 
     python benchmarks/jax_split.py [--devices 4 --rows 1024 --classes 32000 --rounds 7]
 
-Value and gradient. The forms run in turn in one process, and what is reported is the median of the rounds' ratios to
-the whole loss on one device. The devices are virtual and share this machine's cores, so that times say little about real
-ones; temporaries are those of each device, as `memory_analysis()` reports them.
+Value and gradient. The forms run in turn in one process; reported is the median of the rounds' ratios to the whole loss
+on one device. The devices are virtual and share this machine's cores, so that times say little about real ones;
+temporaries are those of each device, as `memory_analysis()` reports them.
 """
 
 from __future__ import annotations
