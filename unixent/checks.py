@@ -52,7 +52,12 @@ def _target_kind(backend: Backend, found: Argument, positions: tuple[int, ...], 
     return kind
 
 
-def _check_target_range(backend: Backend, found: Argument, classes: int, options: LossOptions) -> None:
+def _check_target_range(backend: Backend, found: Argument, classes: int, options: LossOptions) -> bool:
+    """Whether every index is a class that is not ignored; one that is neither a class nor ignored raises."""
+    ignored = options.ignore_index
+    # 0 is always a class: mostly nothing is outside, and there is no more to ask.
+    if not 0 <= ignored < classes and backend.first_invalid_target(found.array, classes, 0) is None:
+        return True
     invalid = backend.first_invalid_target(found.array, classes, options.ignore_index)
     if invalid is not None:
         flat, value = invalid
@@ -61,6 +66,7 @@ def _check_target_range(backend: Backend, found: Argument, classes: int, options
             f"target: expected class indices in [0, {classes}) or ignore_index={options.ignore_index}; "
             f"got {value} at position {position}"
         )
+    return False
 
 
 def _reads_values(info: ArrayInfo, options: LossOptions) -> bool:
@@ -182,8 +188,8 @@ def _fields(backend: Backend, found: Scores, sides: Sides, options: LossOptions,
         weight = expect(constant(adopt(backend, "weight", weight, lead)), (classes,), FLOATS)
     if mask is not None:
         mask = expect(constant(adopt(backend, "mask", mask, lead)), positions, REALS)
-    if kind == "index" and _reads_values(target.info, options):
-        _check_target_range(backend, target, classes, options)
+    read = kind == "index" and _reads_values(target.info, options)
+    counted = read and _check_target_range(backend, target, classes, options)
     return {
         **rest,
         "target": target.array,
@@ -197,6 +203,7 @@ def _fields(backend: Backend, found: Scores, sides: Sides, options: LossOptions,
         # Terms are partial sums: in half precision a count above 65504 would already be infinite.
         "result_dtype": options.dtype or (accumulation if sides.terms else lead.info.dtype),
         "terms": sides.terms,
+        "counted": counted,
         "check_empty": (
             options.on_empty == "raise" and options.reduction == "mean" and _reads_values(lead.info, options)
         ),

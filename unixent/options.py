@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,6 @@ def _integer(name: str, value: Any) -> int:
 
 def _number(name: str, value: Any, expected: str, low: float, high: float) -> float:
     """A finite float in ``[low, high]``; strings and booleans are no numbers."""
-    if type(value) is float and low <= value <= high and value != math.inf:
-        return value
     try:
         number = float(value) if not isinstance(value, (bool, np.bool_, str, bytes)) else math.nan
     except (TypeError, ValueError):
@@ -91,12 +90,18 @@ class LossOptions:
     validate: str = "auto"
 
     def __post_init__(self) -> None:
+        # Only what is not canonical yet is put anew: this is on every call.
         put = object.__setattr__
-        put(self, "axis", _integer("axis", self.axis))
+        if type(self.axis) is not int:
+            put(self, "axis", _integer("axis", self.axis))
         _choice("reduction", self.reduction, _REDUCTIONS)
-        put(self, "ignore_index", _integer("ignore_index", self.ignore_index))
-        put(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0.0, 1.0))
-        put(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0.0, math.inf))
+        if type(self.ignore_index) is not int:
+            put(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+        if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
+            expected = "a float in [0, 1]"
+            put(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, expected, 0.0, 1.0))
+        if type(self.z_loss) is not float or not 0 <= self.z_loss < math.inf:
+            put(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0.0, math.inf))
         if self.softcap is not None:
             # 0 is excluded: the smallest positive double is the bound below.
             expected = "None or a finite float > 0"
@@ -105,6 +110,19 @@ class LossOptions:
         if self.dtype is not None:
             put(self, "dtype", _dtype_name(self.dtype))
         _choice("validate", self.validate, _VALIDATE)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _seen(*values: Any) -> LossOptions:
+    return LossOptions(*values)
+
+
+def options_of(*values: Any) -> LossOptions:
+    """`LossOptions` of these values in its order; those of an earlier call have been validated."""
+    try:
+        return _seen(*values)
+    except TypeError:  # a value that can't be hashed is refused by name
+        return LossOptions(*values)
 
 
 def _degree(name: str, value: Any) -> int:

@@ -34,8 +34,7 @@ class LossTerms(NamedTuple):
     denominator: Array
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayInfo:
+class ArrayInfo(NamedTuple):
     """What the checks need to know of an array, without touching its values.
 
     Attributes:
@@ -106,7 +105,7 @@ class Split:
         return sum(self.counts[:rank])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LossProblem:
     """What a logits-level and a fused linear problem share; every array belongs to the backend.
 
@@ -121,6 +120,8 @@ class LossProblem:
         accumulation: "float32" or "float64": the dtype of every exp, log and sum.
         result_dtype: dtype that the finished result is rounded to.
         terms: return `LossTerms` instead of the reduced loss.
+        counted: the class indices have been read, and each is a class other than ignore_index; False where that is not
+            known. A backend may then spare itself a look.
         check_empty: raise `unixent.checks.empty_mean` when the mean's denominator reads 0.
         parallel: how the problem is split over processes, or None. Logits and probabilities then hold this process's
             classes and positions, while class indices and weight are those of the whole vocabulary.
@@ -136,11 +137,12 @@ class LossProblem:
     accumulation: str
     result_dtype: str
     terms: bool = False
+    counted: bool = False
     check_empty: bool = False
     parallel: Split | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Problem(LossProblem):
     """One call of `unixent.cross_entropy`: ``logits`` with the classes along ``axis`` (normalised, >= 0)."""
 
@@ -148,7 +150,7 @@ class Problem(LossProblem):
     axis: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LinearProblem(LossProblem):
     """One call of `unixent.linear_cross_entropy`.
 

@@ -73,8 +73,8 @@ class EagerLoss(Function):
         call, denominator, wrt = ctx.call, ctx.denominator, asked(ctx)
         x, target, weight, v, *grads = ctx.saved_tensors
         if torch.is_grad_enabled() or is_transformed(upstream):
-            found = _gradients((x, target, weight, v), upstream, denominator, call, wrt)
-        elif grads and call.spec.host and upstream == 1:
+            found = gradients((x, target, weight, v), upstream, denominator, call, wrt)
+        elif grads and call.spec.host and upstream.item() == 1:
             found = tuple(grads)
         elif grads and all(grad.dtype == call.spec.accumulation for grad in grads):
             found = tuple(_scaled(grad, upstream) for grad in grads)
@@ -92,7 +92,7 @@ def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
     return grad.mul_(upstream)
 
 
-def _gradients(
+def gradients(
     operands: Operands, upstream: Tensor, denominator: Denominator, call: Call, wrt: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable functions of the operands and the upstream gradient."""
@@ -103,7 +103,7 @@ def _gradients(
         kind = call.spec.accumulation
         wide = (x.to(kind), target.to(kind) if target.is_floating_point() else target, weight, v)
         one = torch.ones(shape[: call.kept], dtype=kind, device=x.device)
-        grads = _gradients(wide, one, denominator, call, wrt)
+        grads = gradients(wide, one, denominator, call, wrt)
         upstream = spread(upstream, shape).unsqueeze(-1)
         dtypes = {"logits": x.dtype, "target": target.dtype}
         return tuple((grad * upstream).to(dtypes[name]) for name, grad in zip(wrt, grads, strict=True))
@@ -136,7 +136,7 @@ class Loss(Function):
         *operands, denominator = ctx.saved_tensors
         denominator = denominator if ctx.number is None else ctx.number
         wrt = asked(ctx)
-        return arranged(wrt, _gradients(tuple(operands), upstream, denominator, ctx.call, wrt))
+        return arranged(wrt, gradients(tuple(operands), upstream, denominator, ctx.call, wrt))
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, target_t: Tensor | None, *_: Any) -> Tensor:
@@ -145,7 +145,7 @@ class Loss(Function):
         call, positions = ctx.call, operands[0].shape[:-1]
         tangents = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
         one = torch.ones(positions[: call.kept], dtype=call.spec.accumulation, device=operands[0].device)
-        grads = _gradients(tuple(operands), one, denominator, call, tuple(tangents))
+        grads = gradients(tuple(operands), one, denominator, call, tuple(tangents))
         change = inner(grads, tuple(tangents.values()), one.dtype)
         return change.sum(tuple(range(call.kept, len(positions)))) if call.kept < len(positions) else change
 

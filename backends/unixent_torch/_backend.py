@@ -21,6 +21,7 @@ from unixent_torch._linear_problem import PreparedLinear
 from unixent_torch._positions import first_invalid
 from unixent_torch._prepared import Prepared, in_transform, is_traced
 from unixent_torch._reduction import factor, reduce, spread
+from unixent_torch._small import small_loss
 
 _DTYPE_NAMES = {
     getattr(torch, name): name
@@ -56,17 +57,16 @@ class TorchBackend:
         return isinstance(array, Tensor)
 
     def describe(self, array: Tensor) -> ArrayInfo:
-        device = array.device
-        distributed = type(array) is not Tensor and is_distributed(array)
-        concrete = not is_traced() and device.type != "meta"
+        host = array.is_cpu
+        concrete = not (is_traced() or in_transform() or array.is_meta)
         return ArrayInfo(
             tuple(array.shape),
             _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
-            str(device),
+            "cpu" if host else str(array.device),
             # What one process can read of its share, others can't: a check that raised here would leave them waiting.
-            readable=concrete and device.type == "cpu" and not in_transform() and not distributed,
-            concrete=concrete and not in_transform(),
-            requires_grad=array.requires_grad and torch.is_grad_enabled(),
+            host and concrete and (type(array) is Tensor or not is_distributed(array)),
+            concrete,
+            array.requires_grad and torch.is_grad_enabled(),
         )
 
     def asarray(self, value: np.ndarray[Any, Any], like: Tensor | None) -> Tensor:
@@ -90,6 +90,9 @@ class TorchBackend:
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_split(problem, problem.logits):
             return _split_problem().cross_entropy(problem)
+        small = small_loss(problem)
+        if small is not None:
+            return small
         found = PreparedLogits(problem)
         loss = found.loss()
         if not problem.terms:

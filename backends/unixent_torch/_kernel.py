@@ -8,13 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent_torch._layout import blocks, empty_like, exp, row_sum, rows_per_block
-from unixent_torch._rows import Coefficients, RowStatistics, cap, finish_plain, mixed_block, plain_block
-
-# exp(x) needs no shift where the sum over the other classes and the target's own logit are within these bounds: a class
-# that underflows then has a probability that does, too.
-_LEAST_REST, _MOST_REST = 1.0, 1e18
-_LEAST_OWN, _MOST_OWN = -30.0, 60.0
+from unixent_torch._layout import blocks, empty_like, rows_per_block
+from unixent_torch._rows import Coefficients, cap, mixed_block, plain_block, unshifted_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,24 +178,11 @@ class _Work:
         z_loss = self._spec.z_loss
         if source.dtype == block.dtype and source.is_contiguous():
             source = source.view(block.shape)
-            x_k = source.gather(1, index)
-            exp(source, block)
+            torch.exp(source, out=block)
         else:
             block.view(source.shape).copy_(source)
-            x_k = block.gather(1, index)
-            exp(block, block)
-        block.scatter_(1, index, 0.0)
-        rest, own = row_sum(block), x_k.exp()
-        redo = _rows_outside(rest, x_k, dead)
-        total = rest + own
-        found = RowStatistics(
-            loss=torch.log1p(rest / own),
-            lse=total.log() if z_loss else total,
-            p=own / total if z_loss else total,
-            q=rest / total,
-            scale=total.reciprocal(),
-        )
-        loss = finish_plain(block, index, found, self._weight, z_loss, factor)
+            block.exp_()
+        loss, redo = unshifted_block(block, index, self._weight, z_loss, factor, dead)
         if redo is not None:
             again = source.reshape(block.shape)[redo].to(block.dtype)
             if isinstance(factor, Tensor) and factor.ndim:
@@ -209,18 +191,6 @@ class _Work:
             if factor is not None:
                 block[redo] = again
         return loss
-
-
-def _rows_outside(rest: Tensor, x_k: Tensor, dead: Tensor | None) -> Tensor | None:
-    """Which rows an unshifted exp does not serve."""
-    least, most = torch.aminmax(rest)
-    if least.item() >= _LEAST_REST and most.item() <= _MOST_REST:
-        least, most = torch.aminmax(x_k)
-        if least.item() >= _LEAST_OWN and most.item() <= _MOST_OWN:
-            return None
-    served = (rest >= _LEAST_REST) & (rest <= _MOST_REST) & (x_k >= _LEAST_OWN) & (x_k <= _MOST_OWN)
-    redo = ~served if dead is None else ~(served | dead)
-    return redo.squeeze(1).nonzero().squeeze(1) if redo.any() else None
 
 
 def _store(out: Tensor, block: Tensor, dead: Tensor | None) -> None:

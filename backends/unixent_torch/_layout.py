@@ -14,9 +14,6 @@ from torch import Tensor
 _HOST_ELEMENTS = 1 << 20
 _DEVICE_ELEMENTS = 1 << 25
 
-# torch splits an exp of more elements than the first over its threads; up to the second, that does not pay.
-_SHARED_ELEMENTS, _WOKEN_ELEMENTS = 1 << 11, 1 << 13
-
 # glibc maps anything larger afresh on each allocation, and faulting such memory in by pages of 4 KiB takes longer than
 # the exponentials that are to fill it.
 _FRESH_BYTES = 1 << 25
@@ -27,7 +24,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def rows_per_block(x: Tensor) -> int:
     """How many rows of ``x`` (classes last) one block holds."""
-    elements = _HOST_ELEMENTS if x.device.type == "cpu" else _DEVICE_ELEMENTS
+    elements = _HOST_ELEMENTS if x.is_cpu else _DEVICE_ELEMENTS
     return max(1, elements // int(x.shape[-1]))
 
 
@@ -39,7 +36,7 @@ def empty_like(x: Tensor) -> Tensor:
 def on_huge_pages(out: Tensor) -> Tensor:
     """``out`` itself, asking for huge pages where its memory is large, fresh and the host's."""
     size = out.numel() * out.element_size()
-    if _libc is not None and size > _FRESH_BYTES and out.device.type == "cpu":
+    if size > _FRESH_BYTES and _libc is not None and out.is_cpu:
         start = -(-out.data_ptr() // _PAGE) * _PAGE
         length = (out.data_ptr() + size - start) // _PAGE * _PAGE
         # Advice only: where the kernel has none to give, nothing changes.
@@ -74,13 +71,3 @@ def row_sum(block: Tensor) -> Tensor:
         # torch splits a lone row over its threads, and sums it in another order.
         return block.expand(2, -1).sum(1, keepdim=True)[:1]
     return block.sum(1, keepdim=True)
-
-
-def exp(source: Tensor, out: Tensor) -> None:
-    """`torch.exp` of a contiguous block; few elements stay on the calling thread, since waking another takes longer."""
-    if source.numel() > _WOKEN_ELEMENTS or source.numel() <= _SHARED_ELEMENTS:
-        torch.exp(source, out=out)
-        return
-    for start in range(0, source.numel(), _SHARED_ELEMENTS):
-        piece = slice(start, start + _SHARED_ELEMENTS)
-        torch.exp(source.view(-1)[piece], out=out.view(-1)[piece])

@@ -82,7 +82,7 @@ class EagerLinear(Function):
             if not grads:
                 f = spread(factor(upstream, denominator, how.call), operands.hidden.shape[:-1])
                 grads = solve_linear(operands, f, how.spec, wrt)[1]
-            elif not (how.call.spec.host and not is_transformed(upstream) and upstream == 1):
+            elif not (how.call.spec.host and not is_transformed(upstream) and upstream.item() == 1):
                 kept = torch._C._autograd._get_current_graph_task_keep_graph() or is_transformed(upstream)
                 grads = tuple(grad * upstream if kept else grad.mul_(upstream) for grad in grads)
             found = rounded(wrt, grads, operands)

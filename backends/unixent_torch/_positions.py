@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,9 +45,15 @@ def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int,
     """Flat position and value of the first index outside [0, C) that is not ``ignore_index``. Reads values."""
     if not target.numel():
         return None
-    least, most = torch.aminmax(as_index(target))
-    if least.item() >= 0 and most.item() < classes:
-        return None
+    if target.dtype == torch.int64 and type(target) is Tensor and target.is_cpu:
+        # What is negative is large without its sign; and of NumPy's reductions, argmax is called in the least time.
+        index = target.numpy().view(np.uint64)
+        if index.item(index.argmax()) < classes:
+            return None
+    else:
+        least, most = torch.aminmax(as_index(target))
+        if least.item() >= 0 and most.item() < classes:
+            return None
     flat = target.reshape(-1)
     invalid = outside(flat, classes) & ~equals(flat, ignore_index)
     if not invalid.any():
@@ -72,7 +79,7 @@ class Positions(NamedTuple):
         if problem.target_kind == "probability":
             return cls(target, mask, mask)
         index = as_index(target)
-        if host and _all_counted(index, problem):
+        if problem.counted or (host and _all_counted(index, problem)):
             d = mask
             if weight is not None:
                 own = class_weight(weight, index)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unixent.checks import empty_mean
+from unixent.options import LossOptions
 from unixent.protocol import LossProblem
 from unixent_torch._kernel import Spec
 from unixent_torch._positions import Positions
@@ -16,14 +18,19 @@ from unixent_torch._reduction import Call, Denominator
 _Transform = torch._C._functorch.TransformType
 
 
+# Looked up once: they are asked on every call, several times.
+_modes_active, _transforms_active = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+
+
 def is_traced() -> bool:
     """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
-    return bool(torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0)
+    return torch.compiler.is_compiling() or _modes_active() > 0
 
 
 def in_transform() -> bool:
     """Whether a transform of torch.func is running."""
-    return bool(torch._C._are_functorch_transforms_active())
+    found: bool = _transforms_active()
+    return found
 
 
 def is_composed() -> bool:
@@ -35,6 +42,12 @@ def is_composed() -> bool:
     kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack()]
     # torch drops the outer of two forward-mode derivatives of a Function without a word, and can't functionalize one.
     return kinds.count(_Transform.Jvp) > 1 or _Transform.Functionalize in kinds
+
+
+@lru_cache(maxsize=256)
+def _call(options: LossOptions, kind: torch.dtype, host: bool, kept: int) -> Call:
+    spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, host)
+    return Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
 
 
 class Prepared:
@@ -49,16 +62,15 @@ class Prepared:
     def __init__(self, problem: LossProblem, lead: Tensor, target: Tensor) -> None:
         options = problem.options
         self._problem = problem
-        self._shape, self._device = lead.shape[:-1], lead.device
+        self._shape, self._lead = lead.shape[:-1], lead
         self.composed = is_composed()
         kind = torch.float64 if problem.accumulation == "float64" else torch.float32
-        on_cpu = lead.device.type == "cpu"
+        on_cpu = lead.is_cpu
         self._host = on_cpu and not self.composed and not in_transform()
         self.weight = None if problem.weight is None else problem.weight.to(kind)
         self.positions = Positions.of(problem, target, self.weight, self._host)
-        spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
         kept = len(self._shape) if options.reduction == "none" else 0
-        self.call = Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
+        self.call = _call(options, kind, on_cpu, kept)
         self.denominator = self._denominator()
 
     def total(self) -> Tensor:
@@ -66,7 +78,7 @@ class Prepared:
         d = self.positions.d
         if d is not None:
             return d.sum()
-        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._device)
+        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._lead.device)
 
     def counted(self) -> Tensor | float:
         """`total`, as a number where every position counts 1."""
@@ -98,7 +110,7 @@ class Prepared:
         """The upstream gradient in the accumulation dtype; ones without any."""
         kind = self.call.spec.accumulation
         if grad_output is None:
-            return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._device)
+            return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._lead.device)
         return grad_output.to(kind)
 
     def finish(self, value: Tensor) -> Tensor:

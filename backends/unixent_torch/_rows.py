@@ -25,6 +25,14 @@ from torch import Tensor
 
 from unixent_torch._layout import row_sum
 
+# exp(x) needs no shift where no class loses digits near the smallest normal number that its probability would have: the
+# sum is at least 1, or every class is far from there. And what the loss is made of, the sum and the odds against the
+# target's class, must be far from the ends of float32. (With a z-loss the sum over the others must be at least 1: the
+# log of a sum just above 1 has no digits.)
+_LEAST_CLASS = 1e-35
+_LEAST_TOTAL, _MOST_TOTAL = 1e-25, 1e18
+_LEAST_ODDS, _MOST_ODDS = 1e-25, 1e30
+
 
 class RowStatistics(NamedTuple):
     """Per row: loss of the pivot L_k, lse, p_k, 1 - p_k, and the factor that turns e_c into p_c."""
@@ -98,18 +106,7 @@ def plain_block(
     block: Tensor, index: Tensor, weight: Tensor | None, z_loss: float, factor: Tensor | float | None
 ) -> Tensor:
     """Class indices without smoothing. Returns the losses; with a factor per row the block becomes the gradient."""
-    return finish_plain(block, index, pivot_statistics(block, index), weight, z_loss, factor)
-
-
-def finish_plain(
-    block: Tensor,
-    index: Tensor,
-    found: RowStatistics,
-    weight: Tensor | None,
-    z_loss: float,
-    factor: Tensor | float | None,
-) -> Tensor:
-    """`plain_block` from the statistics on, where ``block`` holds e (0 at the index)."""
+    found = pivot_statistics(block, index)
     own = None if weight is None else weight[index]
     loss = found.loss if own is None else times(own, found.loss)
     if z_loss:
@@ -125,6 +122,60 @@ def finish_plain(
         block.mul_((push + drift) * found.scale)
         block.scatter_(1, index, drift * found.p - push * found.q)
     return loss
+
+
+def unshifted_block(
+    block: Tensor,
+    index: Tensor,
+    weight: Tensor | None,
+    z_loss: float,
+    factor: Tensor | float | None,
+    dead: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`plain_block` of the logits whose exponentials ``block`` holds, and which rows have to be done with a shift."""
+    e_k = block.gather(1, index)
+    block.scatter_(1, index, 0.0)
+    rest = row_sum(block)
+    total, odds = rest + e_k, rest / e_k
+    redo = _rows_outside(block, index, total, odds, rest if z_loss else None, dead)
+    loss = torch.log1p(odds)
+    own = None if weight is None else weight[index]
+    if own is not None:
+        loss = times(own, loss)
+    lse = total.log() if z_loss else None
+    if lse is not None:
+        loss = loss + z_loss * lse.square()
+    if factor is None:
+        return loss, redo
+    push = total.reciprocal().mul_(factor if own is None else factor * own)
+    if lse is None:
+        block.mul_(push)
+        block.scatter_(1, index, rest.mul_(push).neg_())
+    else:
+        drift = factor * (2 * z_loss) * lse / total
+        block.mul_(push + drift)
+        block.scatter_(1, index, drift * e_k - push * rest)
+    return loss, redo
+
+
+def _rows_outside(
+    block: Tensor, index: Tensor, total: Tensor, odds: Tensor, rest: Tensor | None, dead: Tensor | None
+) -> Tensor | None:
+    """Which rows of exponentials an unshifted exp does not serve; ``rest`` is given where it must be at least 1."""
+    floor = total if rest is None else rest
+    least, most = torch.aminmax(odds)
+    usual = least.item() >= _LEAST_ODDS and most.item() <= _MOST_ODDS
+    if usual and floor.amin().item() >= 1 and total.amax().item() <= _MOST_TOTAL:
+        return None
+    within = (odds >= _LEAST_ODDS) & (odds <= _MOST_ODDS) & (total >= _LEAST_TOTAL) & (total <= _MOST_TOTAL)
+    served = within & (floor >= 1)
+    if dead is not None:
+        served |= dead
+    redo = served.logical_not_().squeeze(1).nonzero().squeeze(1)
+    if rest is None and redo.numel():
+        others = block[redo].scatter_(1, index[redo], 1.0)
+        redo = redo[~within[redo].squeeze(1) | (others.amin(1) < _LEAST_CLASS)]
+    return redo if redo.numel() else None
 
 
 class Coefficients(NamedTuple):
