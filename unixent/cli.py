@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -58,6 +59,11 @@ def _described(name: str) -> BackendStatus | str:
         return unixent.backends(name)[0]
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _summary(found: Capabilities) -> str:
@@ -148,6 +154,10 @@ def conformance(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="With isolation: the longest a case may run.")] = 60,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Worker processes, at the most. Default: one per core."),
+    ] = None,
 ) -> None:
     """Run the conformance catalogue. Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run."""
     try:
@@ -160,9 +170,9 @@ def conformance(
         _fail("--merge: expected with --peers")
     if thorough and not compare:
         _fail("--thorough: expected with --compare")
-    if compare and any((framework, linear, peers, peer, strict, split, isolate)):
+    if compare and any((framework, linear, peers, peer, strict, split, isolate, jobs)):
         _fail("--compare: expected with --implementation, --feature, --quick, --thorough or --report alone")
-    if split and any((linear, peers, peer, strict, isolate)):
+    if split and any((linear, peers, peer, strict, isolate, jobs)):
         _fail("--split: expected with --implementation, --framework, --feature, --quick or --report alone")
     chosen = [*(names or []), *(backend or [])]
     if not chosen and implementation is None:
@@ -170,7 +180,8 @@ def conformance(
     # A module beside the person who types is meant, as with `python -m`.
     sys.path.insert(0, str(Path.cwd()))
     common: dict[str, Any] = {"features": feature, "quick": quick, "out": report}
-    shared: dict[str, Any] = {**common, "strict": strict, "timeout": timeout}
+    at_once = jobs or (1 if isolate is False else _cores())
+    shared: dict[str, Any] = {**common, "strict": strict, "timeout": timeout, "jobs": at_once}
     try:
         if compare:
             given = [*chosen, *([implementation] if implementation else [])]

@@ -78,6 +78,7 @@ def run(
     linear: bool = False,
     isolate: bool | None = None,
     timeout: float = 60.0,
+    jobs: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the catalogue.
@@ -92,6 +93,8 @@ def run(
     isolate: run the cases in a worker process that is replaced when it dies, or is silent for `timeout` seconds: that
         case has crashed, and the run goes on. By default so for "module:function" and for a callable that a new process
         can import; not for a backend of unixent and an `Implementation`.
+    jobs: how many worker processes share the cases, at the most; the report is the same. More than 1 needs something
+        that a new process can import, and a backend's worker may be silent for as long as it likes.
     progress: called with (done, of how many) after each case.
 
     >>> from unixent_conformance import run
@@ -102,10 +105,17 @@ def run(
     path = None if isinstance(implementation, Implementation) else importable(implementation)
     if isolate is None:
         isolate = path is not None and ":" in path
-    if isolate and path is None:
-        raise ValueError(f"isolate: a new process cannot import {implementation!r}; pass 'module:function'")
+    if jobs < 1:
+        raise ValueError(f"jobs: expected 1 or more; got {jobs}")
+    if (isolate or jobs > 1) and path is None:
+        asked = "isolate" if isolate else "jobs"
+        raise ValueError(f"{asked}: a new process cannot import {implementation!r}; pass 'module:function'")
     task = Task(path or "", framework, None if features is None else tuple(features), quick, strict, linear)
-    source: Isolated | Prepared = Isolated(task, timeout) if isolate else prepare(task, implementation)
+    source: Isolated | Prepared
+    if isolate or jobs > 1:
+        source = Isolated(task, timeout if isolate else None, jobs)
+    else:
+        source = prepare(task, implementation)
     plan, results = source.plan, []
     for result in source:
         results.append(result)

@@ -1,8 +1,9 @@
-"""Cases in a process of their own, replaced when it dies or hangs: a segfault costs one case, not the run.
+"""Cases in processes of their own, replaced when they die or hang: a segfault costs one case, not the run.
 
 The parent sends `[id, mode]` a line at a time and the worker (`isolation_worker`) answers each with a result, both as
 JSON. A worker that is gone before its answer has crashed on that case; one that is silent for too long is killed. The
-parent never imports the implementation.
+parent never imports the implementation. With several jobs, each worker is given the cases of one feature at a time, and
+the results come in the catalogue's order all the same.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from queue import Empty, Queue
+from itertools import groupby
+from queue import Empty, Queue, SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -32,6 +34,9 @@ START_SECONDS = 300.0
 
 # After so many deaths in a row in one feature, the rest of the feature is given up: each costs a start.
 PATIENCE = 5
+
+# Fewer cases than this for each worker are not worth its start.
+WORTH_A_START = 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Worker:
             raise CannotStart(said["error"])
         self.plan = Plan(**{**said, "cases": tuple((id, mode) for id, mode in said["cases"])})
 
-    def ask(self, id: str, mode: str, seconds: float) -> Result | str:
+    def ask(self, id: str, mode: str, seconds: float | None) -> Result | str:
         """The result of a case, or how the process ended instead: "died with SIGSEGV", "gave no answer in 60 s"."""
         said = self._ask([id, mode], seconds)
         return said if isinstance(said, str) else result_from(said)
@@ -109,7 +114,7 @@ class Worker:
             pass
         self._lines.put("")
 
-    def _ask(self, message: Any, seconds: float) -> Any:
+    def _ask(self, message: Any, seconds: float | None) -> Any:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
@@ -130,41 +135,98 @@ class Worker:
 
 
 class Isolated:
-    """A run in worker processes: `plan` says what it will be, iteration runs it."""
+    """A run in worker processes: `plan` says what it will be, iteration runs it.
 
-    def __init__(self, task: Task, timeout: float) -> None:
-        self._task, self._timeout = task, timeout
-        self._worker: Worker | None = Worker(task)
-        self.plan = self._worker.plan
+    timeout: how long a worker may be silent; None for as long as it likes. jobs: how many work at a time, at the most.
+    """
+
+    def __init__(self, task: Task, timeout: float | None, jobs: int = 1) -> None:
+        first = Worker(task)
+        self.plan = first.plan
+        jobs = max(1, min(jobs, len(self.plan.cases) // WORTH_A_START))
+        self._lanes = [
+            Lane(task, self.plan, timeout, first),
+            *(Lane(task, self.plan, timeout) for _ in range(jobs - 1)),
+        ]
 
     def __iter__(self) -> Iterator[Result]:
-        deaths, last = 0, ""
+        stretches, done = self._stretches(), SimpleQueue[Result | Exception]()
+        threads = [Thread(target=lane.work, args=(stretches, done), daemon=True) for lane in self._lanes]
+        early: dict[tuple[str, str], Result] = {}
         try:
-            for id, mode in self.plan.cases:
-                feature = find(id).feature
-                if feature != last:
-                    deaths, last = 0, feature
-                if deaths >= PATIENCE:
-                    yield self._crashed(id, mode, f"not run: the process ended in each of the last {PATIENCE} cases")
-                    continue
-                self._worker = self._worker or Worker(self._task)
-                said = self._worker.ask(id, mode, self._timeout)
-                if isinstance(said, Result):
-                    if said.verdict is not Verdict.REFUSES:  # a refusal may not have called it at all
-                        deaths = 0
-                    yield said
-                else:
-                    deaths += 1
-                    self._worker.close()
-                    self._worker = None
-                    yield self._crashed(id, mode, f"the process {said}")
+            for thread in threads:
+                thread.start()
+            for due in self.plan.cases:
+                while due not in early:
+                    said = done.get()
+                    if isinstance(said, Exception):
+                        raise said
+                    early[said.id, said.mode] = said
+                yield early.pop(due)
         finally:
-            if self._worker is not None:
-                self._worker.close()
+            for lane in self._lanes:
+                lane.close()
+
+    def _stretches(self) -> SimpleQueue[Sequence[tuple[str, str]]]:
+        """The cases, those of a feature together: they share compilations, and PATIENCE is counted over them."""
+        stretches = SimpleQueue[Sequence[tuple[str, str]]]()
+        for _, cases in groupby(self.plan.cases, lambda pair: (find(pair[0]).feature, pair[1])):
+            stretches.put(tuple(cases))
+        return stretches
+
+
+class Lane:
+    """One worker after another."""
+
+    def __init__(self, task: Task, plan: Plan, timeout: float | None, worker: Worker | None = None) -> None:
+        self._task, self._plan, self._timeout, self._worker = task, plan, timeout, worker
+        self._closed = False
+
+    def work(self, stretches: SimpleQueue[Sequence[tuple[str, str]]], done: SimpleQueue[Result | Exception]) -> None:
+        """Put the results of stretches, as long as there are any, or the error that ends the run."""
+        try:
+            while not self._closed:
+                for result in self._results(stretches.get_nowait()):
+                    done.put(result)
+        except Empty:
+            pass
+        except Exception as error:
+            done.put(error)
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._closed = True
+        self._end()
+
+    def _results(self, cases: Sequence[tuple[str, str]]) -> Iterator[Result]:
+        deaths = 0
+        for id, mode in cases:
+            if deaths >= PATIENCE:
+                yield self._crashed(id, mode, f"not run: the process ended in each of the last {PATIENCE} cases")
+                continue
+            if self._closed:
+                return
+            self._worker = worker = self._worker or Worker(self._task)
+            said = worker.ask(id, mode, self._timeout)
+            if isinstance(said, Result):
+                if said.verdict is not Verdict.REFUSES:  # a refusal may not have called it at all
+                    deaths = 0
+                yield said
+            else:
+                deaths += 1
+                self._end()
+                yield self._crashed(id, mode, f"the process {said}")
+
+    def _end(self) -> None:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
 
     def _crashed(self, id: str, mode: str, detail: str) -> Result:
         case = find(id)
-        text = snippet(case, case.build(), _by_name(self._task, self.plan, mode), detail)
+        text = snippet(case, case.build(), _by_name(self._task, self._plan, mode), detail)
         return Result(id, case.feature, mode, Verdict.CRASHED, detail, float("inf"), text)
 
 
