@@ -60,9 +60,9 @@ class Mode:
         on_empty="raise" give NaN instead of an error, and cases about errors are left out.
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
-    cases: where each case is dear (a compilation), "quick" runs a tenth of the catalogue, "core" a few cases of every
-        feature, and "few" one small gradient of each. pytest's --unixent-thorough runs all of the catalogue, but for
-        "few".
+    cases: where each case is dear (a compilation), "quick" runs a sixth of the catalogue, "lean" one question of each
+        input among those, "core" a few cases of every feature, and "few" one small gradient of each. pytest's
+        --unixent-thorough runs all of the catalogue, but for "few".
     transform: the function transform that an implementation may declare that it lacks, by the name that backends give
         it ("jit", "jvp", "vmap"); the mode's own name for a traced mode without one. Under "vmap" every array is a
         stack of `BATCH` examples, of which the case is the middle one.
@@ -71,7 +71,7 @@ class Mode:
     name: str
     traced: bool = False
     autodiff: bool = False
-    cases: Literal["all", "quick", "core", "few"] = "all"
+    cases: Literal["all", "quick", "lean", "core", "few"] = "all"
     transform: str = ""
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unixent_conformance import run
-from unixent_conformance.cases import catalogue, find
+from unixent_conformance.cases import Case, catalogue, find
 from unixent_conformance.cases.combinations import FACTORS, allowed
 from unixent_conformance.cases.covering import covering_array
 from unixent_conformance.mutation.plain import plain
@@ -37,9 +37,26 @@ def test_quick_cases_are_few_and_of_every_feature() -> None:
     assert len(quick) < len(catalogue()) / 4
 
 
+def test_lean_cases_ask_each_quick_input_something_and_what_is_difficult_everything() -> None:
+    quick, lean = catalogue(quick=True), [case for case in catalogue() if case.lean]
+    assert set(lean) <= set(quick)
+    assert len(lean) < 2 * len(quick) / 3
+    assert {_input(case) for case in lean} == {_input(case) for case in quick}
+    for feature in ("minus infinity", "NaN", "uncounted rows", "confident rows", "batch invariance", "bad input"):
+        assert [c for c in quick if c.feature == feature] == [c for c in lean if c.feature == feature]
+    for feature in ("mask", "z-loss", "combinations", "target dtypes", "fused linear"):
+        assert len({case.asks for case in lean if case.feature == feature}) > 1, feature
+
+
+def _input(case: Case) -> str:
+    return case.id.rpartition("/")[0]
+
+
 def test_core_cases_are_a_few_of_every_feature_that_a_trace_can_show() -> None:
     core = [case for case in catalogue() if case.core]
     assert all(case.quick and case.holds is None for case in core)
+    learnt = {case.feature for case in catalogue(quick=True) if case.asks == "target gradient" and not case.raises}
+    assert {case.feature for case in core if case.asks == "target gradient"} == learnt
     untraceable = {"bad input", "fused linear bad input", "invariances", "inputs unmutated", "batch invariance"}
     assert {case.feature for case in core} >= set(FEATURES) - untraceable
     for feature in ("mask", "z-loss", "combinations", "confident rows"):

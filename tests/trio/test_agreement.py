@@ -29,6 +29,6 @@ def test_no_two_backends_disagree(feature: str) -> None:
         due = {
             case.id
             for case in CALLS
-            if case.feature == feature and ("jax" not in pair or (case.quick and feature != "batch invariance"))
+            if case.feature == feature and ("jax" not in pair or (case.lean and feature != "batch invariance"))
         }
         assert {difference.id for difference in found.of(pair)} >= due, pair

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import groupby
+from zlib import crc32
 
 import numpy as np
 
@@ -27,11 +30,12 @@ __all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
 
 FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear, derivatives)
 
+DIFFICULT = {*special.SPOTS, accuracy.CONFIDENT}
 
-# How many cases of a feature are core: enough to compile each option's value and gradient once or twice.
-CORE = 6
+# How many cases of a feature are core: enough to compile each option's value and gradient once.
+CORE = 3
 
-# Of these, the first gradient of a feature, which comes with the value, is one of the few if it has no more elements,
+# The first gradient of a feature, which comes with the value, is one of the few if it has no more elements,
 # and so is the first value for which NaN is due where no error can be raised.
 SMALL = 160
 
@@ -44,13 +48,17 @@ def _by_id() -> dict[str, Case]:
             if case.id in found:
                 raise ValueError(f"two cases are called {case.id}")
             found[case.id] = case
+    for id in _lean_ids(found):
+        found[id] = replace(found[id], lean=True)
+    traceable = _traceable(found.values())
     seen: set[str] = set()
-    for id in _core_ids(found):
-        case = found[id]
+    for case in traceable:
         about = f"{case.feature}, bad" if case.raises and case.asks == "loss" else case.feature
-        few = case.few or (about not in seen and (about != case.feature or _small(case)))
-        seen.update([about] if few else [])
-        found[id] = replace(case, core=True, few=few)
+        if case.few or (about not in seen and (about != case.feature or _small(case))):
+            found[case.id] = replace(found[case.id], core=True, few=True)
+            seen.add(about)
+    for id in _core_ids(traceable):
+        found[id] = replace(found[id], core=True)
     return found
 
 
@@ -72,15 +80,39 @@ def _small(case: Case) -> bool:
     return bool(np.isfinite(expect.expected(call, "loss")[0].estimate.value).all())
 
 
-def _core_ids(found: dict[str, Case]) -> list[str]:
-    """Quick cases of a feature at an odd stride, so that values and gradients alternate; errors and properties, which
-    mean nothing under a trace, are none of them, but errors about values are, since NaN is due there."""
+def _traceable(cases: Iterable[Case]) -> list[Case]:
+    """Quick cases, less errors and properties, which mean nothing under a trace; errors about values do, since NaN is
+    due there."""
+    return [
+        case
+        for case in cases
+        if case.quick and case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES)
+    ]
+
+
+def _core_ids(traceable: Sequence[Case]) -> list[str]:
+    """Cases of a feature at an odd stride, so that values and gradients alternate, and its first gradient of target."""
     features: dict[str, list[str]] = {}
-    for case in found.values():
-        if case.quick and case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES):
-            features.setdefault(case.feature, []).append(case.id)
+    learnt = {case.feature: case.id for case in reversed(traceable) if case.asks == "target gradient"}
+    for case in traceable:
+        features.setdefault(case.feature, []).append(case.id)
     most = {feature: 4 * CORE if feature == combinations.FEATURE else CORE for feature in features}
-    return [id for name, ids in features.items() for id in ids[:: len(ids) // most[name] | 1][: most[name]]]
+    spread = [id for name, ids in features.items() for id in ids[:: len(ids) // most[name] | 1][: most[name]]]
+    return [*spread, *learnt.values()]
+
+
+def _lean_ids(found: dict[str, Case]) -> list[str]:
+    """Of each quick input one question, drawn by its name, since every answer comes with a value. What is difficult in
+    itself is asked everything: such cases share shapes and options, and so compilations."""
+    ids = []
+    for stem, cases in groupby(
+        (case for case in found.values() if case.quick), lambda case: case.id.rpartition("/")[0]
+    ):
+        alike = list(cases)
+        several = len({case.asks for case in alike}) == len(alike)
+        one = several and alike[0].feature not in DIFFICULT
+        ids += [alike[crc32(stem.encode()) % len(alike)].id] if one else [case.id for case in alike]
+    return ids
 
 
 def catalogue(*, quick: bool = False, features: tuple[str, ...] = ()) -> list[Case]:

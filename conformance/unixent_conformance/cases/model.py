@@ -106,8 +106,9 @@ class Case:
     `holds` (a property of several calls; returns a Finding where it is broken), `truth` (the parts of a stored answer)
     or, with none of them, the oracle.
     `needs` names the capabilities without which a refusal is legitimate. Cases marked `quick` make a run of seconds;
-    `core` ones, some quick ones of every feature, are repeated under a transform that costs a compilation per case;
-    `few`, one small gradient of each, under one that costs a call per element.
+    `lean` ones, of each quick input one question, are for frameworks that compile what is called; `core` ones, some
+    quick ones of every feature, are repeated under a transform that costs a compilation per case; `few`, one small
+    gradient of each, under one that costs a call per element.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Case:
     holds: Callable[[Subject, Call], Finding | None] | None = None
     truth: Callable[[], Sequence[Any]] | None = None
     quick: bool = False
+    lean: bool = False
     core: bool = False
     few: bool = False
     note: str = field(default="", compare=False)

@@ -33,7 +33,7 @@ class JaxHarness(Harness):
     name = "jax"
     modes: tuple[Mode, ...] = (
         # Eager calls are compiled too, op by op or whole.
-        Mode("eager", cases="quick"),
+        Mode("eager", cases="lean"),
         Mode("jit", traced=True, autodiff=True, cases="core", transform="jit"),
         Mode("grad", autodiff=True, cases="core"),
         Mode("forward", autodiff=True, cases="few", transform="jvp"),

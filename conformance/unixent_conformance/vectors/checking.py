@@ -86,7 +86,8 @@ def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
         frozenset(vector["needs"]),
         Raises(due["error"], due["argument"]) if due else None,
         truth=lambda: parts,
-        quick=True,  # runs wherever a call costs no compilation
+        quick=True,  # in each framework, but for its modes of core cases
+        lean=True,
     )
 
 
