@@ -166,6 +166,9 @@ class Isolated:
         finally:
             for lane in self._lanes:
                 lane.close()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
     def _stretches(self) -> SimpleQueue[Sequence[tuple[str, str]]]:
         """The cases, those of a feature together: they share compilations, and PATIENCE is counted over them."""
