@@ -12,13 +12,17 @@ from unixent_jax import _stats
 jax.config.update("jax_num_cpu_devices", 8)
 
 
-@pytest.fixture(params=["single device", "many devices"])
-def formulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The test twice: as in a process of one device, and as where logits may be sharded."""
+@pytest.fixture(scope="module", params=["single device", "many devices"])
+def formulation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The tests twice: as in a process of one device, and as where logits may be sharded.
+
+    All of a module's, one formulation after the other, so that they share what is compiled.
+    """
     single = request.param == "single device"
-    monkeypatch.setattr(_stats, "alone", lambda x: single)
-    jax.clear_caches()
-    yield request.param
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_stats, "alone", lambda x: single)
+        jax.clear_caches()
+        yield request.param
     jax.clear_caches()
 
 
