@@ -98,16 +98,25 @@ CASES = [
 ]
 
 
+def every(f: Callable[..., Any]) -> Callable[..., Any]:
+    """All transforms of a loss at once: as one program they compile in half the time."""
+    return lambda x, t: {name: change(f)(x, t) for name, change in TRANSFORMS.items()}
+
+
 @pytest.mark.parametrize(("kind", "options", "traced"), CASES)
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_transform(transform: str, kind: str, options: str, traced: bool) -> None:
+def test_transforms(kind: str, options: str, traced: bool) -> None:
     x, y, q = _inputs()
     target = y if kind == "index" else q
-    change = TRANSFORMS[transform]
-    function = change(lambda x, t: ours(x, t, **OPTIONS[options]))
-    expected = jax.jit(change(lambda x, t: reference(x, t, **OPTIONS[options])))(x, target)
+    function = every(lambda x, t: ours(x, t, **OPTIONS[options]))
+    expected = jax.jit(every(lambda x, t: reference(x, t, **OPTIONS[options])))(x, target)
     got = (jax.jit(function) if traced else function)(x, target)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), got, expected)
+    assert got.keys() == TRANSFORMS.keys()
+    for name in TRANSFORMS:
+        close(got[name], expected[name], name)
+
+
+def close(got: Any, expected: Any, name: str) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13, err_msg=name), got, expected)
 
 
 @pytest.mark.parametrize("transform", ["grad", "jacfwd", "hessian", "third derivative"])
@@ -121,10 +130,13 @@ def test_derivatives_with_respect_to_probabilities(transform: str) -> None:
 
 def test_mixed_second_derivative() -> None:
     x, _, q = _inputs()
-    got = jax.jacfwd(jax.grad(ours, argnums=1))(x, q)
-    np.testing.assert_allclose(got, jax.jacfwd(jax.grad(reference, argnums=1))(x, q), rtol=1e-11, atol=1e-13)
-    got = jax.jacrev(jax.grad(ours), argnums=1)(x, q)
-    np.testing.assert_allclose(got, jax.jacrev(jax.grad(reference), argnums=1)(x, q), rtol=1e-11, atol=1e-13)
+
+    def mixed(f: Callable[..., Any]) -> Any:
+        forward, backward = jax.jacfwd(jax.grad(f, argnums=1)), jax.jacrev(jax.grad(f), argnums=1)
+        return jax.jit(lambda x, q: (forward(x, q), backward(x, q)))(x, q)
+
+    for name, got, expected in zip(("forward", "backward"), mixed(ours), mixed(reference), strict=True):
+        close(got, expected, name)
 
 
 def test_second_derivatives_of_a_dead_row_are_zero_whatever_it_holds() -> None:
