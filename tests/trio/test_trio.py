@@ -41,7 +41,11 @@ def own_arrays(name: str) -> tuple[Any, Any]:
     return asarray(LOGITS, None), asarray(TARGET, None)
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(FRAMEWORKS)), ids="-".join)
+# In these three each comes first once, and each comes before each.
+ORDERS = [FRAMEWORKS[i:] + FRAMEWORKS[:i] for i in range(len(FRAMEWORKS))]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
 def test_any_order_of_imports(order: tuple[str, ...]) -> None:
     program = "".join(f"import {name}\n" for name in order) + ONE_PROGRAM.format(order=order)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
