@@ -7,7 +7,7 @@ from typing import Any, cast
 from unixent import checks
 from unixent.arguments import resolve
 from unixent.errors import OptionError
-from unixent.options import DEFAULT_IGNORE_INDEX, options_of
+from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import Array, LossTerms
 
 
@@ -104,7 +104,7 @@ def cross_entropy(
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
     found = resolve(backend, logits, "logits")
-    options = options_of(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.logits_problem(found, logits, sides, options)
     return found.cross_entropy(problem)
@@ -153,7 +153,7 @@ def loss_terms(
         True
     """
     found = resolve(backend, logits, "logits")
-    options = options_of(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, "zero", dtype, validate)
+    options = LossOptions(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate)
     sides = checks.Sides(target, weight, mask, None, parallel, True)
     problem, _ = checks.logits_problem(found, logits, sides, options)
     return cast(LossTerms, found.cross_entropy(problem))
@@ -212,7 +212,7 @@ def value_and_grad(
     """
     found = resolve(backend, logits, "logits")
     names = checks.wanted(wrt, ("logits", "target"))
-    options = options_of(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, lead = checks.logits_problem(found, logits, sides, options)
     if "target" in names and problem.target_kind == "index":

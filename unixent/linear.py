@@ -7,7 +7,7 @@ from typing import Any
 from unixent import checks
 from unixent.arguments import resolve
 from unixent.errors import OptionError
-from unixent.options import DEFAULT_IGNORE_INDEX, options_of
+from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import Array
 
 
@@ -64,7 +64,7 @@ def linear_cross_entropy(
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
     """
     found = resolve(backend, hidden, "hidden")
-    options = options_of(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
     return found.linear_cross_entropy(problem)
@@ -122,7 +122,7 @@ def linear_value_and_grad(
         wrt = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
     allowed = ("hidden", "classifier", "target") if bias is None else ("hidden", "classifier", "bias", "target")
     names = checks.wanted(wrt, allowed)
-    options = options_of(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, lead = checks.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
     if "target" in names and problem.target_kind == "index":

@@ -6,7 +6,6 @@ import contextlib
 import math
 import operator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -110,19 +109,6 @@ class LossOptions:
         if self.dtype is not None:
             put(self, "dtype", _dtype_name(self.dtype))
         _choice("validate", self.validate, _VALIDATE)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _seen(*values: Any) -> LossOptions:
-    return LossOptions(*values)
-
-
-def options_of(*values: Any) -> LossOptions:
-    """`LossOptions` of these values in its order; those of an earlier call have been validated."""
-    try:
-        return _seen(*values)
-    except TypeError:  # a value that can't be hashed is refused by name
-        return LossOptions(*values)
 
 
 def _degree(name: str, value: Any) -> int:

@@ -34,9 +34,13 @@ def reduce(losses: Tensor, denominator: Denominator, call: Call) -> Tensor:
     if denominator is None:
         return total
     if isinstance(denominator, float):
-        return total / denominator if denominator else torch.where(torch.isnan(total), total, call.empty)
-    empty = (denominator == 0) & ~torch.isnan(total)
-    return torch.where(empty, call.empty, total / torch.where(denominator == 0, 1, denominator))
+        if denominator:
+            return total / denominator
+        return total * call.empty if call.empty else torch.where(torch.isnan(total), total, 0)
+    none = denominator == 0
+    if call.empty:  # NaN by a product, so that the gradient is NaN as well
+        return total * torch.where(none, call.empty, 1) / torch.where(none, 1, denominator)
+    return torch.where(none & ~torch.isnan(total), 0, total / torch.where(none, 1, denominator))
 
 
 def factor(upstream: Tensor | float, denominator: Denominator, call: Call) -> Any:

@@ -57,7 +57,7 @@ def _pivot(x: Tensor, own: Tensor) -> _Pivot:
     top = others.detach().amax(-1)
     shift = torch.where(top == -math.inf, x_k.detach(), top)
     rest = torch.exp(others - shift.unsqueeze(-1)).sum(-1)
-    rest = torch.where(x_k == math.inf, math.nan, rest)
+    rest = rest + torch.where(x_k == math.inf, math.nan, 0)  # added, so that the gradient is NaN as well
     gap, dropped = two_diff(shift, x_k)
     far = gap > 0
     half = torch.exp(torch.where(far, 0, gap) / 2)
@@ -75,8 +75,9 @@ def _pivot(x: Tensor, own: Tensor) -> _Pivot:
 
 
 def _mixed(x: Tensor, target: Tensor, weight: Tensor | None, spec: Spec, dead: Tensor | None) -> tuple[Tensor, Tensor]:
-    found = _pivot(x, _is_class(x, x.detach().argmax(-1)))
-    gaps = found.x_k.unsqueeze(-1) - x
+    at_top = _is_class(x, x.detach().argmax(-1))
+    found = _pivot(x, at_top)
+    gaps = torch.where(at_top, 0, found.x_k.unsqueeze(-1) - x)
     share, base = 1 - spec.smoothing, spec.smoothing / x.shape[-1]
     if target.is_floating_point():
         target = target.to(x.dtype)
@@ -96,7 +97,9 @@ def _mixed(x: Tensor, target: Tensor, weight: Tensor | None, spec: Spec, dead: T
         products = products + rise * torch.where(none & torch.isfinite(gaps), gaps, 0)
         most = torch.finfo(x.dtype).max  # whose square is infinite, where infinity itself times 0 would be NaN
         products = products + torch.where(none & torch.isinf(gaps), rise * most * most, 0)
-    return products.sum(-1) + t.sum(-1) * found.anchored, found.lse
+    # The top's own share has the derivative p_k - 1, which cancels where it is made of p_k and -1.
+    others, top = torch.where(at_top, 0, t).sum(-1), torch.where(at_top, t, 0).sum(-1)
+    return products.sum(-1) + others * found.anchored + top * found.loss, found.lse
 
 
 def _cap(x: Tensor, softcap: float) -> Tensor:

@@ -154,7 +154,9 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
     chosen = catalogue(quick=task.quick, features=task.features or ())
     if found.terms is None:  # a loss is none the less a loss
         chosen = [case for case in chosen if case.asks != "terms"]
-    pairs = tuple((case.id, mode.name) for mode in harness.modes for case in chosen if applies(case, mode))
+    # Features that are asked for by name are asked for in every mode.
+    hurried = task.quick and not task.features
+    pairs = tuple((case.id, mode.name) for mode in harness.modes for case in chosen if applies(case, mode, hurried))
     plan = Plan(found.name, harness.name, ", ".join(filter(None, (found.version, harness.version()))), pairs)
     subjects = {mode.name: Subject(harness, found, mode) for mode in harness.modes}
     return Prepared(plan, subjects, task.strict or found.own_errors, task.linear)

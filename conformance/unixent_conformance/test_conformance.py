@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 if applies(case, mode):
                     id = f"{name}-{mode.name}-{case.id}"
                     known.add(id)
-                    if case.quick or not quick:
+                    if not quick or (case.quick and applies(case, mode, hurried=True)):
                         parameters.append(pytest.param(case, subject, id=id))
     elsewhere = tuple(f"{name}-" for name in _registered() if name not in named) if named else ()
     reasons = plugin.xfails(config, known, elsewhere)

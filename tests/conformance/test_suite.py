@@ -11,7 +11,9 @@ from unixent_conformance import run
 from unixent_conformance.cases import Case, catalogue, find
 from unixent_conformance.cases.combinations import FACTORS, allowed
 from unixent_conformance.cases.covering import covering_array
+from unixent_conformance.harness import Mode
 from unixent_conformance.mutation.plain import plain
+from unixent_conformance.runner import applies
 
 FEATURES = list(dict.fromkeys(case.feature for case in catalogue()))
 
@@ -105,3 +107,13 @@ def test_covering_array_covers(strength: int) -> None:
         for levels in product(*(FACTORS[name] for name in names)):
             if allowed(dict(zip(names, levels, strict=True))):
                 assert tuple(map(repr, levels)) in seen
+
+
+def test_in_a_hurry_a_mode_of_compilations_is_left_its_few_and_its_errors() -> None:
+    cases = catalogue(quick=True)
+    compiled, called = Mode("jit", traced=True, autodiff=True, cases="core"), Mode("eager")
+    left = [case for case in cases if applies(case, compiled, hurried=True)]
+    assert {case.feature for case in cases if case.few and applies(case, compiled)} <= {case.feature for case in left}
+    assert all(case.few or case.raises for case in left)
+    assert [case for case in cases if applies(case, called, hurried=True)] == [c for c in cases if applies(c, called)]
+    assert not any(applies(case, Mode("forward", autodiff=True, cases="few"), hurried=True) for case in cases)
