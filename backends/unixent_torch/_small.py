@@ -51,6 +51,7 @@ def small_loss(problem: Problem) -> Tensor | None:
         or not x.is_contiguous()
         or forward_ad._current_level >= 0
         or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or torch._C._is_tracing()
     ):
         return None
     y = target.numpy().reshape(-1)
@@ -64,7 +65,7 @@ def small_loss(problem: Problem) -> Tensor | None:
         return None
     value = float(np.add.reduce(losses)) / count
     if not differentiated:
-        return torch.scalar_tensor(value, dtype=x.dtype)
+        return torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
     loss: Tensor = _record(x, block, target, value, count)
     return loss
 
@@ -121,7 +122,7 @@ class SmallLoss(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, grad: Tensor, target: Tensor, value: float, count: int) -> Tensor:
         ctx.kept = grad, x, target, (x._version, target._version), count
-        return torch.scalar_tensor(value, dtype=x.dtype)
+        return torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:

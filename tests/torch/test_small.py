@@ -121,3 +121,22 @@ def test_ignored_positions_and_bad_ones_do_not_come_here() -> None:
     with pytest.raises(unixent.TargetRangeError, match=r"got 100 at position \(5,\)"):
         unixent.cross_entropy(x, y)
     assert unixent.cross_entropy(x, y, validate="off").isnan()
+
+
+def test_the_loss_lies_where_the_logits_do() -> None:
+    x, y = problem()
+    with torch.device("meta"):
+        loss = unixent.cross_entropy(x, y)
+        with torch.no_grad():
+            value = unixent.cross_entropy(x, y)
+    assert is_small(loss)
+    assert loss.device == value.device == x.device
+    assert torch.equal(loss, value)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_trace_is_a_function_of_the_logits() -> None:
+    x, y = problem()
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: unixent.cross_entropy(x, y), x.detach(), check_trace=False)
+        torch.testing.assert_close(traced(2 * x.detach()), unixent.cross_entropy(2 * x.detach(), y))
