@@ -36,7 +36,7 @@ START_SECONDS = 300.0
 PATIENCE = 5
 
 # Fewer cases than this for each worker are not worth its start.
-WORTH_A_START = 100
+WORTH_A_START = 50
 
 
 @dataclass(frozen=True)

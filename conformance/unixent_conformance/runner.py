@@ -61,10 +61,12 @@ class Result:
 
 
 def applies(case: Case, mode: Mode, hurried: bool = False) -> bool:
-    """Whether a case means anything in a mode. In a hurry, a mode in which a case is dear is left its few, and what is
-    refused before anything is compiled; one that has no more than its few is left out."""
-    if hurried and (mode.cases == "few" or (mode.cases != "all" and not (case.few or case.raises is not None))):
-        return False
+    """Whether a case means anything in a mode. In a hurry, a mode in which a case is dear is left the first derivatives
+    among its few, and what is refused before anything is compiled; one that has no more than its few is left out."""
+    if hurried and mode.cases != "all":
+        first = case.few and case.asks != "second derivatives"
+        if mode.cases == "few" or not (first or case.raises is not None):
+            return False
     if mode.cases != "all" and not getattr(case, mode.cases):
         return False
     if case.asks == "second derivatives":
