@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unixent.checks import empty_mean
-from unixent.options import LossOptions
 from unixent.protocol import LossProblem
 from unixent_torch._kernel import Spec
 from unixent_torch._positions import Positions
@@ -44,12 +42,6 @@ def is_composed() -> bool:
     return kinds.count(_Transform.Jvp) > 1 or _Transform.Functionalize in kinds
 
 
-@lru_cache(maxsize=256)
-def _call(options: LossOptions, kind: torch.dtype, host: bool, kept: int) -> Call:
-    spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, host)
-    return Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
-
-
 class Prepared:
     """A problem with its positions known and its denominator found.
 
@@ -62,17 +54,16 @@ class Prepared:
     def __init__(self, problem: LossProblem, lead: Tensor, target: Tensor) -> None:
         options = problem.options
         self._problem = problem
-        self._shape, self._lead = lead.shape[:-1], lead
+        self._shape, self._device = lead.shape[:-1], lead.device
         self.composed = is_composed()
         kind = torch.float64 if problem.accumulation == "float64" else torch.float32
         on_cpu = lead.is_cpu
         self._host = on_cpu and not self.composed and not in_transform()
         self.weight = None if problem.weight is None else problem.weight.to(kind)
         self.positions = Positions.of(problem, target, self.weight, self._host)
+        spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
         kept = len(self._shape) if options.reduction == "none" else 0
-        # The compiler warns of caches that it sees through.
-        call = _call.__wrapped__ if self.composed else _call
-        self.call = call(options, kind, on_cpu, kept)
+        self.call = Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
         self.denominator = self._denominator()
 
     def total(self) -> Tensor:
@@ -80,7 +71,7 @@ class Prepared:
         d = self.positions.d
         if d is not None:
             return d.sum()
-        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._lead.device)
+        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._device)
 
     def counted(self) -> Tensor | float:
         """`total`, as a number where every position counts 1."""
@@ -112,7 +103,7 @@ class Prepared:
         """The upstream gradient in the accumulation dtype; ones without any."""
         kind = self.call.spec.accumulation
         if grad_output is None:
-            return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._lead.device)
+            return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._device)
         return grad_output.to(kind)
 
     def finish(self, value: Tensor) -> Tensor:

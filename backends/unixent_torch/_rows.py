@@ -29,7 +29,7 @@ from unixent_torch._layout import row_sum
 # sum is at least 1, or every class is far from there. And what the loss is made of, the sum and the odds against the
 # target's class, must be far from the ends of float32. (With a z-loss the sum over the others must be at least 1: the
 # log of a sum just above 1 has no digits.)
-_LEAST_CLASS = 1e-35
+LEAST_CLASS = 1e-35
 _LEAST_TOTAL, _MOST_TOTAL = 1e-25, 1e18
 _LEAST_ODDS, _MOST_ODDS = 1e-25, 1e30
 
@@ -174,7 +174,7 @@ def _rows_outside(
     redo = served.logical_not_().squeeze(1).nonzero().squeeze(1)
     if rest is None and redo.numel():
         others = block[redo].scatter_(1, index[redo], 1.0)
-        redo = redo[~within[redo].squeeze(1) | (others.amin(1) < _LEAST_CLASS)]
+        redo = redo[~within[redo].squeeze(1) | (others.amin(1) < LEAST_CLASS)]
     return redo if redo.numel() else None
 
 

@@ -20,6 +20,7 @@ from unixent.protocol import Problem
 from unixent_torch._autograd import gradients, is_transformed
 from unixent_torch._kernel import Spec
 from unixent_torch._reduction import Call
+from unixent_torch._rows import LEAST_CLASS
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
 _ELEMENTS = 1 << 14
@@ -101,7 +102,7 @@ def _solve(block: Tensor, y: Array, factor: float | None) -> Array | None:
         return None
     if not total[total.argmin()] >= 1:
         flat[own] = 1
-        if flat[flat.argmin()] < 1e-35:
+        if flat[flat.argmin()] < LEAST_CLASS:
             return None
     if factor is not None:
         flat[own] = -rest

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -149,7 +149,7 @@ class Isolated:
             *(Lane(task, self.plan, timeout) for _ in range(jobs - 1)),
         ]
 
-    def __iter__(self) -> Iterator[Result]:
+    def __iter__(self) -> Generator[Result, None, None]:
         stretches, done = self._stretches(), SimpleQueue[Result | Exception]()
         threads = [Thread(target=lane.work, args=(stretches, done), daemon=True) for lane in self._lanes]
         early: dict[tuple[str, str], Result] = {}

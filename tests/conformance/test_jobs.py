@@ -45,7 +45,7 @@ def test_a_short_run_starts_one() -> None:
     run_ = Isolated(Task("numpy", features=("batch invariance",), quick=True), None, jobs=4)
     results = iter(run_)
     assert next(results).feature == "batch invariance"
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert len(run_._lanes) == 1
 
 

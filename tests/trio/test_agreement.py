@@ -1,7 +1,7 @@
 """The same catalogue through all four backends: no two are further apart than the error model allows, errors and exact
 values not at all.
 
-JAX compiles every new shape, so it is given the cases that are marked quick, one in six; the others get them all.
+JAX compiles every new shape, so it is given one question of each quick input, one case in ten; the others get them all.
 `unixent conformance --compare --thorough` leaves nothing out.
 """
 
