@@ -8,7 +8,7 @@ from unixent import checks
 from unixent.arguments import resolve
 from unixent.errors import OptionError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
-from unixent.protocol import Array, LossTerms
+from unixent.protocol import Array, LossTerms, PlainBackend
 
 
 def cross_entropy(
@@ -105,6 +105,10 @@ def cross_entropy(
     """
     found = resolve(backend, logits, "logits")
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    if found.capabilities.plain and weight is None and mask is None and normalizer is None and parallel is None:
+        loss = cast(PlainBackend, found).plain_cross_entropy(logits, target, options)
+        if loss is not None:
+            return loss
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
     problem, _ = checks.logits_problem(found, logits, sides, options)
     return found.cross_entropy(problem)

@@ -66,6 +66,7 @@ class Capabilities:
         linear: `unixent.linear_cross_entropy` is served.
         parallel: a `ParallelConfig` of degree above 1 is served.
         batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
+        plain: calls without arrays beside logits and target are offered to the backend before they are checked.
     """
 
     dtypes: frozenset[str]
@@ -74,6 +75,7 @@ class Capabilities:
     linear: bool = False
     parallel: bool = False
     batch_invariant: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,18 @@ class Backend(Protocol):
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         """The fused loss and its gradients for each of ``wrt``: "hidden", "classifier", "bias", "target"."""
+        ...
+
+
+class PlainBackend(Backend, Protocol):
+    """What a backend provides besides where it declares ``capabilities.plain``: small calls take less than checks."""
+
+    def plain_cross_entropy(self, logits: object, target: object, options: LossOptions) -> Array | None:
+        """The loss of a call without weight, mask, normalizer or parallel, or None.
+
+        Nothing has been checked but the options, and nothing is raised here: None, for whatever is not sure to be
+        right, has the call checked and answered by `cross_entropy`.
+        """
         ...
 
 

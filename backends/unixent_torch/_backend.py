@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unixent.errors import BackendError
-from unixent.options import ParallelConfig
+from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import _traced
 from unixent_torch._autograd import Loss, apply
@@ -44,6 +44,7 @@ class TorchBackend:
         linear=True,
         parallel=True,
         batch_invariant=True,
+        plain=True,
     )
 
     def devices(self) -> tuple[str, ...]:
@@ -87,12 +88,12 @@ class TorchBackend:
         bad = ~torch.isfinite(array.detach()).reshape(-1)
         return int(bad.to(torch.uint8).argmax()) if bad.any() else None
 
+    def plain_cross_entropy(self, logits: object, target: object, options: LossOptions) -> Tensor | None:
+        return small_loss(logits, target, options)
+
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_split(problem, problem.logits):
             return _split_problem().cross_entropy(problem)
-        small = small_loss(problem)
-        if small is not None:
-            return small
         found = PreparedLogits(problem)
         loss = found.loss()
         if not problem.terms:

@@ -1,4 +1,4 @@
-"""Small plain problems on the host, where a call costs more than its arithmetic: straight through, mostly in NumPy.
+"""Small plain losses on the host, where a call costs more than its arithmetic: straight through, mostly in NumPy.
 
 An operator of NumPy takes a fraction of the time of one of torch's. It stands in wherever IEEE 754 leaves no choice
 (sums of two, products, quotients), so that a gradient has the bits that `_rows.unshifted_block` gives it: exp and the
@@ -16,58 +16,61 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
-from unixent.protocol import Problem
+from unixent.options import LossOptions
 from unixent_torch._autograd import gradients, is_transformed
 from unixent_torch._kernel import Spec
+from unixent_torch._prepared import in_transform, is_traced
 from unixent_torch._reduction import Call
 from unixent_torch._rows import LEAST_CLASS
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
 _ELEMENTS = 1 << 14
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_DTYPES = frozenset({torch.float32, torch.float64})
 
 Array = np.ndarray[Any, Any]
 
 
-def small_loss(problem: Problem) -> Tensor | None:
-    """The loss where the problem is small and plain, and None elsewhere: then it has to go the long way."""
-    x, target, options = problem.logits, problem.target, problem.options
+def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
+    """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
     if (
-        not problem.counted
+        is_traced()
+        or in_transform()
+        or not (type(x) is Tensor or type(x) is Parameter)
+        or type(target) is not Tensor
+        or x.dtype not in _DTYPES
+        or target.dtype != torch.int64
+        or not (x.is_cpu and target.is_cpu and x.is_contiguous())
         or x.numel() > _ELEMENTS
-        or problem.weight is not None
-        or problem.mask is not None
-        or problem.normalizer is not None
-        or problem.parallel is not None
-        or problem.terms
+        or x.shape[:-1] != target.shape
+        or not (options.axis == -1 or options.axis == x.ndim - 1)
+        or options.reduction == "none"
         or options.label_smoothing
         or options.z_loss
         or options.softcap is not None
-        or options.reduction == "none"
-        or problem.axis != x.ndim - 1
-        or problem.result_dtype != problem.accumulation
-        or x.dtype != _DTYPES[problem.accumulation]
-        or target.dtype != torch.int64
-        or not (type(x) is Tensor or type(x) is Parameter)
-        or not x.is_contiguous()
+        or options.dtype is not None
         or forward_ad._current_level >= 0
-        or torch._C._functorch.is_functorch_wrapped_tensor(x)
         or torch._C._is_tracing()
     ):
         return None
-    y = target.numpy().reshape(-1)
-    if len(y) < 2:  # the value of one position is its loss, whose bits are told
+    index, classes = target.numpy().reshape(-1), x.shape[-1]
+    count = len(index)
+    if count < 2:  # the value of one position is its loss, whose bits are told
         return None
-    count = len(y) if options.reduction == "mean" else 1
-    differentiated = x.requires_grad and torch.is_grad_enabled()
+    # argmin and argmax are called in a fraction of the time of min and max, here and below.
+    if index.item(index.argmin()) < 0 or index.item(index.argmax()) >= classes or 0 <= options.ignore_index < classes:
+        return None
     block = torch.exp(x.detach())
-    losses = _solve(block, y, 1 / count if differentiated else None)
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    denominator = count if options.reduction == "mean" else 1
+    losses = _solve(block, index, 1 / denominator if differentiated else None)
     if losses is None:
         return None
-    value = float(np.add.reduce(losses)) / count
+    value = np.empty((), losses.dtype)
+    np.add.reduce(losses, out=value)
+    value /= denominator
     if not differentiated:
-        return torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
-    loss: Tensor = _record(x, block, target, value, count)
+        return torch.from_numpy(value)
+    loss: Tensor = _record(x, value, (block, x, target, (x._version, target._version), denominator))
     return loss
 
 
@@ -92,24 +95,22 @@ def _solve(block: Tensor, y: Array, factor: float | None) -> Array | None:
     flat[own] = 0
     rest = rows.sum(1).numpy()
     total = rest + e_k
-    # argmin and argmax stop at a NaN, and are called in a fraction of the time of min and max.
+    # argmin and argmax stop at a NaN.
     if not (
-        rest[rest.argmin()] >= 1e-10
-        and rest[rest.argmax()] <= 1e17
-        and e_k[e_k.argmin()] >= 1e-12
-        and e_k[e_k.argmax()] <= 1e15
+        rest.item(rest.argmin()) >= 1e-10 and e_k.item(e_k.argmin()) >= 1e-12 and total.item(total.argmax()) <= 1e15
     ):
         return None
-    if not total[total.argmin()] >= 1:
+    if not total.item(total.argmin()) >= 1:
         flat[own] = 1
-        if flat[flat.argmin()] < LEAST_CLASS:
+        if flat.item(flat.argmin()) < LEAST_CLASS:
             return None
     if factor is not None:
         flat[own] = -rest
         push = 1 / total
         push *= factor
         e *= push[:, None]
-    losses: Array = np.log1p(rest / e_k)
+    rest /= e_k
+    losses: Array = np.log1p(rest, out=rest)
     return losses
 
 
@@ -121,9 +122,9 @@ class SmallLoss(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, target: Tensor, value: float, count: int) -> Tensor:
-        ctx.kept = grad, x, target, (x._version, target._version), count
-        return torch.scalar_tensor(value, dtype=x.dtype, device=x.device)
+    def forward(ctx: Any, x: Tensor, value: Array, kept: tuple[Any, ...]) -> Tensor:
+        ctx.kept = kept
+        return torch.from_numpy(value)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:
@@ -131,18 +132,18 @@ class SmallLoss(Function):
             raise RuntimeError(
                 "Trying to backward through the graph a second time: use retain_graph=True the first time"
             )
-        grad, x, target, versions, count = ctx.kept
+        grad, x, target, versions, denominator = ctx.kept
         if torch.is_grad_enabled() or is_transformed(upstream):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
             call = Call(Spec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
-            (grad,) = gradients((x, target, None, None), upstream, float(count), call, ("logits",))
-            return grad, None, None, None, None
+            (grad,) = gradients((x, target, None, None), upstream, float(denominator), call, ("logits",))
+            return grad, None, None
         scale = upstream.item()
         if torch._C._autograd._get_current_graph_task_keep_graph():
-            return grad * scale, None, None, None, None
+            return grad * scale, None, None
         ctx.kept = None
-        return grad if scale == 1 else grad.mul_(scale), None, None, None, None
+        return grad if scale == 1 else grad.mul_(scale), None, None
 
 
 # `Function.apply` without its look at torch.func, which `small_loss` has had.
