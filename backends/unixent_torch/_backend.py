@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unixent.errors import BackendError
-from unixent.options import LossOptions, ParallelConfig
+from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import _traced
 from unixent_torch._autograd import Loss, apply
@@ -46,6 +46,7 @@ class TorchBackend:
         batch_invariant=True,
         plain=True,
     )
+    plain_cross_entropy = staticmethod(small_loss)
 
     def devices(self) -> tuple[str, ...]:
         found = ["cpu"]
@@ -87,9 +88,6 @@ class TorchBackend:
     def first_nonfinite(self, array: Tensor) -> int | None:
         bad = ~torch.isfinite(array.detach()).reshape(-1)
         return int(bad.to(torch.uint8).argmax()) if bad.any() else None
-
-    def plain_cross_entropy(self, logits: object, target: object, options: LossOptions) -> Tensor | None:
-        return small_loss(logits, target, options)
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_split(problem, problem.logits):
