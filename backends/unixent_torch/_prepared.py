@@ -17,17 +17,17 @@ _Transform = torch._C._functorch.TransformType
 
 
 # Looked up once: they are asked on every call, several times.
-_modes_active, _transforms_active = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
+modes_active, transforms_active = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
 
 
 def is_traced() -> bool:
     """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
-    return torch.compiler.is_compiling() or _modes_active() > 0
+    return torch.compiler.is_compiling() or modes_active() > 0
 
 
 def in_transform() -> bool:
     """Whether a transform of torch.func is running."""
-    found: bool = _transforms_active()
+    found: bool = transforms_active()
     return found
 
 

@@ -17,9 +17,9 @@ from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 
 from unixent.options import LossOptions
-from unixent_torch._autograd import gradients, is_transformed
+from unixent_torch._autograd import gradients
 from unixent_torch._kernel import Spec
-from unixent_torch._prepared import in_transform, is_traced
+from unixent_torch._prepared import modes_active, transforms_active
 from unixent_torch._reduction import Call
 from unixent_torch._rows import LEAST_CLASS
 
@@ -27,14 +27,20 @@ from unixent_torch._rows import LEAST_CLASS
 _ELEMENTS = 1 << 14
 _DTYPES = frozenset({torch.float32, torch.float64})
 
+# Looked up once: a small loss takes as long as a hundred look-ups.
+_is_tracing = torch._C._is_tracing
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
+_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
+
 Array = np.ndarray[Any, Any]
 
 
 def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
     """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
     if (
-        is_traced()
-        or in_transform()
+        torch.compiler.is_dynamo_compiling()
+        or modes_active()
+        or transforms_active()
         or not (type(x) is Tensor or type(x) is Parameter)
         or type(target) is not Tensor
         or x.dtype not in _DTYPES
@@ -49,7 +55,7 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
         or options.softcap is not None
         or options.dtype is not None
         or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
+        or _is_tracing()
     ):
         return None
     index, classes = target.numpy().reshape(-1), x.shape[-1]
@@ -133,18 +139,20 @@ class SmallLoss(Function):
                 "Trying to backward through the graph a second time: use retain_graph=True the first time"
             )
         grad, x, target, versions, denominator = ctx.kept
-        if torch.is_grad_enabled() or is_transformed(upstream):
+        if torch.is_grad_enabled() or transforms_active() or _is_batched(upstream):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
             call = Call(Spec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
             (grad,) = gradients((x, target, None, None), upstream, float(denominator), call, ("logits",))
             return grad, None, None
         scale = upstream.item()
-        if torch._C._autograd._get_current_graph_task_keep_graph():
+        if _is_kept():
             return grad * scale, None, None
         ctx.kept = None
         return grad if scale == 1 else grad.mul_(scale), None, None
 
 
-# `Function.apply` without its look at torch.func, which `small_loss` has had.
+# `Function.apply` without its look at torch.func, which `small_loss` has had, and the engine's way to `backward`
+# without its look at which of the two names it was given.
 _record = super(Function, SmallLoss).apply
+SmallLoss._backward_cls.apply = SmallLoss.__dict__["backward"].__func__
