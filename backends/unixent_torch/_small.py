@@ -58,10 +58,11 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
         or _is_tracing()
     ):
         return None
-    index, classes = target.numpy().reshape(-1), x.shape[-1]
+    index = target.numpy().reshape(-1)
     count = len(index)
     if count < 2:  # the value of one position is its loss, whose bits are told
         return None
+    classes = x.shape[-1]
     # argmin and argmax are called in a fraction of the time of min and max, here and below.
     if index.item(index.argmin()) < 0 or index.item(index.argmax()) >= classes or 0 <= options.ignore_index < classes:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,48 @@ def test_ignored_positions_and_bad_ones_do_not_come_here() -> None:
     with pytest.raises(unixent.TargetRangeError, match=r"got 100 at position \(5,\)"):
         unixent.cross_entropy(x, y)
     assert unixent.cross_entropy(x, y, validate="off").isnan()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label_smoothing": 0.1},
+        {"z_loss": 0.1},
+        {"softcap": 3.0},
+        {"dtype": "float64"},
+        {"reduction": "none"},
+        {"axis": 0},
+        {"weight": np.ones(32)},
+        {"mask": np.ones(32)},
+        {"normalizer": 3.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_not_plain_does_not_come_here(change: dict[str, Any]) -> None:
+    x, y = problem(32, 32)
+    loss = unixent.cross_entropy(x, y, **change)
+    assert not is_small(loss)
+    with torch.no_grad():
+        other = unixent.cross_entropy(x.detach().numpy(), y.numpy(), **change)
+    torch.testing.assert_close(loss.detach(), torch.as_tensor(other), rtol=1e-6, atol=0)
+
+
+def test_what_is_wrong_is_told_as_it_is_of_large_losses() -> None:
+    x, y = problem(4, 5)
+    with pytest.raises(unixent.ShapeError, match="logits"):
+        unixent.cross_entropy(x[0, 0], y[0])
+    with pytest.raises(unixent.ShapeError, match="target"):
+        unixent.cross_entropy(x, y[:3])
+    with pytest.raises(unixent.ShapeError, match="at least 1 class"):
+        unixent.cross_entropy(x[:, :0], y)
+    with pytest.raises(unixent.DTypeError, match="target"):
+        unixent.cross_entropy(x, y.bool())
+    with pytest.raises(unixent.OptionError, match="axis"):
+        unixent.cross_entropy(x, y, axis=2)
+    with pytest.raises(unixent.BackendError, match="meta"):
+        unixent.cross_entropy(x, y.to("meta"))
+    with pytest.raises(unixent.TargetRangeError, match="got -1"):
+        unixent.cross_entropy(x, y - y - 1)
 
 
 def test_the_loss_lies_where_the_logits_do() -> None:
