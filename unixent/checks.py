@@ -163,7 +163,10 @@ def _facts(backend: Backend, found: Scores, sides: Sides, options: LossOptions) 
     given = [name for name in ("weight", "mask", "normalizer") if getattr(sides, name) is not None]
     # Of a fused linear call also how wide its hidden states are and how they are cut into chunks.
     form = (found.lead.info.shape[-1], found.rest["chunk"]) if "hidden" in found.rest else ()
-    call = f"{options} {given} {sides.terms} {found.lead.info.dtype} {found.accumulation} {form} {dtype in FLOATS}"
+
+    def call() -> str:
+        return f"{options} {given} {sides.terms} {found.lead.info.dtype} {found.accumulation} {form} {dtype in FLOATS}"
+
     return parallel.Facts(call, found.positions, found.classes)
 
 

@@ -29,15 +29,15 @@ T = TypeVar("T")
 class Facts:
     """What has to be the same on all processes (``call``), on those of a model group (``positions``), or on none."""
 
-    call: str
+    call: Callable[[], str]
     positions: tuple[int, ...]
     classes: int
 
 
-def _digest(backend: ParallelBackend, text: str) -> int:
-    # Not inside a traced program, which is the same for all: a tracer would stumble over it.
+def _digest(backend: ParallelBackend, text: Callable[[], str]) -> int:
+    # Not inside a traced program, which is the same for all: a tracer would stumble over the text and its digest.
     traced = getattr(backend, "one_program", None)
-    return 0 if traced is not None and traced() else zlib.crc32(text.encode())
+    return 0 if traced is not None and traced() else zlib.crc32(text().encode())
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
@@ -114,7 +114,7 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
     check_groups(backend, config)
     facts, own = _attempt(describe)
     call = _digest(backend, facts.call) if facts else 0
-    positions = _digest(backend, str(facts.positions)) if facts else 0
+    positions = _digest(backend, lambda: str(facts.positions)) if facts else 0
     row = (int(own is not None), call, positions, facts.classes if facts else 0)
     model = _gather(backend, config, "model", row)
     error = own or model_error(model)

@@ -188,7 +188,7 @@ class PreparedLogits(Prepared):
             sources = {"logits": x, "target": target}
 
             def loss_of(*values: Tensor) -> Tensor:
-                given = sources | dict(zip(wrt, values, strict=True))
+                given = {**sources, **dict(zip(wrt, values, strict=True))}
                 losses = _traced.losses(given["logits"], given["target"], weight, v, spec)
                 return reduce(losses, self.denominator, self.call)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -44,25 +43,21 @@ def on_huge_pages(out: Tensor) -> Tensor:
     return out
 
 
-def blocks(tensors: tuple[Tensor, ...], rows: int) -> Iterator[tuple[Tensor, ...]]:
+def blocks(tensors: tuple[Tensor, ...], rows: int) -> list[tuple[Tensor, ...]]:
     """Cut tensors of one shape P + (C,) into equal pieces of at most ``rows`` positions, in C order, without a copy."""
     first = tensors[0]
     if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = tuple(tensor.view(-1, first.shape[-1]) for tensor in tensors)
+        # A list, since torch's tracer (2.14) can't start over while it is inside a generator.
+        tensors = tuple([tensor.view(-1, first.shape[-1]) for tensor in tensors])
         first = tensors[0]
     positions = first.shape[:-1].numel()
     if positions <= rows:
-        if positions:
-            yield tensors
-        return
+        return [tensors] if positions else []
     per = positions // first.shape[0]
     if per > rows:
-        for item in zip(*tensors, strict=True):
-            yield from blocks(item, rows)
-    else:
-        step = rows // per
-        for start in range(0, first.shape[0], step):
-            yield tuple(tensor[start : start + step] for tensor in tensors)
+        return [piece for item in zip(*tensors, strict=True) for piece in blocks(item, rows)]
+    step = rows // per
+    return [tuple(tensor[start : start + step] for tensor in tensors) for start in range(0, first.shape[0], step)]
 
 
 def row_sum(block: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -61,14 +59,15 @@ class LocalRows:
             self._scratch[name] = torch.empty(shape, dtype=self.spec.accumulation, device=self._x.device)
         return self._scratch[name][:rows]
 
-    def pieces(self, *more: Tensor | None) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    def pieces(self, *more: Tensor | None) -> list[tuple[slice, tuple[Tensor, ...]]]:
         """Pieces of the logits, the probabilities if any, and more tensors of their shape; none without a class."""
         tensors = tuple(tensor for tensor in (self._x, self.probabilities, *more) if tensor is not None)
-        start = 0
+        pieces, start = [], 0
         for found in blocks(tensors, self._step) if self.here else ():
             stop = start + found[0].shape[:-1].numel()
-            yield slice(start, stop), found
+            pieces.append((slice(start, stop), found))
             start = stop
+        return pieces
 
     def read(self, piece: Tensor, out: Tensor | None = None, slope: Tensor | None = None) -> Tensor:
         """Capped logits in a block that may be overwritten: that of ``out``, or scratch; ``slope`` as in `cap`."""
