@@ -67,16 +67,28 @@ def _load(entry: metadata.EntryPoint) -> Backend:
         raise BackendUnavailableError(
             f"backend: {entry.name!r} is registered but cannot be imported ({error}); {_hint(entry)}"
         ) from error
-    _BY_NAME[entry.name] = backend
-    # A look-up table that grows while torch.compile traces a first call makes it compile that call again.
+    _keep(entry.name, backend)
+    return backend
+
+
+def _keep(name: str, backend: Backend) -> None:
+    _BY_NAME[name] = backend
     _BY_TYPE.update(dict.fromkeys(getattr(backend, "array_types", ()), backend))
+
+
+def _torch() -> Backend | None:
+    """torch's backend by a plain import: torch.compile can follow that in a first call, but no search."""
+    try:
+        from unixent_torch import backend
+    except ImportError:
+        return None  # whose reason the search finds out
+    if not backend.one_program():  # a look-up table that grew while a call was traced would have it compiled again
+        _keep("torch", backend)
     return backend
 
 
 def get_backend(name: str) -> Backend:
     """The backend registered under ``name``; imports its framework on the first call, then is a dict look-up.
-
-    Call it once before ``torch.compile`` to warm the registry outside the traced code.
 
     Args:
         name: "numpy", "torch", "jax", "mindspore", or the name of a plug-in.
@@ -92,6 +104,8 @@ def get_backend(name: str) -> Backend:
         'numpy'
     """
     backend = _BY_NAME.get(name)
+    if backend is None and name == "torch":
+        backend = _torch()
     if backend is not None:
         return backend
     entries = _entry_points()
@@ -121,6 +135,8 @@ def backend_of(array: Any, argument: str = "logits") -> Backend:
         UnknownBackendError: no registered backend owns it.
     """
     backend = _BY_TYPE.get(type(array))
+    if backend is None and type(array).__module__.partition(".")[0] == "torch":
+        backend = _torch()
     if backend is not None:
         return backend
     for backend in _candidates():

@@ -109,7 +109,7 @@ class LinearCrossEntropyLoss(nn.Module):
         self.validate = options.validate
         self.chunk = chunk
         self.parallel_config = None if parallel_config is None else unixent.ParallelConfig.of(parallel_config)
-        unixent.get_backend("torch")  # so that a first call under torch.compile finds it
+        unixent.get_backend("torch")  # so that nothing is looked up anew after a compiled first call
 
     @property
     def classifier(self) -> nn.Module:

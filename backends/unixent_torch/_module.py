@@ -93,7 +93,7 @@ class CrossEntropyLoss(nn.Module):
         self.dtype = options.dtype
         self.validate = options.validate
         self.parallel_config = None if parallel_config is None else unixent.ParallelConfig.of(parallel_config)
-        unixent.get_backend("torch")  # so that a first call under torch.compile finds it
+        unixent.get_backend("torch")  # so that nothing is looked up anew after a compiled first call
 
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, *, normalizer: Tensor | float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -52,6 +54,34 @@ def test_generated_code_agrees_with_eager(options: dict[str, Any], dtype: torch.
     torch.testing.assert_close(compiled, eager, rtol=tolerance, atol=0)
     (due,), (got,) = (torch.autograd.grad(value.sum(), x) for value in (eager, compiled))
     torch.testing.assert_close(got, due, rtol=tolerance, atol=tolerance * due.abs().max().item())
+
+
+FIRST = """
+import torch, unixent
+from torch._dynamo.testing import CompileCounter
+x, y, w = torch.eye(4, 5, requires_grad=True), torch.arange(4), torch.ones(3, 5, requires_grad=True)
+counter = CompileCounter()
+loss = torch.compile(lambda: {call}, backend=counter, fullgraph=True)
+first = loss()
+first.backward()
+assert counter.frame_count == 1 and x.grad.any()
+loss()
+assert counter.frame_count == 1
+assert torch.equal(first, {call}), (first, {call})
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "unixent.cross_entropy(x, y)",
+        "unixent.cross_entropy(x, y, backend='torch')",
+        "unixent.linear_cross_entropy(x, torch.eye(5), y)",
+    ],
+)
+def test_the_first_call_of_a_process_may_be_a_compiled_one(call: str) -> None:
+    done = subprocess.run([sys.executable, "-c", FIRST.format(call=call)], capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr[-3000:]
 
 
 def test_generated_code_keeps_confident_rows() -> None:
