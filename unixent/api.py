@@ -106,8 +106,7 @@ def cross_entropy(
     found = resolve(backend, logits, "logits")
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
     if found.capabilities.plain and weight is None and mask is None and normalizer is None and parallel is None:
-        offered: PlainBackend = found  # type: ignore[assignment]
-        loss = offered.plain_cross_entropy(logits, target, options)
+        loss = cast(PlainBackend, found).plain_cross_entropy(logits, target, options)
         if loss is not None:
             return loss
     sides = checks.Sides(target, weight, mask, normalizer, parallel, False)

@@ -41,7 +41,7 @@ def _number(name: str, value: Any, expected: str, low: float, high: float) -> fl
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if isinstance(value, str) and value in choices:
-        return str(value)
+        return value
     raise OptionError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
 
 
@@ -57,7 +57,7 @@ def _dtype_name(value: Any) -> str:
     raise OptionError(f"dtype: expected None or one of {', '.join(map(repr, FLOAT_DTYPES))}; got {value!r}")
 
 
-@dataclass(frozen=True, slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class LossOptions:
     """The static options of a loss; see `unixent.cross_entropy` for the meaning of each.
 
@@ -78,58 +78,37 @@ class LossOptions:
         unixent.errors.OptionError: label_smoothing: expected a float in [0, 1]; got 1.5
     """
 
-    axis: int
-    reduction: str
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
-    on_empty: str
-    dtype: str | None
-    validate: str
+    axis: int = -1
+    reduction: str = "mean"
+    ignore_index: int = DEFAULT_IGNORE_INDEX
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    on_empty: str = "zero"
+    dtype: str | None = None
+    validate: str = "auto"
 
-    def __init__(
-        self,
-        axis: int = -1,
-        reduction: str = "mean",
-        ignore_index: int = DEFAULT_IGNORE_INDEX,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        on_empty: str = "zero",
-        dtype: Any = None,
-        validate: str = "auto",
-    ) -> None:
-        # This is on every call: what is canonical already is only looked at.
-        if type(axis) is not int:
-            axis = _integer("axis", axis)
-        if type(reduction) is not str or reduction not in _REDUCTIONS:
-            reduction = _choice("reduction", reduction, _REDUCTIONS)
-        if type(ignore_index) is not int:
-            ignore_index = _integer("ignore_index", ignore_index)
-        if type(label_smoothing) is not float or not 0 <= label_smoothing <= 1:
-            label_smoothing = _number("label_smoothing", label_smoothing, "a float in [0, 1]", 0.0, 1.0)
-        if type(z_loss) is not float or not 0 <= z_loss < math.inf:
-            z_loss = _number("z_loss", z_loss, "a finite float >= 0", 0.0, math.inf)
-        if softcap is not None:
-            # 0 is excluded: the smallest positive double is the bound below.
-            softcap = _number("softcap", softcap, "None or a finite float > 0", 5e-324, math.inf)
-        if type(on_empty) is not str or on_empty not in _ON_EMPTY:
-            on_empty = _choice("on_empty", on_empty, _ON_EMPTY)
-        if dtype is not None:
-            dtype = _dtype_name(dtype)
-        if type(validate) is not str or validate not in _VALIDATE:
-            validate = _choice("validate", validate, _VALIDATE)
+    def __post_init__(self) -> None:
+        # Only what is not canonical yet is put anew: this is on every call.
         put = object.__setattr__
-        put(self, "axis", axis)
-        put(self, "reduction", reduction)
-        put(self, "ignore_index", ignore_index)
-        put(self, "label_smoothing", label_smoothing)
-        put(self, "z_loss", z_loss)
-        put(self, "softcap", softcap)
-        put(self, "on_empty", on_empty)
-        put(self, "dtype", dtype)
-        put(self, "validate", validate)
+        if type(self.axis) is not int:
+            put(self, "axis", _integer("axis", self.axis))
+        _choice("reduction", self.reduction, _REDUCTIONS)
+        if type(self.ignore_index) is not int:
+            put(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+        if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
+            expected = "a float in [0, 1]"
+            put(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, expected, 0.0, 1.0))
+        if type(self.z_loss) is not float or not 0 <= self.z_loss < math.inf:
+            put(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0.0, math.inf))
+        if self.softcap is not None:
+            # 0 is excluded: the smallest positive double is the bound below.
+            expected = "None or a finite float > 0"
+            put(self, "softcap", _number("softcap", self.softcap, expected, 5e-324, math.inf))
+        _choice("on_empty", self.on_empty, _ON_EMPTY)
+        if self.dtype is not None:
+            put(self, "dtype", _dtype_name(self.dtype))
+        _choice("validate", self.validate, _VALIDATE)
 
 
 def _degree(name: str, value: Any) -> int:

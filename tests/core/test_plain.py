@@ -19,7 +19,7 @@ def offers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, LossOptions]
     found: list[tuple[Any, Any, LossOptions]] = []
     base: Any = type(unixent.get_backend("numpy"))
 
-    class Plain(base):  # type: ignore[misc]
+    class Plain(base):
         name = "plain"
         capabilities = replace(base.capabilities, plain=True)
 
