@@ -58,15 +58,16 @@ class Rows:
 
 def _common_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
     """The one stride that steps through all of ``shape`` in C order, or None where there is none."""
-    stride = span = 0
+    stride = 0
+    expected: int | None = None  # no axis longer than 1 seen yet; a stride of 0 is one like any other
     for size, step in zip(reversed(shape), reversed(strides), strict=True):
         if size == 1:
             continue
-        if span == 0:
+        if expected is None:
             stride = step
-        elif step != span:
+        elif step != expected:
             return None
-        span = step * size
+        expected = step * size
     return stride
 
 

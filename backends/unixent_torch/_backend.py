@@ -75,8 +75,10 @@ class TorchBackend:
         if value.dtype.name == "bfloat16":  # a dtype that torch can't read from NumPy
             tensor = torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
         else:
-            # torch warns of memory that it could write to, and can't hold foreign byte orders or negative strides.
-            usable = value.flags.writeable and value.dtype.isnative and all(step >= 0 for step in value.strides)
+            # torch warns of memory that it must not write to, and has no foreign byte orders, no negative strides and
+            # none that are not a multiple of the item.
+            steps = all(step >= 0 and step % value.itemsize == 0 for step in value.strides)
+            usable = steps and value.flags.writeable and value.dtype.isnative
             tensor = torch.from_numpy(value if usable else value.astype(value.dtype.newbyteorder("=")))
         return tensor if like is None else tensor.to(like.device)
 
