@@ -8,7 +8,6 @@ Importing unixent imports NumPy and no framework.
 
 from __future__ import annotations
 
-from unixent.api import cross_entropy, loss_terms, value_and_grad
 from unixent.errors import (
     BackendError,
     BackendUnavailableError,
@@ -21,8 +20,14 @@ from unixent.errors import (
     UnixentError,
     UnknownBackendError,
 )
-from unixent.linear import linear_cross_entropy, linear_value_and_grad
-from unixent.loss import CrossEntropyLoss
+from unixent.functions import (
+    cross_entropy,
+    linear_cross_entropy,
+    linear_value_and_grad,
+    loss_terms,
+    value_and_grad,
+)
+from unixent.module import CrossEntropyLoss
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import BackendStatus, backends, get_backend

@@ -66,7 +66,7 @@ class Capabilities:
         linear: `unixent.linear_cross_entropy` is served.
         parallel: a `ParallelConfig` of degree above 1 is served.
         batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
-        plain: calls without arrays beside logits and target are offered to the backend before they are checked.
+        fast_path: calls without arrays beside logits and target are offered to the backend before they are checked.
     """
 
     dtypes: frozenset[str]
@@ -75,17 +75,17 @@ class Capabilities:
     linear: bool = False
     parallel: bool = False
     batch_invariant: bool = False
-    plain: bool = False
+    fast_path: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class Sharding:
     """How the arrays of this process fit into the whole.
 
     Attributes:
         model_group: the processes that share the classes, or None where they are all here.
         token_group: the processes that share the positions, or None.
-        counts: how many classes each process of the model group holds, in the order of their ranks.
+        classes_per_rank: how many classes each process of the model group holds, in the order of their ranks.
         mesh: None, or the framework's own mesh of devices over which the arrays of the problem are still whole; the
             adapter splits them then.
         context_parallel: how many parts of the token group, the last of its axes, are parts of the sequence.
@@ -93,18 +93,18 @@ class Split:
 
     model_group: Any | None
     token_group: Any | None
-    counts: tuple[int, ...]
+    classes_per_rank: tuple[int, ...]
     mesh: Any | None = None
     context_parallel: int = 1
 
     @property
-    def classes(self) -> int:
+    def num_classes(self) -> int:
         """C of the whole vocabulary."""
-        return sum(self.counts)
+        return sum(self.classes_per_rank)
 
-    def first_class(self, rank: int) -> int:
+    def vocab_start(self, rank: int) -> int:
         """Index of the first class that the process ``rank`` of the model group holds."""
-        return sum(self.counts[:rank])
+        return sum(self.classes_per_rank[:rank])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,15 +117,15 @@ class LossProblem:
         mask: position weights P (bool, integer or floating), or None.
         normalizer: replaces the denominator of "mean": a Python float, a 0-d array, or None.
         options: the validated options.
-        classes: C, of the whole vocabulary where that is split.
+        num_classes: C, of the whole vocabulary where that is split.
         target_kind: "index" or "probability".
-        accumulation: "float32" or "float64": the dtype of every exp, log and sum.
+        acc_dtype: "float32" or "float64": the dtype of every exp, log and sum.
         result_dtype: dtype that the finished result is rounded to.
-        terms: return `LossTerms` instead of the reduced loss.
-        counted: the class indices have been read, and each is a class other than ignore_index; False where that is not
-            known. A backend may then spare itself a look.
-        check_empty: raise `unixent.checks.empty_mean` when the mean's denominator reads 0.
-        parallel: how the problem is split over processes, or None. Logits and probabilities then hold this process's
+        return_terms: return `LossTerms` instead of the reduced loss.
+        all_targets_valid: the class indices have been read, and each is a class other than ignore_index, so that a
+            backend need not look again; False where that is not known.
+        check_empty: raise `unixent.validation.empty_mean` when the mean's denominator reads 0.
+        sharding: how the problem is split over processes, or None. Logits and probabilities then hold this process's
             classes and positions, while class indices and weight are those of the whole vocabulary.
     """
 
@@ -134,14 +134,14 @@ class LossProblem:
     mask: Array | None = None
     normalizer: Array | float | None = None
     options: LossOptions
-    classes: int
+    num_classes: int
     target_kind: str
-    accumulation: str
+    acc_dtype: str
     result_dtype: str
-    terms: bool = False
-    counted: bool = False
+    return_terms: bool = False
+    all_targets_valid: bool = False
     check_empty: bool = False
-    parallel: Split | None = None
+    sharding: Sharding | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -194,8 +194,8 @@ class Backend(Protocol):
         """Hand a NumPy array over, to the device of ``like`` where given; zero-copy where the framework allows."""
         ...
 
-    def first_invalid_target(self, target: Array, classes: int, ignore_index: int) -> tuple[int, int] | None:
-        """Flat C-order position and value of the first index outside ``[0, classes)`` that is not ``ignore_index``."""
+    def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
+        """Flat C-order position and value of the first index out of range that is not ``ignore_index``."""
         ...
 
     def first_nonfinite(self, array: Array) -> int | None:
@@ -203,7 +203,7 @@ class Backend(Protocol):
         ...
 
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
-        """The loss, or its two terms when ``problem.terms``."""
+        """The loss, or its two terms when ``problem.return_terms``."""
         ...
 
     def value_and_grad(
@@ -223,10 +223,10 @@ class Backend(Protocol):
         ...
 
 
-class PlainBackend(Backend, Protocol):
-    """What a backend provides besides where it declares ``capabilities.plain``: small calls take less than checks."""
+class FastPathBackend(Backend, Protocol):
+    """What a backend provides besides where it declares ``capabilities.fast_path``."""
 
-    def plain_cross_entropy(self, logits: object, target: object, options: LossOptions) -> Array | None:
+    def try_fast_cross_entropy(self, logits: object, target: object, options: LossOptions) -> Array | None:
         """The loss of a call without weight, mask, normalizer or parallel, or None.
 
         Nothing has been checked but the options, and nothing is raised here: None, for whatever is not sure to be
@@ -238,7 +238,7 @@ class PlainBackend(Backend, Protocol):
 class ParallelBackend(Backend, Protocol):
     """What a backend provides besides where it declares ``capabilities.parallel``. Groups are the framework's own."""
 
-    def whole(self, array: object, config: ParallelConfig) -> bool:
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
         """Whether ``array`` (logits or hidden states) is whole over ``config.mesh``, so that the adapter splits it,
         rather than this process's share."""
         ...
@@ -247,7 +247,7 @@ class ParallelBackend(Backend, Protocol):
         """How many processes a group has."""
         ...
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         """The rows of all processes of a group, in the order of their ranks; the same row for each where one program
         runs on all of them.
 

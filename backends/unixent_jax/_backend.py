@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from unixent import checks
+from unixent import validation
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
@@ -54,12 +54,12 @@ class JaxBackend:
                 )
         return jnp.asarray(value)
 
-    def first_invalid_target(self, target: Array, classes: int, ignore_index: int) -> tuple[int, int] | None:
+    def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         values = np.asarray(target)
-        if values.size == 0 or (values.min() >= 0 and values.max() < classes):
+        if values.size == 0 or (values.min() >= 0 and values.max() < num_classes):
             return None
         limits = np.iinfo(values.dtype)
-        invalid = (values < 0) | (values >= classes)
+        invalid = (values < 0) | (values >= num_classes)
         if limits.min <= ignore_index <= limits.max:
             invalid &= values != ignore_index
         flat = int(invalid.argmax())
@@ -69,7 +69,7 @@ class JaxBackend:
         bad = ~np.isfinite(np.asarray(array.astype(jnp.float32) if array.dtype.itemsize < 4 else array))
         return int(bad.argmax()) if bad.any() else None
 
-    def whole(self, array: object, config: ParallelConfig) -> bool:
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
         axes = _spread.names(config.model_group) + _spread.names(config.token_group)
         return config.mesh is not None and not _spread.bound(axes)
 
@@ -83,14 +83,14 @@ class JaxBackend:
                 "and a ParallelConfig.from_mesh(mesh, ...); got neither the axis nor a mesh"
             ) from None
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         # One program runs on all of them.
         return [row] * self.group_size(group)
 
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
         plan, arrays = _prepared(problem)
         result = _loss.value(plan, problem.result_dtype, arrays)
-        return LossTerms(*result) if problem.terms else result
+        return LossTerms(*result) if problem.return_terms else result
 
     def value_and_grad(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
@@ -102,7 +102,7 @@ class JaxBackend:
     def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
         plan, arrays = _prepared_linear(problem)
         result = _linear.value(plan, problem.result_dtype, arrays)
-        return LossTerms(*result) if problem.terms else result
+        return LossTerms(*result) if problem.return_terms else result
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
@@ -115,14 +115,14 @@ class JaxBackend:
 def _plan(problem: LossProblem, axis: int) -> _loss.Plan:
     if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
         raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
-    split = problem.parallel
+    split = problem.sharding
     plan = _loss.Plan(
         options=problem.options,
         axis=axis,
-        classes=problem.classes,
+        classes=problem.num_classes,
         indexed=problem.target_kind == "index",
-        accumulation=problem.accumulation,
-        terms=problem.terms,
+        acc_dtype=problem.acc_dtype,
+        terms=problem.return_terms,
     )
     if split is None:
         return plan
@@ -136,7 +136,7 @@ def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
     _spread.expect_spread("logits", problem.logits, plan.spread.tokens + plan.spread.model)
     arrays = _loss.Arrays(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
     if problem.check_empty and bool(_loss.is_empty(plan._replace(over=None), arrays)):
-        raise checks.empty_mean()
+        raise validation.empty_mean()
     return plan, arrays
 
 
@@ -155,5 +155,5 @@ def _prepared_linear(problem: LinearProblem) -> tuple[_linear.Plan, _linear.Arra
         normalizer=problem.normalizer,
     )
     if problem.check_empty and bool(_linear.is_empty(plan._replace(loss=plan.loss._replace(over=None)), arrays)):
-        raise checks.empty_mean()
+        raise validation.empty_mean()
     return plan, arrays

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from unixent.plan import linear_chunk
+from unixent.chunking import linear_chunk
 from unixent_jax import _loss, _mesh, _spread
 
 # The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
@@ -124,7 +124,7 @@ def _reduced_here(plan: Plan, arrays: Arrays) -> Array | tuple[Array, Array]:
 
 def _rows(plan: Plan, arrays: Arrays) -> tuple[Rows, Array]:
     """The problem by rows, and each row's part of the denominator."""
-    wide = jnp.dtype(plan.loss.accumulation)
+    wide = jnp.dtype(plan.loss.acc_dtype)
     weight = _loss.constant("weight", arrays.weight, wide)
     mask = _loss.constant("mask", arrays.mask, wide)
     mask = None if mask is None else mask.reshape(-1)

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     axis: int
     classes: int
     indexed: bool
-    accumulation: str
+    acc_dtype: str
     terms: bool
     spread: _spread.Spread = _spread.Spread()  # of the arrays at hand, inside `jax.shard_map`
     over: _mesh.Over | None = None  # of whole arrays
@@ -92,7 +92,7 @@ def checked(plan: Plan, arrays: dict[str, Any]) -> dict[str, Any]:
     """The arrays of a whole problem, looked at where that is only possible as long as they are whole."""
     if plan.indexed and plan.options.validate == "full":
         counted(plan, arrays["target"], None)
-    wide = jnp.dtype(plan.accumulation)
+    wide = jnp.dtype(plan.acc_dtype)
     return {**arrays, **{name: constant(name, arrays[name], wide) for name in ("weight", "mask", "normalizer")}}
 
 
@@ -103,7 +103,7 @@ def inside(plan: Plan, spread: _spread.Spread) -> Plan:
 
 def losses(plan: Plan, arrays: Arrays) -> Positions:
     """Each position's loss v l and its part d of the denominator, in the accumulation dtype."""
-    wide = jnp.dtype(plan.accumulation)
+    wide = jnp.dtype(plan.acc_dtype)
     weight = constant("weight", arrays.weight, wide)
     mask = constant("mask", arrays.mask, wide)
     if mask is not None:
@@ -120,7 +120,7 @@ def counted(plan: Plan, target: Array, mask: Array | None) -> Counted:
     if plan.options.validate == "full":
         _debug_check(plan, valid | ~exists, target)
     stray = exists & ~valid
-    v = exists.astype(plan.accumulation) if mask is None else jnp.where(exists, mask, 0)
+    v = exists.astype(plan.acc_dtype) if mask is None else jnp.where(exists, mask, 0)
     return Counted(jnp.where(valid, target, 0).astype(jnp.int32), v, (v != 0) | stray, stray)
 
 
@@ -206,7 +206,7 @@ def reduce_sums(
 
 def denominator_of(plan: Plan, denominators: Array, normalizer: Array | float | None) -> Array:
     """What a mean is divided by."""
-    given = constant("normalizer", normalizer, jnp.dtype(plan.accumulation))
+    given = constant("normalizer", normalizer, jnp.dtype(plan.acc_dtype))
     return jnp.sum(denominators) if given is None else given
 
 

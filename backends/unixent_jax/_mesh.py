@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unixent.protocol import Split
+from unixent.protocol import Sharding
 from unixent_jax._spread import Spread
 
 Place = tuple[tuple[str, ...], ...]  # the axes of the mesh that each dimension of an array lies over
@@ -75,7 +75,7 @@ def spread(
     return result
 
 
-def over_of(split: Split) -> Over:
+def over_of(split: Sharding) -> Over:
     """The axes of a split whose arrays are whole."""
     own, mesh = Spread.of(split), split.mesh
     assert mesh is not None

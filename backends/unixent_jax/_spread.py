@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from unixent.errors import BackendError
-from unixent.protocol import Split
+from unixent.protocol import Sharding
 
 
 class Spread(NamedTuple):
@@ -20,7 +20,7 @@ class Spread(NamedTuple):
     tokens: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, split: Split | None) -> Spread:
+    def of(cls, split: Sharding | None) -> Spread:
         return cls() if split is None else cls(names(split.model_group), names(split.token_group))
 
 

@@ -56,8 +56,8 @@ class MindsporeBackend:
             return Tensor.from_numpy(value)
         return Tensor(value.copy())
 
-    def first_invalid_target(self, target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
-        return get_backend("numpy").first_invalid_target(target.asnumpy(), classes, ignore_index)
+    def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
+        return get_backend("numpy").first_invalid_target(target.asnumpy(), num_classes, ignore_index)
 
     def first_nonfinite(self, array: Tensor) -> int | None:
         return get_backend("numpy").first_nonfinite(to_host(array))
@@ -78,14 +78,14 @@ class MindsporeBackend:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         return _value_and_grad(problem, grad_output, wrt)
 
-    def whole(self, array: object, config: ParallelConfig) -> bool:
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
         refuse_shards()
         return False
 
     def group_size(self, group: Any) -> int:
         return size_of(group)
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         return gather(row, group)
 
 
@@ -96,7 +96,7 @@ def _value(problem: Problem | LinearProblem) -> Tensor | LossTerms:
     # A split loss forms its gradient with its value, where that may be asked for.
     alone = compiles or (plan.formed and not _pynative_executor.requires_grad())
     found = (eager_loss(plan) if alone and on_cpu() else eager_cell(plan, on_cpu()))(*inputs)
-    return LossTerms(*found) if problem.terms else found
+    return LossTerms(*found) if problem.return_terms else found
 
 
 def _value_and_grad(
@@ -119,7 +119,7 @@ def _eager(problem: Problem | LinearProblem) -> tuple[tuple[Tensor, ...], Plan]:
     """The inputs of a problem in the order of `INPUTS`, and its plan."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
-        normalizer = Tensor(normalizer, DTYPES[problem.accumulation])
+        normalizer = Tensor(normalizer, DTYPES[problem.acc_dtype])
     shared = (problem.target, problem.weight, problem.mask, normalizer)
     if isinstance(problem, Problem):
         inputs = (problem.logits, None, None, *shared)

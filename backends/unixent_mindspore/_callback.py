@@ -118,7 +118,7 @@ class CallbackGradient(_Callback):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
-        self.upstream = DTYPES[plan.accumulation]
+        self.upstream = DTYPES[plan.acc_dtype]
         self.dtypes = tuple(DTYPES[name or "float32"] for name in plan.dtypes[:4])
 
         def run(

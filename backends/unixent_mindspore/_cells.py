@@ -240,7 +240,7 @@ def pull(plan: Plan, cpu: bool, compiled: bool) -> Pull | SplitPull:
 
 def _wide(plan: Plan, cpu: bool) -> str:
     """The dtype of the primitives' arithmetic: CPU kernels are accurate in float64 only."""
-    return "float64" if cpu else plan.accumulation
+    return "float64" if cpu else plan.acc_dtype
 
 
 def _assemble(plan: Plan, forward: Any, backward: Any, dtype: str) -> Loss:
@@ -274,7 +274,7 @@ def graph_cell(plan: Plan, cpu: bool) -> Cell:
     if not cpu:
         return primitive_cell(plan, dtype)
     # A half-precision gradient must meet its upstream gradient (a loss scale, say) before it is rounded.
-    single = plan.kind == "index" and plan.dtypes[0] == plan.accumulation
+    single = plan.kind == "index" and plan.dtypes[0] == plan.acc_dtype
     if single and not (plan.linear or plan.each or plan.terms):
         curvature = Curvature(plan, dtype)
         both = Both(CallbackBoth(plan), ScaledGradient(curvature))

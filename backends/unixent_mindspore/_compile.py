@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.ops.primitive import constexpr
 
-from unixent import arguments, checks
+from unixent import arguments, validation
 from unixent.errors import BackendError, OptionError, UnixentError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
@@ -112,16 +112,18 @@ def plan(
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
     specs = [None if item is None else Spec(*item) for item in signatures]
     scores, classifier, bias, target, weight, mask, normalizer = specs
-    sides = checks.Sides(target, weight, mask, number if normalizer is None else normalizer, parallel, form == "terms")
+    sides = validation.Sides(
+        target, weight, mask, number if normalizer is None else normalizer, parallel, form == "terms"
+    )
     options = LossOptions(*settings)
     _compiler.rows = []
     if linear:
-        problem: Any = checks.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
+        problem: Any = validation.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
     else:
-        problem = checks.logits_problem(_compiler, scores, sides, options)[0]
+        problem = validation.logits_problem(_compiler, scores, sides, options)[0]
     names = [None if item is None else dtype_name(item.dtype) for item in specs]
     if number is not None:
-        names[-1] = problem.accumulation
+        names[-1] = problem.acc_dtype
     shape = specs[0].shape  # type: ignore[union-attr]
     vacant = 0 in (shape[:-1] if linear else shape[: problem.axis] + shape[problem.axis + 1 :])
     found = Plan.of(problem, tuple(names), vacant, _compiler.facts())
@@ -176,12 +178,12 @@ def check_wrt(wrt: Any, signatures: tuple[Any, ...], settings: tuple[Any, ...], 
     """The names of all that has a gradient, with ``wrt`` found among them; ``biased`` is None for the logits form."""
     scores, target, upstream = signatures
     names: tuple[str, ...] = ("logits",) if biased is None else ("hidden", "classifier", "bias")[: 2 + biased]
-    if "target" in checks.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in FLOATS:
+    if "target" in validation.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in FLOATS:
         listed = ", ".join(map(repr, names))
         raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
     if upstream is not None:
         lead = arguments.adopt(_compiler, names[0], Spec(*scores))
         axis = settings[0] % len(lead.info.shape)
         positions = lead.info.shape[:axis] + lead.info.shape[axis + 1 :]
-        checks.upstream(_compiler, Spec(*upstream), lead, positions, LossOptions(*settings))
+        validation.upstream(_compiler, Spec(*upstream), lead, positions, LossOptions(*settings))
     return (*names, "target") if dtype_name(target[1]) in FLOATS else names

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 
 from unixent.options import LossOptions
-from unixent.protocol import LinearProblem, Problem, Split
+from unixent.protocol import LinearProblem, Problem, Sharding
 from unixent.registry import get_backend
 from unixent_mindspore._groups import CpuGroup
 
@@ -32,7 +32,7 @@ def host_dtype(name: str) -> str:
     return "float32" if name == "bfloat16" else name
 
 
-def _on_host(split: Split) -> Split:
+def _on_host(split: Sharding) -> Sharding:
     """The split with its groups as the NumPy backend wants them."""
     model, token = (None if name is None else CpuGroup(name) for name in (split.model_group, split.token_group))
     return replace(split, model_group=model, token_group=token)
@@ -50,14 +50,14 @@ class Plan:
     axis: int
     classes: int
     kind: str
-    accumulation: str
+    acc_dtype: str
     result: str
     terms: bool
     check_empty: bool
     linear: bool
     chunk: int | None
     dtypes: tuple[str | None, ...]
-    split: Split | None
+    split: Sharding | None
     vacant: bool
     facts: tuple[int, int, int] | None
 
@@ -73,16 +73,16 @@ class Plan:
         return cls(
             problem.options,
             problem.axis if isinstance(problem, Problem) else len(problem.hidden.shape) - 1,
-            problem.classes,
+            problem.num_classes,
             problem.target_kind,
-            problem.accumulation,
+            problem.acc_dtype,
             problem.result_dtype,
-            problem.terms,
+            problem.return_terms,
             problem.check_empty,
             linear,
             problem.chunk if isinstance(problem, LinearProblem) else None,
             dtypes,
-            problem.parallel,
+            problem.sharding,
             vacant,
             facts,
         )
@@ -115,13 +115,13 @@ class Plan:
             "mask": mask,
             "normalizer": None if normalizer is None else np.reshape(normalizer, ()),
             "options": self.options,
-            "classes": self.classes,
+            "num_classes": self.classes,
             "target_kind": self.kind,
-            "accumulation": self.accumulation,
+            "acc_dtype": self.acc_dtype,
             "result_dtype": host_dtype(self.result),
-            "terms": self.terms,
+            "return_terms": self.terms,
             "check_empty": self.check_empty,
-            "parallel": None if self.split is None else _on_host(self.split),
+            "sharding": None if self.split is None else _on_host(self.split),
         }
         if self.linear:
             return LinearProblem(hidden=scores, classifier=classifier, bias=bias, chunk=self.chunk, **shared)

@@ -10,9 +10,9 @@ from mindspore import Tensor, float64, int64, nn, ops
 from mindspore.communication import get_rank
 from mindspore.ops import operations as P
 
-from unixent import parallel
+from unixent import sharding
 from unixent.errors import ShapeError, UnixentError
-from unixent.protocol import Split
+from unixent.protocol import Sharding
 from unixent_mindspore._groups import size_of
 from unixent_mindspore._plan import DTYPES, Array
 
@@ -81,16 +81,16 @@ class Stacked(nn.Cell):
 
 
 class Agreement(nn.Cell):
-    """The first of the two rows of integers of `unixent.parallel`, sent by the graph: 0, or an error on all processes.
+    """The first of the two rows of integers of `unixent.sharding`, sent by the graph: 0, or an error on all processes.
 
     A graph is compiled for one call, so the rows are its constants: ``facts`` are the call, positions and classes.
     """
 
-    def __init__(self, split: Split, facts: tuple[int, int, int]) -> None:
+    def __init__(self, split: Sharding, facts: tuple[int, int, int]) -> None:
         super().__init__()
 
         def error_of(rows: Array) -> UnixentError | None:
-            found = parallel.model_error([tuple(map(int, row)) for row in rows])
+            found = sharding.model_error([tuple(map(int, row)) for row in rows])
             if found is None and len(set(rows[:, 3])) > 1:
                 found = ShapeError(
                     "parallel: expected as many classes on every process of the model group in compiled code on the "
@@ -102,7 +102,7 @@ class Agreement(nn.Cell):
             return np.array([error_of(rows) is not None, facts[0], rows[:, 3].sum()], np.int64)
 
         def judge(rows: Array, tokens: Array) -> Any:
-            error = error_of(rows) or parallel.token_error([tuple(map(int, row)) for row in tokens])
+            error = error_of(rows) or sharding.token_error([tuple(map(int, row)) for row in tokens])
             if error is not None:
                 raise error
             return np.zeros(1)

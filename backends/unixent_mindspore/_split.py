@@ -28,7 +28,7 @@ def form(plan: Plan, arrays: list[Array | None]) -> tuple[Array, ...]:
     wide = list(arrays)
     for i in plan.wrt:
         # A half-precision gradient must meet its upstream gradient (a loss scale, say) before it is rounded.
-        wide[i] = np.asarray(arrays[i]).astype(plan.accumulation, copy=False)
+        wide[i] = np.asarray(arrays[i]).astype(plan.acc_dtype, copy=False)
     loss, found = plan.differentiate(wide, None, tuple(map(plan.name, plan.wrt)))
     slopes = dict(zip(plan.wrt, found, strict=True))
     pair = loss if plan.terms else (loss, np.zeros(1, np.float32))

@@ -28,14 +28,14 @@ class SplitForward(Derivatives):
         assert plan.split is not None
         group = plan.split.model_group
         rank = 0 if group is None else int(get_rank(group))
-        first = plan.split.first_class(rank)
-        self.classes = plan.split.counts[rank]
+        first = plan.split.vocab_start(rank)
+        self.classes = plan.split.classes_per_rank[rank]
         self.begin, self.end = first, first + self.classes
         self.numbers = Tensor(np.arange(self.begin, self.end), int64)
         self.smoothed = plan.options.label_smoothing > 0
         self.others = self.constant(plan.options.label_smoothing * (plan.classes - 1) / plan.classes)
         self.rank = self.constant(-rank)
-        self.slopes_dtype = DTYPES[plan.accumulation]
+        self.slopes_dtype = DTYPES[plan.acc_dtype]
         self.absent = ABSENT
         self.model_sum = reduction(group, "sum", dtype, cpu)
         self.model_max = reduction(group, "max", dtype, cpu)
@@ -225,9 +225,9 @@ def split_cell(plan: Plan, dtype: str, cpu: bool) -> SplitLoss:
             f"parallel: linear_cross_entropy splits its classes eagerly on CPU with the mindspore backend; got a call "
             f"{where}, where cross_entropy(hidden @ classifier.T, ...) can be split"
         )
-    if 0 in plan.split.counts:
+    if 0 in plan.split.classes_per_rank:
         raise BackendError(
             f"parallel: expected at least 1 class on every process in compiled code and on accelerators with the "
-            f"mindspore backend; got {plan.split.counts}"
+            f"mindspore backend; got {plan.split.classes_per_rank}"
         )
     return SplitLoss(plan, (SplitVacant if plan.vacant else SplitForward)(plan, dtype, cpu))

@@ -42,11 +42,11 @@ class NumpyBackend:
     def asarray(self, value: Array, like: Array | None) -> Array:
         return value
 
-    def first_invalid_target(self, target: Array, classes: int, ignore_index: int) -> tuple[int, int] | None:
+    def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         target = np.asarray(target)
-        if target.size == 0 or (target.min() >= 0 and target.max() < classes):
+        if target.size == 0 or (target.min() >= 0 and target.max() < num_classes):
             return None
-        invalid = ((target < 0) | (target >= classes)) & ~equals(target, ignore_index)
+        invalid = ((target < 0) | (target >= num_classes)) & ~equals(target, ignore_index)
         flat = int(invalid.argmax())
         return (flat, int(target.reshape(-1)[flat])) if invalid.reshape(-1)[flat] else None
 
@@ -75,10 +75,10 @@ class NumpyBackend:
     def group_size(self, group: Any) -> int:
         return group_of(group).size
 
-    def whole(self, array: object, config: ParallelConfig) -> bool:
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
         return False
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         return group_of(group).all_gather(row)
 
     def _solve(
@@ -96,11 +96,11 @@ class NumpyBackend:
 
 def _losses(problem: Problem, positions: Positions, factors: Array | None, grads: dict[str, Array]) -> Array:
     """The positions' losses; fills ``grads`` on the way."""
-    kind, axis = np.dtype(problem.accumulation), problem.axis
+    kind, axis = np.dtype(problem.acc_dtype), problem.axis
     logits = Rows(np.asarray(problem.logits), axis)
     probabilities = Rows(np.asarray(problem.target), axis) if positions.index is None else None
     outputs = {name: Rows(grad, axis) for name, grad in grads.items()}
-    if problem.parallel is not None and problem.parallel.model_group is not None:
+    if problem.sharding is not None and problem.sharding.model_group is not None:
         return split_losses(
             problem, positions, factors, logits, probabilities, outputs.get("logits"), outputs.get("target")
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent.plan import linear_chunk
+from unixent.chunking import linear_chunk
 from unixent.protocol import LinearProblem
 from unixent_numpy._groups import all_reduce
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
@@ -24,13 +24,13 @@ def solve_linear(
 ) -> tuple[Any, tuple[Array, ...]]:
     """The loss and its gradients for each of ``wrt``."""
     with np.errstate(all="ignore"):
-        kind = np.dtype(problem.accumulation)
+        kind = np.dtype(problem.acc_dtype)
         positions = Positions.of(problem, math.prod(problem.hidden.shape[:-1]))
         factors = row_factors(positions, problem, grad_output) if wrt else None
         shape = problem.hidden.shape[:-1]
         hidden = problem.hidden.reshape(len(positions.v), problem.hidden.shape[-1])
         grads: dict[str, Array] = {}
-        group = None if problem.parallel is None else problem.parallel.model_group
+        group = None if problem.sharding is None else problem.sharding.model_group
         if "hidden" in wrt:
             # Each process of a model group adds what its classes give.
             grads["hidden"] = np.empty(hidden.shape, hidden.dtype if group is None else kind)
@@ -53,9 +53,9 @@ def _losses(
     problem: LinearProblem, positions: Positions, factors: Array | None, hidden: Array, grads: dict[str, Array]
 ) -> Array:
     """The positions' losses; fills ``grads`` on the way."""
-    kind, classes, count = np.dtype(problem.accumulation), len(problem.classifier), len(hidden)
+    kind, classes, count = np.dtype(problem.acc_dtype), len(problem.classifier), len(hidden)
     # The processes of a model group reduce over each chunk together, however many classes each of them holds.
-    most = classes if problem.parallel is None else max(problem.parallel.counts)
+    most = classes if problem.sharding is None else max(problem.sharding.classes_per_rank)
     chunk = linear_chunk(count, max(1, most), hidden.shape[-1], kind.itemsize, problem.chunk)
     losses = np.empty(count, kind)
     buffer = np.empty((chunk, classes), kind)
@@ -103,11 +103,11 @@ def _chunk(
     target_grad: Rows | None,
 ) -> Array:
     """The losses of one chunk, whose ``logits`` become their gradient."""
-    if problem.parallel is not None and problem.parallel.model_group is not None:
+    if problem.sharding is not None and problem.sharding.model_group is not None:
         rows = Rows(logits, -1)
         return split_losses(problem, positions, factors, rows, probabilities, rows, target_grad)
-    step = rows_per_block(len(logits), problem.classes, logits.itemsize)
-    scratch = Scratch(step, problem.classes, logits.dtype)
+    step = rows_per_block(len(logits), problem.num_classes, logits.itemsize)
+    scratch = Scratch(step, problem.num_classes, logits.dtype)
     loss = BlockLoss(problem, positions, factors, probabilities, target_grad, scratch)
     for_each_block(len(logits), step, lambda start, stop: loss(start, stop, logits[start:stop]))
     return loss.losses

@@ -124,7 +124,7 @@ class BlockLoss:
         self._scratch = scratch
         mixed = probabilities is not None or problem.options.label_smoothing > 0
         self._fixed = Coefficients.of(problem) if mixed else None
-        self.losses = np.empty(len(positions.v), problem.accumulation)
+        self.losses = np.empty(len(positions.v), problem.acc_dtype)
 
     def __call__(self, start: int, stop: int, block: Array) -> None:
         """Work the rows ``start`` to ``stop``, whose logits ``block`` holds and loses."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from unixent.checks import empty_mean
 from unixent.protocol import LossProblem, LossTerms
+from unixent.validation import empty_mean
 from unixent_numpy._groups import all_reduce
 from unixent_numpy._layout import Array
 
@@ -36,14 +36,14 @@ class Positions:
 
     @classmethod
     def of(cls, problem: LossProblem, count: int) -> Positions:
-        kind = np.dtype(problem.accumulation)
+        kind = np.dtype(problem.acc_dtype)
         if problem.target_kind == "probability":
             v = np.ones(count, kind) if problem.mask is None else _flat(problem.mask, kind)
             return cls(v, None, None, None, v)
         target = np.asarray(problem.target).reshape(-1)
         v = np.ones(target.size, kind) if problem.mask is None else _flat(problem.mask, kind)
         ignored = equals(target, problem.options.ignore_index)
-        outside = (target < 0) | (target >= problem.classes)
+        outside = (target < 0) | (target >= problem.num_classes)
         invalid = outside & ~ignored
         v = np.where(ignored, 0, v)
         index = np.where(outside, 0, target).astype(np.intp)
@@ -77,12 +77,12 @@ class Coefficients:
 
     @classmethod
     def of(cls, problem: LossProblem) -> Coefficients:
-        kind = np.dtype(problem.accumulation)
+        kind = np.dtype(problem.acc_dtype)
         smoothing = problem.options.label_smoothing
         weight = None if problem.weight is None else problem.weight.astype(kind)
         # Sums of C numbers each: wider than the accumulation dtype, so that total - base does not cancel.
-        wide = np.ones(problem.classes, np.longdouble) if weight is None else weight.astype(np.longdouble)
-        wide *= np.longdouble(smoothing) / problem.classes
+        wide = np.ones(problem.num_classes, np.longdouble) if weight is None else weight.astype(np.longdouble)
+        wide *= np.longdouble(smoothing) / problem.num_classes
         total = wide.sum()
         return cls(weight, 1 - smoothing, wide.astype(kind), kind.type(total), (total - wide).astype(kind))
 
@@ -99,21 +99,21 @@ def mean_of(numerator: Any, denominator: Any, problem: LossProblem) -> Any:
 def total(values: Array, problem: LossProblem) -> Any:
     """The sum over the positions of all processes."""
     own = values.sum()
-    if problem.parallel is None or problem.parallel.token_group is None:
+    if problem.sharding is None or problem.sharding.token_group is None:
         return own
-    return all_reduce(np.asarray(own), problem.parallel.token_group, "SUM")[()]
+    return all_reduce(np.asarray(own), problem.sharding.token_group, "SUM")[()]
 
 
 def denominator_of(positions: Positions, problem: LossProblem) -> Any:
     if problem.normalizer is not None:
-        return np.dtype(problem.accumulation).type(problem.normalizer)
+        return np.dtype(problem.acc_dtype).type(problem.normalizer)
     return total(positions.denominators, problem)
 
 
 def reduce(losses: Array, positions: Positions, problem: LossProblem, shape: tuple[int, ...]) -> Any:
     """The finished result: reduced in the accumulation dtype, rounded once."""
     result = result_dtype(problem.result_dtype)
-    if problem.terms:
+    if problem.return_terms:
         return LossTerms(
             _finish(total(losses, problem), result), _finish(total(positions.denominators, problem), result)
         )
@@ -139,7 +139,7 @@ def result_dtype(name: str) -> np.dtype[Any]:
 
 def row_factors(positions: Positions, problem: LossProblem, grad_output: Array | None) -> Array:
     """What the derivative of each position's loss is multiplied with: v, the upstream gradient, 1 / denominator."""
-    kind = np.dtype(problem.accumulation)
+    kind = np.dtype(problem.acc_dtype)
     upstream = np.ones((), kind) if grad_output is None else np.asarray(grad_output).astype(kind).reshape(-1)
     factors = positions.v * upstream
     if problem.options.reduction != "mean":

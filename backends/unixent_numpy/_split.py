@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent.protocol import LossProblem, Split
+from unixent.protocol import LossProblem, Sharding
 from unixent_numpy._groups import all_reduce, group_of
 from unixent_numpy._layout import Array, Rows, Scratch, for_each_block, rows_per_block
 from unixent_numpy._positions import Coefficients, Positions
@@ -40,21 +40,21 @@ class SplitLoss:
     """One call's local logits; ``losses`` and, with ``factors``, the gradients of this process's classes."""
 
     def __init__(self, problem: LossProblem, positions: Positions, logits: Rows, probabilities: Rows | None) -> None:
-        assert problem.parallel is not None
-        self._split: Split = problem.parallel
+        assert problem.sharding is not None
+        self._split: Sharding = problem.sharding
         self._options = problem.options
         self._positions = positions
         self._logits, self._probabilities = logits, probabilities
         self._fixed = Coefficients.of(problem)
         self._rank = 0 if self._split.model_group is None else group_of(self._split.model_group).rank
-        self._first = self._split.first_class(self._rank)
+        self._first = self._split.vocab_start(self._rank)
         here = slice(self._first, self._first + logits.classes)
         self._base = self._fixed.base[here]
         weight = self._fixed.weight
-        self._slope = np.full(logits.classes, self._fixed.share, problem.accumulation)
+        self._slope = np.full(logits.classes, self._fixed.share, problem.acc_dtype)
         if weight is not None:
             self._slope *= weight[here]
-        self._kind = np.dtype(problem.accumulation)
+        self._kind = np.dtype(problem.acc_dtype)
         self._step = rows_per_block(logits.count, max(1, logits.classes), self._kind.itemsize)
         self._scratch = Scratch(self._step, logits.classes, self._kind)
         if probabilities is None:

@@ -62,7 +62,7 @@ class EagerLoss(Function):
     ) -> Tensor:
         spec, wrt = call.spec, asked(ctx)
         # A rounded gradient can't be scaled: what underflowed stays lost. On the host one can see whether it has to be.
-        formed = wrt if call.kept == 0 and (spec.host or x.dtype == spec.accumulation) else ()
+        formed = wrt if call.kept == 0 and (spec.host or x.dtype == spec.acc_dtype) else ()
         losses, grads = solve(x, target, weight, v, factor(1.0, denominator, call), spec, formed)
         ctx.call, ctx.denominator = call, denominator
         ctx.save_for_backward(x, target, weight, v, *grads)
@@ -76,7 +76,7 @@ class EagerLoss(Function):
             found = gradients((x, target, weight, v), upstream, denominator, call, wrt)
         elif grads and call.spec.host and upstream.item() == 1:
             found = tuple(grads)
-        elif grads and all(grad.dtype == call.spec.accumulation for grad in grads):
+        elif grads and all(grad.dtype == call.spec.acc_dtype for grad in grads):
             found = tuple(_scaled(grad, upstream) for grad in grads)
         else:
             del grads
@@ -100,7 +100,7 @@ def gradients(
     if torch._C._functorch.is_legacy_batchedtensor(upstream):
         # The vmap behind is_grads_batched knows nothing of Functions: multiply by plain operations.
         x, target, weight, v = operands
-        kind = call.spec.accumulation
+        kind = call.spec.acc_dtype
         wide = (x.to(kind), target.to(kind) if target.is_floating_point() else target, weight, v)
         one = torch.ones(shape[: call.kept], dtype=kind, device=x.device)
         grads = gradients(wide, one, denominator, call, wrt)
@@ -144,7 +144,7 @@ class Loss(Function):
         denominator = denominator if ctx.number is None else ctx.number
         call, positions = ctx.call, operands[0].shape[:-1]
         tangents = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
-        one = torch.ones(positions[: call.kept], dtype=call.spec.accumulation, device=operands[0].device)
+        one = torch.ones(positions[: call.kept], dtype=call.spec.acc_dtype, device=operands[0].device)
         grads = gradients(tuple(operands), one, denominator, call, tuple(tangents))
         change = inner(grads, tuple(tangents.values()), one.dtype)
         return change.sum(tuple(range(call.kept, len(positions)))) if call.kept < len(positions) else change

@@ -44,9 +44,9 @@ class TorchBackend:
         linear=True,
         parallel=True,
         batch_invariant=True,
-        plain=True,
+        fast_path=True,
     )
-    plain_cross_entropy = staticmethod(small_loss)
+    try_fast_cross_entropy = staticmethod(small_loss)
 
     def devices(self) -> tuple[str, ...]:
         found = ["cpu"]
@@ -82,10 +82,10 @@ class TorchBackend:
             tensor = torch.from_numpy(value if usable else value.astype(value.dtype.newbyteorder("=")))
         return tensor if like is None else tensor.to(like.device)
 
-    def first_invalid_target(self, target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
+    def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         # Asked of a DTensor under validate="full" alone, and then by every process.
         whole = target.full_tensor() if is_distributed(target) else target
-        return first_invalid(whole, classes, ignore_index)
+        return first_invalid(whole, num_classes, ignore_index)
 
     def first_nonfinite(self, array: Tensor) -> int | None:
         bad = ~torch.isfinite(array.detach()).reshape(-1)
@@ -96,7 +96,7 @@ class TorchBackend:
             return _split_problem().cross_entropy(problem)
         found = PreparedLogits(problem)
         loss = found.loss()
-        if not problem.terms:
+        if not problem.return_terms:
             return found.finish(loss)
         return LossTerms(found.finish(loss), found.finish(found.total()))
 
@@ -114,7 +114,7 @@ class TorchBackend:
             return _split_problem().linear_cross_entropy(problem)
         found = PreparedLinear(problem)
         loss = found.loss()
-        if not problem.terms:
+        if not problem.return_terms:
             return found.finish(loss)
         return LossTerms(found.finish(loss), found.finish(found.total()))
 
@@ -127,7 +127,7 @@ class TorchBackend:
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), grads
 
-    def whole(self, array: object, config: ParallelConfig) -> bool:
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
         return is_distributed(array)
 
     def one_program(self) -> bool:
@@ -136,7 +136,7 @@ class TorchBackend:
     def group_size(self, group: Any) -> int:
         return torch.distributed.get_world_size(group)
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         return gather(row, group)
 
 
@@ -149,16 +149,16 @@ def is_distributed(array: object) -> bool:
 def _is_split(problem: LossProblem, lead: Tensor) -> bool:
     """Whether this is a share of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
     if torch.compiler.is_compiling():
-        return problem.parallel is not None or (type(lead) is not Tensor and is_distributed(lead))
+        return problem.sharding is not None or (type(lead) is not Tensor and is_distributed(lead))
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
-        return problem.parallel is not None
+        return problem.sharding is not None
     if isinstance(lead, module.DTensor):
         return True
     for name in ("target", "weight", "mask", "normalizer"):
         if isinstance(getattr(problem, name), module.DTensor):
             raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
-    return problem.parallel is not None
+    return problem.sharding is not None
 
 
 def _split_problem() -> Any:

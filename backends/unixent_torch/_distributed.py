@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent.protocol import Split
+from unixent.protocol import Sharding
 
 # Process groups that are reduced over one after the other: several where axes of a mesh share what is split.
 Groups: TypeAlias = "tuple[Any, ...]"
@@ -33,10 +33,11 @@ class Parts(NamedTuple):
     most: int
 
     @classmethod
-    def of(cls, split: Split) -> Parts:
+    def of(cls, split: Sharding) -> Parts:
         model = _of_several(split.model_group)
         rank = dist.get_rank(model[0]) if model else 0
-        return cls(model, _of_several(split.token_group), split.first_class(rank), split.classes, max(split.counts))
+        token, most = _of_several(split.token_group), max(split.classes_per_rank)
+        return cls(model, token, split.vocab_start(rank), split.num_classes, most)
 
 
 def _of_several(group: Any) -> Groups:

@@ -90,7 +90,7 @@ def _constant(value: Any) -> Any:
 
 def _checked(name: str, value: DTensor, problem: LossProblem) -> Placements:
     """The placements of scores, every one of which says where a value is."""
-    if problem.parallel is not None:
+    if problem.sharding is not None:
         raise BackendError(
             f"parallel: expected None beside {name} that are a DTensor, whose placements say how they are split"
         )
@@ -167,11 +167,11 @@ def localize(problem: Problem) -> tuple[Problem, Parts, Layout]:
     shape = torch.Size((*x.shape[:axis], *x.shape[axis + 1 :]))
     layout = Layout(mesh, shape, positions)
     token = _axes(placements, mesh, lambda dim: dim != axis)
-    parts = _parts(mesh, problem.classes, placements, axis, x.shape, token)
+    parts = _parts(mesh, problem.num_classes, placements, axis, x.shape, token)
     fields = _sides(problem, layout)
     if problem.target_kind == "probability":
         fields["target"] = _probabilities(problem.target, mesh, placements)
-    return replace(problem, logits=x.to_local(), parallel=None, **fields), parts, layout
+    return replace(problem, logits=x.to_local(), sharding=None, **fields), parts, layout
 
 
 def _normal(placements: Placements, ndim: int) -> Placements:
@@ -205,7 +205,7 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, Parts, Layou
             )
     token = _axes(placed, mesh)
     layout = Layout(mesh, hidden.shape[:-1], placed)
-    parts = _parts(mesh, problem.classes, rows, 0, classifier.shape, token)
+    parts = _parts(mesh, problem.num_classes, rows, 0, classifier.shape, token)
     fields = _sides(problem, layout)
     if problem.target_kind == "probability":
         both = tuple(Shard(features) if isinstance(c, Shard) else h for h, c in zip(placed, rows, strict=True))
@@ -220,7 +220,7 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, Parts, Layou
         hidden=hidden.to_local(),
         classifier=_local_sum(classifier, summed),
         bias=None if bias is None else _local_sum(bias, summed),
-        parallel=None,
+        sharding=None,
         **fields,
     )
     return local, parts, layout

@@ -115,7 +115,7 @@ def curvature(operands: Operands, f: Tensor, spec: Spec, along: dict[str, Tensor
     """
     x, target, weight, v = operands
     scale = f if v is None else torch.where(v == 0, 0, f * v)
-    x = x.to(spec.accumulation)
+    x = x.to(spec.acc_dtype)
     if v is not None:
         x = torch.where((v == 0).unsqueeze(-1), 0, x)
     slope: Tensor | float = 1.0

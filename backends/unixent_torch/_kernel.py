@@ -17,12 +17,12 @@ class Spec:
     """The static side of a problem.
 
     Attributes:
-        accumulation: dtype of every exp, log and sum.
+        acc_dtype: dtype of every exp, log and sum.
         smoothing, z_loss, softcap: the options of those names.
         host: values can be read without stalling, so that rows may be treated by what is in them.
     """
 
-    accumulation: torch.dtype
+    acc_dtype: torch.dtype
     smoothing: float
     z_loss: float
     softcap: float | None
@@ -90,7 +90,7 @@ def _cut(column: Any, rows: slice, count: int) -> Any:
 def _joined(losses: list[Tensor], x: Tensor, spec: Spec) -> Tensor:
     if len(losses) == 1:
         return losses[0]
-    return torch.cat(losses) if losses else x.new_empty(0, dtype=spec.accumulation)
+    return torch.cat(losses) if losses else x.new_empty(0, dtype=spec.acc_dtype)
 
 
 def _per_row(factor: Tensor | float | None, v: Tensor | None, shape: torch.Size) -> Tensor | float:
@@ -119,14 +119,14 @@ class _Work:
         self._shape, self._device = (rows, x.shape[-1]), x.device
         self._scratch: dict[str, Tensor] = {}
         mixed = probabilities or spec.smoothing > 0
-        empty = torch.empty(x.shape[-1:], dtype=spec.accumulation, device=x.device) if mixed else None
+        empty = torch.empty(x.shape[-1:], dtype=spec.acc_dtype, device=x.device) if mixed else None
         self._fixed = None if empty is None else Coefficients.of(weight, spec.smoothing, empty)
         # Rows that are done again have to be there again.
         self._unshifted = spec.host and not mixed and spec.softcap is None and not in_place
 
     def _buffer(self, name: str, rows: int, out: Tensor | None = None) -> Tensor:
         """A contiguous [rows, C] block: ``out`` itself where it is one, else scratch."""
-        dtype = self._spec.accumulation
+        dtype = self._spec.acc_dtype
         if out is not None and out.dtype == dtype and out.is_contiguous():
             return out.view(rows, -1)
         if name not in self._scratch:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.plan import linear_chunk
+from unixent.chunking import linear_chunk
 from unixent_torch._kernel import Spec, solve
 from unixent_torch._layout import on_huge_pages
 
@@ -49,12 +49,12 @@ class LinearSpec:
 
     def widen(self, x: Tensor) -> Tensor:
         """``x`` as it enters a product: rounded if it has to be, then in the accumulation dtype."""
-        return (x if self.rounded is None else x.to(self.rounded)).to(self.rows.accumulation)
+        return (x if self.rounded is None else x.to(self.rounded)).to(self.rows.acc_dtype)
 
     def slices(self, operands: LinearOperands) -> Iterator[slice]:
         """The chunks of the flattened positions."""
         count, (classes, width) = operands.hidden.shape[:-1].numel(), operands.classifier.shape
-        step = linear_chunk(count, classes, width, self.rows.accumulation.itemsize, self.chunk)
+        step = linear_chunk(count, classes, width, self.rows.acc_dtype.itemsize, self.chunk)
         return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
@@ -80,7 +80,7 @@ class Fused:
 
     def __init__(self, operands: LinearOperands, spec: LinearSpec, wrt: tuple[str, ...]) -> None:
         hidden, classifier, bias, target, _, v = operands
-        self._operands, self._spec, self._kind = operands, spec, spec.rows.accumulation
+        self._operands, self._spec, self._kind = operands, spec, spec.rows.acc_dtype
         self._shape, (self._classes, self._width) = hidden.shape[:-1], classifier.shape
         self._count = self._shape.numel()
         self._hidden = hidden.reshape(self._count, self._width)

@@ -65,7 +65,7 @@ class EagerLinear(Function):
         wrt, call = _wrt(ctx), how.call
         # They are rounded only when the upstream gradient is known, since what has underflowed can't be scaled. The
         # gradient of probabilities is as large as the logits, so it is never held in more than its own dtype.
-        late = call.kept > 0 or ("target" in wrt and operands.target.dtype != call.spec.accumulation)
+        late = call.kept > 0 or ("target" in wrt and operands.target.dtype != call.spec.acc_dtype)
         losses, grads = solve_linear(operands, factor(1.0, denominator, call), how.spec, () if late else wrt)
         ctx.how, ctx.denominator = how, denominator
         ctx.save_for_backward(*operands, *grads)

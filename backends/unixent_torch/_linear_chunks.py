@@ -42,7 +42,7 @@ def _flat(x: Tensor, axes: int) -> Tensor:
 
 def _chunks(operands: LinearOperands, spec: LinearSpec, along: Tangents) -> Iterator[_Chunk]:
     hidden, classifier, bias, target, weight, v = operands
-    kind = spec.rows.accumulation
+    kind = spec.rows.acc_dtype
     w, hidden = spec.widen(classifier), _flat(hidden, 1)
     target, v = _flat(target, int(target.is_floating_point())), None if v is None else _flat(v, 0)
     along = {name: tangent.to(kind) for name, tangent in along.items()}
@@ -85,7 +85,7 @@ def _gathered(
                 pieces.setdefault(name, []).append(value)
     zeros = operands.hidden.new_zeros
     return tuple(
-        (torch.cat(pieces[name]) if name in pieces else zeros(shape, dtype=spec.rows.accumulation)).reshape(shape)
+        (torch.cat(pieces[name]) if name in pieces else zeros(shape, dtype=spec.rows.acc_dtype)).reshape(shape)
         for name, shape in shapes.items()
     )
 

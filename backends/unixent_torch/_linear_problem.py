@@ -18,7 +18,7 @@ from unixent_torch._reduction import factor, reduce, spread
 def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
     """The dtype that autocast would multiply hidden and classifier in, where it isn't theirs already."""
     device = problem.hidden.device.type
-    if problem.accumulation == "float64" or not torch.is_autocast_enabled(device):
+    if problem.acc_dtype == "float64" or not torch.is_autocast_enabled(device):
         return None
     dtype: torch.dtype = torch.get_autocast_dtype(device)
     return None if problem.hidden.dtype == problem.classifier.dtype == dtype else dtype
@@ -40,7 +40,7 @@ class PreparedLinear(Prepared):
         hidden, classifier, bias, target, weight, v = operands
         spec = self.how.spec
         logits = torch.nn.functional.linear(
-            spec.widen(hidden), spec.widen(classifier), None if bias is None else bias.to(spec.rows.accumulation)
+            spec.widen(hidden), spec.widen(classifier), None if bias is None else bias.to(spec.rows.acc_dtype)
         )
         return reduce(_traced.losses(logits, target, weight, v, spec.rows), self.denominator, self.call)
 

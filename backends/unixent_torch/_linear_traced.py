@@ -26,7 +26,7 @@ def _run(
     weight: Tensor | None,
     v: Tensor | None,
     f: Tensor | None,
-    accumulation: torch.dtype,
+    acc_dtype: torch.dtype,
     smoothing: float,
     z_loss: float,
     softcap: float | None,
@@ -36,7 +36,7 @@ def _run(
     wrt: str,
 ) -> list[Tensor]:
     operands = LinearOperands(hidden, classifier, bias, target, weight, v)
-    spec = LinearSpec(Spec(accumulation, smoothing, z_loss, softcap, host), chunk, rounded)
+    spec = LinearSpec(Spec(acc_dtype, smoothing, z_loss, softcap, host), chunk, rounded)
     losses, grads = solve_linear(operands, f, spec, tuple(wrt.split()))
     return [losses, *grads]
 
@@ -47,7 +47,7 @@ _operator = torch.library.custom_op(
     mutates_args=(),
     schema=(
         "(Tensor hidden, Tensor classifier, Tensor? bias, Tensor target, Tensor? weight, Tensor? v, Tensor? f, "
-        "ScalarType accumulation, float smoothing, float z_loss, float? softcap, bool host, int? chunk, "
+        "ScalarType acc_dtype, float smoothing, float z_loss, float? softcap, bool host, int? chunk, "
         "ScalarType? rounded, str wrt) -> Tensor[]"
     ),
 )
@@ -55,13 +55,13 @@ _operator = torch.library.custom_op(
 
 @_operator.register_fake
 def _shapes(hidden: Tensor, classifier: Tensor, bias: Tensor | None, target: Tensor, *others: Any) -> list[Tensor]:
-    accumulation, wrt = others[3], others[-1].split()
+    acc_dtype, wrt = others[3], others[-1].split()
     sources = {"hidden": hidden, "classifier": classifier, "bias": bias, "target": target}
-    found = [hidden.new_empty(hidden.shape[:-1], dtype=accumulation)]
+    found = [hidden.new_empty(hidden.shape[:-1], dtype=acc_dtype)]
     for name in wrt:
         source = sources[name]
         assert source is not None
-        found.append(source.new_empty(source.shape, dtype=target.dtype if name == "target" else accumulation))
+        found.append(source.new_empty(source.shape, dtype=target.dtype if name == "target" else acc_dtype))
     return found
 
 
@@ -73,7 +73,7 @@ def solve_opaque(
     losses, *grads = _operator(
         *operands,
         f,
-        rows.accumulation,
+        rows.acc_dtype,
         rows.smoothing,
         rows.z_loss,
         rows.softcap,
@@ -100,8 +100,8 @@ class OpaqueLinear(Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         operands, (denominator, how, wrt) = LinearOperands(*inputs[:6]), inputs[6:]
-        late = how.call.kept > 0 or ("target" in wrt and operands.target.dtype != how.call.spec.accumulation)
-        one = torch.ones((), dtype=how.call.spec.accumulation, device=operands.hidden.device)
+        late = how.call.kept > 0 or ("target" in wrt and operands.target.dtype != how.call.spec.acc_dtype)
+        one = torch.ones((), dtype=how.call.spec.acc_dtype, device=operands.hidden.device)
         f = None if late else factor(one, denominator, how.call)
         losses, grads = solve_opaque(operands, f, how.spec, () if late else wrt)
         ctx.how, ctx.denominator, ctx.wrt = how, denominator, wrt

@@ -74,18 +74,18 @@ class Positions(NamedTuple):
     @classmethod
     def of(cls, problem: LossProblem, target: Tensor, weight: Tensor | None, host: bool) -> Positions:
         """``target`` has its classes last; with ``host``, values may be read."""
-        kind = torch.float64 if problem.accumulation == "float64" else torch.float32
+        kind = torch.float64 if problem.acc_dtype == "float64" else torch.float32
         mask = None if problem.mask is None else problem.mask.to(kind)
         if problem.target_kind == "probability":
             return cls(target, mask, mask)
         index = as_index(target)
-        if problem.counted or (host and _all_counted(index, problem)):
+        if problem.all_targets_valid or (host and _all_counted(index, problem)):
             d = mask
             if weight is not None:
                 own = class_weight(weight, index)
                 d = own if mask is None else mask * own
             return cls(index, mask, d)
-        ignored, beyond = equals(target, problem.options.ignore_index), outside(target, problem.classes)
+        ignored, beyond = equals(target, problem.options.ignore_index), outside(target, problem.num_classes)
         index = torch.where(beyond, 0, index)
         v = torch.where(ignored, 0, torch.ones((), dtype=kind, device=target.device) if mask is None else mask)
         d = v
@@ -97,7 +97,7 @@ class Positions(NamedTuple):
 
 def _all_counted(index: Tensor, problem: LossProblem) -> bool:
     """Whether every index is a class and none is ignored. Reads values."""
-    if 0 <= problem.options.ignore_index < problem.classes or not index.numel():
+    if 0 <= problem.options.ignore_index < problem.num_classes or not index.numel():
         return False
     least, most = torch.aminmax(index)
-    return bool(least.item() >= 0 and most.item() < problem.classes)
+    return bool(least.item() >= 0 and most.item() < problem.num_classes)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent.checks import empty_mean
 from unixent.protocol import LossProblem
+from unixent.validation import empty_mean
 from unixent_torch._kernel import Spec
 from unixent_torch._positions import Positions
 from unixent_torch._reduction import Call, Denominator
@@ -56,7 +56,7 @@ class Prepared:
         self._problem = problem
         self._shape, self._device = lead.shape[:-1], lead.device
         self.composed = is_composed()
-        kind = torch.float64 if problem.accumulation == "float64" else torch.float32
+        kind = torch.float64 if problem.acc_dtype == "float64" else torch.float32
         on_cpu = lead.is_cpu
         self._host = on_cpu and not self.composed and not in_transform()
         self.weight = None if problem.weight is None else problem.weight.to(kind)
@@ -71,7 +71,7 @@ class Prepared:
         d = self.positions.d
         if d is not None:
             return d.sum()
-        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.accumulation, device=self._device)
+        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.acc_dtype, device=self._device)
 
     def counted(self) -> Tensor | float:
         """`total`, as a number where every position counts 1."""
@@ -79,13 +79,13 @@ class Prepared:
 
     def _denominator(self) -> Denominator:
         problem = self._problem
-        if problem.terms or problem.options.reduction != "mean":
+        if problem.return_terms or problem.options.reduction != "mean":
             return None
         value: Any = problem.normalizer
         if value is None:
             value = self.counted()
         if isinstance(value, Tensor):
-            value = value.to(self.call.spec.accumulation)
+            value = value.to(self.call.spec.acc_dtype)
             value = value.item() if self._host else value
         if problem.check_empty and value == 0:
             raise empty_mean()
@@ -101,7 +101,7 @@ class Prepared:
 
     def upstream(self, grad_output: Tensor | None) -> Tensor:
         """The upstream gradient in the accumulation dtype; ones without any."""
-        kind = self.call.spec.accumulation
+        kind = self.call.spec.acc_dtype
         if grad_output is None:
             return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._device)
         return grad_output.to(kind)

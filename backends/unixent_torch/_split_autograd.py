@@ -58,7 +58,7 @@ class EagerSplit(Function):
     ) -> Tensor:
         call, parts, wrt = how.call, how.parts, asked(ctx)
         # A rounded gradient can't be scaled, and that of a probability is formed when it is asked for.
-        early = call.kept == 0 and x.dtype == call.spec.accumulation and x.is_contiguous() and wrt == ("logits",)
+        early = call.kept == 0 and x.dtype == call.spec.acc_dtype and x.is_contiguous() and wrt == ("logits",)
         keep = torch.empty_like(x) if early else None
         losses, found = solve_split(x, target, weight, v, call.spec, parts, keep)
         ctx.how, ctx.denominator = how, denominator
@@ -120,7 +120,7 @@ class SplitLoss(Function):
         denominator = denominator if ctx.number is None else ctx.number
         call, positions = ctx.how.call, saved[0].shape[:-1]
         tangents = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
-        one = torch.ones(positions[: call.kept], dtype=call.spec.accumulation, device=saved[0].device)
+        one = torch.ones(positions[: call.kept], dtype=call.spec.acc_dtype, device=saved[0].device)
         f = spread(factor(one, denominator, call), positions)
         grads = SplitGradient.apply(*saved[:4], f, *saved[4:], ctx.how, tuple(tangents))
         change = inner(grads, tuple(tangents.values()), one.dtype)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from unixent.chunking import linear_chunk
 from unixent.errors import BackendError
-from unixent.plan import linear_chunk
 from unixent_torch._autograd import is_transformed
 from unixent_torch._distributed import Parts, all_reduce
 from unixent_torch._linear import Fused, LinearOperands, LinearSpec
@@ -39,7 +39,7 @@ def solve_split_linear(
 
     With ``found`` nothing is communicated and no loss comes out; "hidden" is then not to be asked for.
     """
-    (*positions, width), kind = operands.hidden.shape, spec.rows.accumulation
+    (*positions, width), kind = operands.hidden.shape, spec.rows.acc_dtype
     # As many chunks on every process, whatever its share of the classes.
     spec = replace(spec, chunk=linear_chunk(math.prod(positions), parts.most, width, kind.itemsize, spec.chunk))
     with torch.autocast(operands.hidden.device.type, enabled=False):

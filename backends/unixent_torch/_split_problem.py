@@ -124,8 +124,8 @@ def cross_entropy(problem: Problem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.cross_entropy` of this process."""
     if is_distributed(problem.logits):
         local, parts, layout = _dtensor().localize(problem)
-        return _finished(_logits(local, parts), problem.terms, layout.wrap)
-    return _finished(_logits(problem, _parts(problem)), problem.terms)
+        return _finished(_logits(local, parts), problem.return_terms, layout.wrap)
+    return _finished(_logits(problem, _parts(problem)), problem.return_terms)
 
 
 def value_and_grad(
@@ -145,17 +145,17 @@ def value_and_grad(
 
 def linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.linear_cross_entropy` of this process."""
-    if problem.parallel is None or is_distributed(problem.hidden):
+    if problem.sharding is None or is_distributed(problem.hidden):
         local, parts, layout = _dtensor().localize_linear(problem)
-        return _finished(_linear(local, parts), problem.terms, layout.wrap)
-    return _finished(_linear(problem, _parts(problem)), problem.terms)
+        return _finished(_linear(local, parts), problem.return_terms, layout.wrap)
+    return _finished(_linear(problem, _parts(problem)), problem.return_terms)
 
 
 def linear_value_and_grad(
     problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`unixent.protocol.Backend.linear_value_and_grad` of this process."""
-    if problem.parallel is None or is_distributed(problem.hidden):
+    if problem.sharding is None or is_distributed(problem.hidden):
         local, parts, layout = _dtensor().localize_linear(problem)
         found = _linear(local, parts)
         loss, grads = found.loss_and_grads(layout.upstream(grad_output), wrt)
@@ -172,8 +172,8 @@ def _dtensor() -> Any:
 
 
 def _parts(problem: LossProblem) -> Parts:
-    assert problem.parallel is not None
-    return Parts.of(problem.parallel)
+    assert problem.sharding is not None
+    return Parts.of(problem.sharding)
 
 
 def _logits(problem: Problem, parts: Parts) -> Prepared:

@@ -40,7 +40,7 @@ class LocalRows:
             self._step = min(rows_per_block(x), self._step)
         self.fixed: Coefficients | None = None
         if self.probabilities is not None or spec.smoothing > 0:
-            like = torch.empty(parts.classes, dtype=spec.accumulation, device=x.device)
+            like = torch.empty(parts.classes, dtype=spec.acc_dtype, device=x.device)
             self.fixed = Coefficients.of(weight, spec.smoothing, like)
             local = slice(parts.first_class, parts.first_class + self.here)
             self.base = self.fixed.base[local]
@@ -50,13 +50,13 @@ class LocalRows:
 
     def columns(self, *size: int) -> Tensor:
         """Zeros [..., N, 1] in the accumulation dtype."""
-        return torch.zeros((*size, self.count, 1), dtype=self.spec.accumulation, device=self._x.device)
+        return torch.zeros((*size, self.count, 1), dtype=self.spec.acc_dtype, device=self._x.device)
 
     def buffer(self, name: str, rows: int) -> Tensor:
         """A [rows, C here] block of scratch memory."""
         if name not in self._scratch:
             shape = (self._step, self.here)
-            self._scratch[name] = torch.empty(shape, dtype=self.spec.accumulation, device=self._x.device)
+            self._scratch[name] = torch.empty(shape, dtype=self.spec.acc_dtype, device=self._x.device)
         return self._scratch[name][:rows]
 
     def pieces(self, *more: Tensor | None) -> list[tuple[slice, tuple[Tensor, ...]]]:
@@ -81,7 +81,7 @@ class LocalRows:
     def shifted(self, piece: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
         """Capped logits less ``shift``, in one pass where nothing has to be widened or capped."""
         rows = piece.shape[:-1].numel()
-        if self.spec.softcap is not None or piece.dtype != self.spec.accumulation or not piece.is_contiguous():
+        if self.spec.softcap is not None or piece.dtype != self.spec.acc_dtype or not piece.is_contiguous():
             return self.read(piece, out).sub_(shift)
         block = self.buffer("logits", rows) if out is None else out.view(rows, self.here)
         return torch.sub(piece.view(rows, self.here), shift, out=block)

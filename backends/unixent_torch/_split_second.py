@@ -20,7 +20,7 @@ def split_curvature(
     <p, u> and the sum of t' run over all classes, and are what goes round: 2 numbers a position.
     """
     x, target, weight, v = operands
-    shape, kind = x.shape, spec.accumulation
+    shape, kind = x.shape, spec.acc_dtype
     local = slice(parts.first_class, parts.first_class + shape[-1])
     weight = None if weight is None else weight[local]
     rows = x.reshape(-1, shape[-1]).to(kind, copy=True) if shape[-1] else x.new_zeros(shape[:-1].numel(), 0, dtype=kind)

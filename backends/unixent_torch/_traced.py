@@ -15,7 +15,7 @@ from unixent_torch._rows import times, two_diff
 
 def losses(x: Tensor, target: Tensor, weight: Tensor | None, v: Tensor | None, spec: Spec) -> Tensor:
     """What `unixent_torch._kernel.solve` returns first, by functional operations alone."""
-    x = x.to(spec.accumulation)
+    x = x.to(spec.acc_dtype)
     dead = None if v is None else (v == 0).unsqueeze(-1)
     if dead is not None:
         # Before anything else: the derivative of a NaN that is dropped later would still be NaN.

@@ -167,7 +167,7 @@ def importable(implementation: Any) -> str | None:
 
     >>> import unixent
     >>> importable(unixent.cross_entropy)
-    'unixent.api:cross_entropy'
+    'unixent.functions:cross_entropy'
     """
     if isinstance(implementation, str):
         return implementation

@@ -51,7 +51,7 @@ def expected(call: Call, asks: Asks) -> list[Part]:
         return second(call)
     if call.linear:
         return linear(call, asks != "loss")
-    rows, narrow = rows_of(call), call.accumulation
+    rows, narrow = rows_of(call), call.acc_dtype
     reduction = "sum" if asks == "terms" else str(call.options.get("reduction", "mean"))
     reduced = oracle.reduce(rows, reduction, call.options.get("normalizer"), str(call.options.get("on_empty", "zero")))
     if asks == "terms":

@@ -136,9 +136,9 @@ def solve(
     softcap: float | None = None,
 ) -> Rows:
     """All that is to be known of each position. weight, mask and probabilities come in the accumulation dtype or
-    narrower: converting them to it is part of the definition (see `accumulation`)."""
+    narrower: converting them to it is part of the definition (see `acc_dtype`)."""
     axis = axis % logits.ndim
-    narrow = accumulation(logits.dtype)
+    narrow = acc_dtype(logits.dtype)
     raw = np.moveaxis(logits, axis, -1)
     positions, classes = raw.shape[:-1], raw.shape[-1]
     raw = raw.astype(np.longdouble).reshape(-1, classes)
@@ -230,7 +230,7 @@ def gradient(rows: Rows, reduced: Reduced, per_position: Array, upstream: Array 
         return rows.to_shape(np.where(silent[:, None], 0, scaled))
 
 
-def accumulation(dtype: Any) -> np.dtype[Any]:
+def acc_dtype(dtype: Any) -> np.dtype[Any]:
     """float32 for half precision, otherwise the dtype itself."""
     return np.dtype(np.float32 if np.dtype(dtype).itemsize == 2 else dtype)
 

@@ -31,7 +31,7 @@ class LinearRows:
 
 def solve(call: Call) -> LinearRows:
     """The rows of a call with hidden, classifier and perhaps bias."""
-    wide, narrow = np.longdouble, np.dtype(call.accumulation)
+    wide, narrow = np.longdouble, np.dtype(call.acc_dtype)
     hidden, classifier = call.hidden.astype(wide), call.classifier.astype(wide)
     bias = np.zeros(len(classifier), wide) if call.bias is None else call.bias.astype(wide)
     with np.errstate(all="ignore"):

@@ -71,51 +71,51 @@ class Estimate:
     bound: Array
 
 
-def roundoff(accumulation: str) -> float:
+def roundoff(acc_dtype: str) -> float:
     """u, and the oracle's own where it is no wider than the accumulation (a longdouble that is a float64)."""
     own = oracle.UNIT_ROUNDOFF
-    u = Format.of(accumulation).roundoff
+    u = Format.of(acc_dtype).roundoff
     return u if own < u / 64 else u + own
 
 
-def loss(rows: Rows, reduced: Reduced, reduction: str, accumulation: str) -> Estimate:
+def loss(rows: Rows, reduced: Reduced, reduction: str, acc_dtype: str) -> Estimate:
     """Bound of the value under a reduction."""
-    bound = position_bounds(rows, accumulation)
+    bound = position_bounds(rows, acc_dtype)
     if reduction == "none":
         return Estimate(reduced.value, bound.reshape(rows.positions))
-    total = numerator(rows, reduced, accumulation)
+    total = numerator(rows, reduced, acc_dtype)
     if reduction == "sum":
         return total
     if reduced.empty:
         return Estimate(reduced.value, np.zeros_like(reduced.value))
     with np.errstate(all="ignore"):
         # q = n/d: dq/q = dn/n - dd/d, one rounding for the quotient, one for a normalizer given as a Python float.
-        relative = denominator_error(rows, reduced, accumulation) + 2 * roundoff(accumulation)
+        relative = denominator_error(rows, reduced, acc_dtype) + 2 * roundoff(acc_dtype)
         return Estimate(reduced.value, total.bound / abs(reduced.denominator) + abs(reduced.value) * relative)
 
 
-def numerator(rows: Rows, reduced: Reduced, accumulation: str) -> Estimate:
+def numerator(rows: Rows, reduced: Reduced, acc_dtype: str) -> Estimate:
     """Bound of the summed losses: the terms' own bounds, and a tree of N additions."""
     with np.errstate(all="ignore"):
-        adding = 2 * _log2(len(rows.counted)) * roundoff(accumulation) * rows.loss_magnitudes().sum()
-        return Estimate(reduced.numerator, position_bounds(rows, accumulation).sum() + adding)
+        adding = 2 * _log2(len(rows.counted)) * roundoff(acc_dtype) * rows.loss_magnitudes().sum()
+        return Estimate(reduced.numerator, position_bounds(rows, acc_dtype).sum() + adding)
 
 
-def denominator(rows: Rows, reduced: Reduced, accumulation: str) -> Estimate:
+def denominator(rows: Rows, reduced: Reduced, acc_dtype: str) -> Estimate:
     """Bound of the summed token weights."""
     steps = 3 + 2 * _log2(len(rows.counted))
-    return Estimate(reduced.denominator, steps * roundoff(accumulation) * abs(rows.denominators).sum())
+    return Estimate(reduced.denominator, steps * roundoff(acc_dtype) * abs(rows.denominators).sum())
 
 
-def denominator_error(rows: Rows, reduced: Reduced, accumulation: str) -> Array:
+def denominator_error(rows: Rows, reduced: Reduced, acc_dtype: str) -> Array:
     """Relative error of what a mean is divided by; 0 where nothing is, and for a normalizer, which is given."""
-    own = denominator(rows, reduced, accumulation)
+    own = denominator(rows, reduced, acc_dtype)
     return np.asarray(own.bound / abs(reduced.denominator) if reduced.divided else 0.0)
 
 
-def position_bounds(rows: Rows, accumulation: str) -> Array:
+def position_bounds(rows: Rows, acc_dtype: str) -> Array:
     """(8 + 2 log2 C) u of the terms' magnitudes, and what the capped logits' own rounding moves: |dl/dx'| |dx'|."""
-    u, tiny = roundoff(accumulation), Format.of(accumulation).smallest_normal
+    u, tiny = roundoff(acc_dtype), Format.of(acc_dtype).smallest_normal
     with np.errstate(all="ignore"):
         bound = (8 + 2 * _log2(rows.classes)) * u * rows.loss_magnitudes()
         if rows.steepness.any():
@@ -129,9 +129,9 @@ def position_bounds(rows: Rows, accumulation: str) -> Array:
         return np.where(rows.counted == 0, 0, bound)
 
 
-def logits_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, accumulation: str) -> Estimate:
+def logits_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, acc_dtype: str) -> Estimate:
     """(16 + 2 |x_c - m| + 2 log2 C) u of the entry's terms, the cap's roundings, the scale's and the floor."""
-    u, tiny = roundoff(accumulation), Format.of(accumulation).smallest_normal
+    u, tiny = roundoff(acc_dtype), Format.of(acc_dtype).smallest_normal
     gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
     with np.errstate(all="ignore"):
         factor = 16 + 2 * gap + 2 * _log2(rows.classes)
@@ -140,7 +140,7 @@ def logits_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, accumu
             farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
             steep = np.where(np.isfinite(rows.steepness), rows.steepness, 0)
             factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * steep
-        relative = u * (factor + 2) + denominator_error(rows, reduced, accumulation)
+        relative = u * (factor + 2) + denominator_error(rows, reduced, acc_dtype)
         per_position = _times(rows.gradient_magnitudes() * rows.slope, relative)
         weight = abs(rows.coefficient).sum(axis=1, keepdims=True) + rows.z_loss * abs(rows.lse)[:, None]
         floor = tiny * (1 + abs(rows.counted)[:, None]) * (1 + rows.classes * weight)
@@ -149,12 +149,12 @@ def logits_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, accumu
         return Estimate(value, abs(bound) + np.where(value == 0, 0, tiny))
 
 
-def target_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, accumulation: str) -> Estimate:
+def target_gradient(rows: Rows, reduced: Reduced, upstream: Array | None, acc_dtype: str) -> Estimate:
     """dl/dq_c = v w_c (1 - s) L_c: the bound of a loss, per class, and what a mean's denominator adds."""
-    u, tiny = roundoff(accumulation), Format.of(accumulation).smallest_normal
+    u, tiny = roundoff(acc_dtype), Format.of(acc_dtype).smallest_normal
     with np.errstate(all="ignore"):
         exact = rows.target_gradients()
-        relative = (8 + 2 * _log2(rows.classes) + 4) * u + denominator_error(rows, reduced, accumulation)
+        relative = (8 + 2 * _log2(rows.classes) + 4) * u + denominator_error(rows, reduced, acc_dtype)
         bound = _times(rows.target_magnitudes(), relative)
         if rows.steepness.any():
             moved = abs(rows.logits) + (rows.probability * abs(rows.logits)).sum(axis=1, keepdims=True)

@@ -57,7 +57,7 @@ class Moved:
 def estimates(call: Call, gradients: bool, seen: Callable[[Rows], Rows] = lambda rows: rows) -> dict[str, Estimate]:
     """The loss and, if asked, the gradient of every differentiable argument, by name; `seen` may change the rows'
     error model."""
-    found, narrow = oracle_linear.solve(call), call.accumulation
+    found, narrow = oracle_linear.solve(call), call.acc_dtype
     found = replace(found, rows=seen(found.rows))
     reduced, moved = oracle_linear.reduce(found, call), logits_moved(found, call)
     upstream = None if call.upstream is None else np.asarray(call.upstream)
@@ -74,7 +74,7 @@ def estimates(call: Call, gradients: bool, seen: Callable[[Rows], Rows] = lambda
 def logits_moved(found: LinearRows, call: Call) -> Moved:
     """What follows from eps, row by row; an infinite logit is infinite whatever its roundings."""
     rows, softcap = found.rows, call.options.get("softcap")
-    u, tiny = tolerance.roundoff(call.accumulation), Format.of(call.accumulation).smallest_normal
+    u, tiny = tolerance.roundoff(call.acc_dtype), Format.of(call.acc_dtype).smallest_normal
     terms = found.hidden.shape[1] + 1
     with np.errstate(all="ignore"):
         raw = gamma(terms, u) * found.magnitude + terms * tiny
@@ -100,8 +100,8 @@ def gamma(terms: int, u: float) -> float:
     return terms * u / (1 - terms * u)
 
 
-def _loss(rows: Rows, reduced: Reduced, moved: Moved, reduction: str, accumulation: str) -> Estimate:
-    given = tolerance.loss(rows, reduced, reduction, accumulation)
+def _loss(rows: Rows, reduced: Reduced, moved: Moved, reduction: str, acc_dtype: str) -> Estimate:
+    given = tolerance.loss(rows, reduced, reduction, acc_dtype)
     with np.errstate(all="ignore"):
         mixed = _times(abs(rows.coefficient), moved.surprise).sum(axis=1)
         shift = moved.lse[:, 0]
@@ -113,9 +113,9 @@ def _loss(rows: Rows, reduced: Reduced, moved: Moved, reduction: str, accumulati
         return Estimate(given.value, given.bound * moved.room.max(initial=1) + total)
 
 
-def _logits_gradient(rows: Rows, reduced: Reduced, moved: Moved, upstream: Array | None, accumulation: str) -> Estimate:
+def _logits_gradient(rows: Rows, reduced: Reduced, moved: Moved, upstream: Array | None, acc_dtype: str) -> Estimate:
     """G and B, (N, C)."""
-    given = tolerance.logits_gradient(rows, reduced, upstream, accumulation)
+    given = tolerance.logits_gradient(rows, reduced, upstream, acc_dtype)
     with np.errstate(all="ignore"):
         weight = abs(rows.coefficient).sum(axis=1, keepdims=True)
         flow = weight * moved.probability
@@ -130,10 +130,10 @@ def _logits_gradient(rows: Rows, reduced: Reduced, moved: Moved, upstream: Array
         return Estimate(_flat(rows, given.value), _flat(rows, given.bound) * moved.room + extra)
 
 
-def _carried(found: LinearRows, own: Estimate, name: str, accumulation: str) -> Estimate:
+def _carried(found: LinearRows, own: Estimate, name: str, acc_dtype: str) -> Estimate:
     """The gradient of an argument from that of the logits: a sum of C or N products."""
     count = found.rows.classes if name == "hidden" else len(found.rows.counted)
-    u, tiny = tolerance.roundoff(accumulation), Format.of(accumulation).smallest_normal
+    u, tiny = tolerance.roundoff(acc_dtype), Format.of(acc_dtype).smallest_normal
     positive = LinearRows(found.rows, abs(found.hidden), abs(found.classifier), found.magnitude)
     with np.errstate(all="ignore"):
         bound = own.bound + gamma(count, u) * (abs(own.value) + own.bound)
@@ -142,8 +142,8 @@ def _carried(found: LinearRows, own: Estimate, name: str, accumulation: str) -> 
         return Estimate(value, np.where(bound == 0, 0, bound + count * tiny))
 
 
-def _target_gradient(rows: Rows, reduced: Reduced, moved: Moved, upstream: Array | None, accumulation: str) -> Estimate:
-    given = tolerance.target_gradient(rows, reduced, upstream, accumulation)
+def _target_gradient(rows: Rows, reduced: Reduced, moved: Moved, upstream: Array | None, acc_dtype: str) -> Estimate:
+    given = tolerance.target_gradient(rows, reduced, upstream, acc_dtype)
     with np.errstate(all="ignore"):
         extra = abs(rows.counted)[:, None] * _times(abs(rows.target_factor), moved.surprise)
         bound = _flat(rows, given.bound) * moved.room + _scaled(rows, reduced, extra, upstream)

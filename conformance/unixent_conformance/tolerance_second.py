@@ -47,7 +47,7 @@ def of_logits(rows: Rows, reduced: Reduced, call: Call) -> dict[str, Estimate]:
     `call`."""
     along = {name: _rows(rows, direction) for name, direction in call.directions().items()}
     found = changes(rows, along["logits"], along.get("target"), call.options.get("softcap"))
-    relative = _relative(rows, reduced, call.accumulation)
+    relative = _relative(rows, reduced, call.acc_dtype)
     return {name: _estimate(rows, reduced, change, call, relative) for name, change in found.items()}
 
 
@@ -95,8 +95,8 @@ def of_linear(call: Call, seen: Callable[[Rows], Rows] = lambda rows: rows) -> d
         each = changes(rows, moved, turned, call.options.get("softcap"))
         # What a logit's own roundings are, and those of the sums over features, classes and positions that follow.
         sums = sum(found.hidden.shape) + len(found.classifier)
-        relative = _relative(rows, reduced, call.accumulation)
-        relative = relative + tolerance.roundoff(call.accumulation) * sums * (ROOM + found.magnitude.max(initial=0))
+        relative = _relative(rows, reduced, call.acc_dtype)
+        relative = relative + tolerance.roundoff(call.acc_dtype) * sums * (ROOM + found.magnitude.max(initial=0))
         own = {name: _estimate(rows, reduced, change, call, relative, flat=True) for name, change in each.items()}
         upstream = None if call.upstream is None else np.asarray(call.upstream)
         first = oracle_linear.logits_gradient(found, reduced, upstream)
@@ -117,21 +117,21 @@ def of_linear(call: Call, seen: Callable[[Rows], Rows] = lambda rows: rows) -> d
         return estimates
 
 
-def _relative(rows: Rows, reduced: Reduced, accumulation: str) -> Array:
+def _relative(rows: Rows, reduced: Reduced, acc_dtype: str) -> Array:
     gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
     factor = 16 + 2 * gap + 2 * np.log2(max(rows.classes, 1))
     if rows.steepness.any():
         factor = factor + tolerance.SOFTCAP_ROUNDINGS * (1 + 2 * abs(rows.logits).max(axis=1, keepdims=True))
         factor = factor + 4 * rows.steepness
-    divided = tolerance.denominator_error(rows, reduced, accumulation)
-    return np.asarray(ROOM * tolerance.roundoff(accumulation) * factor + divided)
+    divided = tolerance.denominator_error(rows, reduced, acc_dtype)
+    return np.asarray(ROOM * tolerance.roundoff(acc_dtype) * factor + divided)
 
 
 def _estimate(
     rows: Rows, reduced: Reduced, change: Change, call: Call, relative: Array, flat: bool = False
 ) -> Estimate:
     upstream = None if call.upstream is None else np.asarray(call.upstream)
-    tiny = Format.of(call.accumulation).smallest_normal
+    tiny = Format.of(call.acc_dtype).smallest_normal
     with np.errstate(all="ignore"):
         room = np.where(change.magnitude == 0, 0, change.magnitude * relative + tiny)
     value = oracle.gradient(rows, reduced, change.value, upstream)

@@ -115,7 +115,7 @@ def test_moved_logits_stay_within_the_model(name: str) -> None:
     the model says, and by enough for it to mean something."""
     call = RECIPES[name].call()
     found = oracle_linear.solve(call)
-    narrow = call.accumulation
+    narrow = call.acc_dtype
     moved = tolerance_linear.logits_moved(found, call)
     raw = found.hidden @ found.classifier.T + (0 if call.bias is None else call.bias.astype(np.longdouble))
     u = 2.0**-53 if narrow == "float64" else 2.0**-24

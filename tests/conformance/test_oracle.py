@@ -20,7 +20,7 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], list
     o = call.options
     axis = o.get("axis", -1)
     number = mpmath.mpf
-    narrow = oracle.accumulation(call.logits.dtype)
+    narrow = oracle.acc_dtype(call.logits.dtype)
     x = np.moveaxis(call.logits, axis, -1)
     classes = x.shape[-1]
     x = x.reshape(-1, classes).astype(np.float64)

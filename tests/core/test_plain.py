@@ -1,4 +1,4 @@
-"""What a backend with `capabilities.plain` is offered before a call is checked, and what becomes of a None."""
+"""What a backend with `capabilities.fast_path` is offered before a call is checked, and what becomes of a None."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def offers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, LossOptions]
 
     class Plain(base):
         name = "plain"
-        capabilities = replace(base.capabilities, plain=True)
+        capabilities = replace(base.capabilities, fast_path=True)
 
-        def plain_cross_entropy(self, logits: Any, target: Any, options: LossOptions) -> Any:
+        def try_fast_cross_entropy(self, logits: Any, target: Any, options: LossOptions) -> Any:
             found.append((logits, target, options))
             return 7.0 if list(target) == [0, 0] else None
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent import LossOptions, checks
+from unixent import LossOptions, validation
 from unixent_mindspore import backend
 from unixent_mindspore._backend import _eager
 from unixent_mindspore._cells import primitive_cell
@@ -43,8 +43,8 @@ def cases():
 def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, sides):
     weight, mask = (WEIGHT, MASK) if sides else (None, None)
     arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
-    given = checks.Sides(arrays[1], arrays[2], arrays[3], None, None, False)
-    problem, _ = checks.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
+    given = validation.Sides(arrays[1], arrays[2], arrays[3], None, None, False)
+    problem, _ = validation.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
     inputs, plan = _eager(problem)
     cell = primitive_cell(plan, "float64")
 

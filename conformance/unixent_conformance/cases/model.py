@@ -67,7 +67,7 @@ class Call:
         return str(np.asarray(self.hidden if self.linear else self.logits).dtype.name)
 
     @property
-    def accumulation(self) -> str:
+    def acc_dtype(self) -> str:
         scores = (self.logits, self.hidden, self.classifier, self.bias)
         widest = max(np.asarray(array).dtype.itemsize for array in scores if array is not None)
         return "float64" if widest == 8 else "float32"

@@ -110,7 +110,7 @@ def determinism(subject: Subject, call: Call) -> Finding | None:
 
 def reductions(subject: Subject, call: Call) -> Finding | None:
     """The sum is the numerator of the terms, and the mean their quotient: compared with terms of the same dtype."""
-    wide = call.accumulation
+    wide = call.acc_dtype
     numerator, denominator = subject.terms(replace(call, options=_less(call, "reduction")))
     total = subject.loss(replace(call, options={**call.options, "reduction": "sum", "dtype": wide}))
     mean = subject.loss(replace(call, options={**call.options, "reduction": "mean", "dtype": wide}))

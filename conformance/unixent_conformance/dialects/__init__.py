@@ -136,7 +136,7 @@ def expected(call: Call, case: Case, dialects: Sequence[Dialect]) -> list[Part]:
     options = {name: spoken.options[name] for name in _ROW_OPTIONS if name in spoken.options}
     rows = oracle.solve(spoken.logits, spoken.target, weight=spoken.weight, mask=spoken.mask, **options)
     rows = _seen(rows, spoken, dialects)
-    narrow, result = call.accumulation, call.result_dtype
+    narrow, result = call.acc_dtype, call.result_dtype
     for dialect in dialects:
         narrow, result = dialect.narrow(call, narrow), dialect.result(call, result)
     reduction = str(spoken.options.get("reduction", "mean"))

@@ -49,7 +49,7 @@ class GradientInFloat32(Plain):
     """Half precision logits get a float32 gradient."""
 
     def gradient_dtype(self, x: Array) -> Any:
-        return self.accumulation(x.dtype)
+        return self.acc_dtype(x.dtype)
 
 
 @mutant("class indices", "large inputs")

@@ -86,7 +86,7 @@ class ClipsProbabilities(Plain):
 class HalfAccumulation(Plain):
     """Half precision inputs are computed with in half precision."""
 
-    def accumulation(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def acc_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return dtype
 
 
@@ -106,7 +106,7 @@ class HalfSumOfClasses(Plain):
 class Float64InFloat32(Plain):
     """float64 logits are computed with in float32."""
 
-    def accumulation(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def acc_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.float32)
 
 

@@ -53,7 +53,7 @@ class Plain:
 
     # Steps before the arithmetic
 
-    def accumulation(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def acc_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
     def check(self, x: Array, target: Array, weight: Array | None, mask: Array | None) -> None:
@@ -213,7 +213,7 @@ class Plain:
     ) -> tuple[Any, Any]:
         o = self.options
         self.check(x, target, weight, mask)
-        raw, acc, axis = self.rows(x, o["axis"]), self.accumulation(x.dtype), o["axis"] % x.ndim
+        raw, acc, axis = self.rows(x, o["axis"]), self.acc_dtype(x.dtype), o["axis"] % x.ndim
         n, classes = raw.shape
         indices = target.dtype.kind in "iu"
         y = target.reshape(-1) if indices else np.zeros(n, np.int64)

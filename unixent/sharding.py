@@ -8,7 +8,7 @@ Positions are split over the token group, classes over the model group. Every pr
 2. `conclude`: whether this process's arguments passed the checks.
 
 So a process whose arguments are refused takes the others with it: all raise, none waits for a sum that never comes.
-Arrays that are whole over a mesh (`ParallelBackend.whole`) belong to one call: there is nothing to agree on.
+Arrays that are whole over a mesh (`ParallelBackend.is_global`) belong to one call: there is nothing to agree on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from unixent.errors import BackendError, OptionError, ShapeError, UnixentError
 from unixent.options import ParallelConfig
-from unixent.protocol import ParallelBackend, Split
+from unixent.protocol import ParallelBackend, Sharding
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def _gather(
     degree = config.model_parallel if group == "model" else config.data_parallel * config.context_parallel
     if degree == 1:
         return [row]
-    return backend.gather(row, config.model_group if group == "model" else config.token_group)
+    return backend.all_gather(row, config.model_group if group == "model" else config.token_group)
 
 
 def _refused(group: str, rows: list[tuple[int, ...]]) -> BackendError | None:
@@ -103,7 +103,7 @@ def token_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
     return error or _same("token", "number of classes", [row[2] for row in rows])
 
 
-def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[], Facts]) -> Split:
+def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[], Facts]) -> Sharding:
     """The split of one call, the same on all processes, or the same error on all of them.
 
     Raises:
@@ -127,10 +127,10 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
         raise error
     if total < 1:
         raise ShapeError("logits: expected at least 1 class on the processes of the model group together; got 0")
-    return Split(
+    return Sharding(
         model_group=config.model_group,
         token_group=config.token_group,
-        counts=tuple(counts),
+        classes_per_rank=tuple(counts),
     )
 
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from unixent import parallel
+from unixent import sharding
 from unixent.arguments import FLOATS, INTEGERS, NUMBERS, REALS, Argument, adopt, constant, expect, scores
 from unixent.errors import BackendError, DTypeError, EmptyMeanError, OptionError, ShapeError, TargetRangeError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
-from unixent.protocol import ArrayInfo, Backend, LinearProblem, ParallelBackend, Problem, Split
+from unixent.protocol import ArrayInfo, Backend, LinearProblem, ParallelBackend, Problem, Sharding
 
 
 def _normalizer(backend: Backend, value: Any, options: LossOptions, lead: Argument) -> Any:
@@ -114,7 +114,7 @@ class Scores(NamedTuple):
     positions: tuple[int, ...]
     full: tuple[int, ...]
     classes: int
-    accumulation: str
+    acc_dtype: str
     rest: dict[str, Any]
 
 
@@ -128,8 +128,8 @@ def _logits(backend: Backend, logits: Any, options: LossOptions) -> Scores:
         )
     axis %= len(shape)
     positions = shape[:axis] + shape[axis + 1 :]
-    accumulation = "float64" if lead.info.dtype == "float64" else "float32"
-    return Scores(lead, positions, shape, shape[axis], accumulation, {"logits": lead.array, "axis": axis})
+    acc_dtype = "float64" if lead.info.dtype == "float64" else "float32"
+    return Scores(lead, positions, shape, shape[axis], acc_dtype, {"logits": lead.array, "axis": axis})
 
 
 def _linear(backend: Backend, hidden: Any, classifier: Any, bias: Any, chunk: Any) -> Scores:
@@ -148,33 +148,35 @@ def _linear(backend: Backend, hidden: Any, classifier: Any, bias: Any, chunk: An
         dtypes.add(offset.info.dtype)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1):
         raise OptionError(f"chunk: expected None or an int >= 1; got {chunk!r}")
-    accumulation = "float64" if "float64" in dtypes else "float32"
+    acc_dtype = "float64" if "float64" in dtypes else "float32"
     rest = {
         "hidden": lead.array,
         "classifier": weights.array,
         "bias": bias,
         "chunk": None if chunk is None else int(chunk),
     }
-    return Scores(lead, positions, (*positions, classes), classes, accumulation, rest)
+    return Scores(lead, positions, (*positions, classes), classes, acc_dtype, rest)
 
 
-def _facts(backend: Backend, found: Scores, sides: Sides, options: LossOptions) -> parallel.Facts:
+def _facts(backend: Backend, found: Scores, sides: Sides, options: LossOptions) -> sharding.Facts:
     dtype = adopt(backend, "target", sides.target, found.lead).info.dtype
     given = [name for name in ("weight", "mask", "normalizer") if getattr(sides, name) is not None]
     # Of a fused linear call also how wide its hidden states are and how they are cut into chunks.
     form = (found.lead.info.shape[-1], found.rest["chunk"]) if "hidden" in found.rest else ()
 
     def call() -> str:
-        return f"{options} {given} {sides.terms} {found.lead.info.dtype} {found.accumulation} {form} {dtype in FLOATS}"
+        return f"{options} {given} {sides.terms} {found.lead.info.dtype} {found.acc_dtype} {form} {dtype in FLOATS}"
 
-    return parallel.Facts(call, found.positions, found.classes)
+    return sharding.Facts(call, found.positions, found.classes)
 
 
-def _fields(backend: Backend, found: Scores, sides: Sides, options: LossOptions, split: Split | None) -> dict[str, Any]:
+def _fields(
+    backend: Backend, found: Scores, sides: Sides, options: LossOptions, split: Sharding | None
+) -> dict[str, Any]:
     """The fields of a problem, all of them checked."""
-    lead, positions, _, classes, accumulation, rest = found
+    lead, positions, _, classes, acc_dtype, rest = found
     if split is not None:
-        classes = split.classes
+        classes = split.num_classes
     elif classes < 1:
         raise ShapeError(
             f"{'classifier' if 'hidden' in rest else 'logits'}: expected at least 1 class; got shape {found.full}"
@@ -200,17 +202,17 @@ def _fields(backend: Backend, found: Scores, sides: Sides, options: LossOptions,
         "mask": mask,
         "normalizer": _normalizer(backend, sides.normalizer, options, lead),
         "options": options,
-        "classes": classes,
+        "num_classes": classes,
         "target_kind": kind,
-        "accumulation": accumulation,
+        "acc_dtype": acc_dtype,
         # Terms are partial sums: in half precision a count above 65504 would already be infinite.
-        "result_dtype": options.dtype or (accumulation if sides.terms else lead.info.dtype),
-        "terms": sides.terms,
-        "counted": counted,
+        "result_dtype": options.dtype or (acc_dtype if sides.terms else lead.info.dtype),
+        "return_terms": sides.terms,
+        "all_targets_valid": counted,
         "check_empty": (
             options.on_empty == "raise" and options.reduction == "mean" and _reads_values(lead.info, options)
         ),
-        "parallel": split,
+        "sharding": split,
     }
 
 
@@ -219,13 +221,13 @@ def _together(
 ) -> tuple[dict[str, Any], Argument]:
     """The fields of a problem that is split over processes, checked on all of them or refused by all of them."""
     peers = cast(ParallelBackend, backend)
-    if peers.whole(lead, config):
+    if peers.is_global(lead, config):
         found = read()
         groups, sequence = (config.model_group, config.token_group), config.context_parallel
-        split = Split(*groups, (found.classes,), config.mesh, sequence)
+        split = Sharding(*groups, (found.classes,), config.mesh, sequence)
         return _fields(backend, found, sides, options, split), found.lead
-    split = parallel.agree(peers, config, lambda: _facts(backend, read(), sides, options))
-    fields = parallel.conclude(peers, config, lambda: _fields(backend, read(), sides, options, split))
+    split = sharding.agree(peers, config, lambda: _facts(backend, read(), sides, options))
+    fields = sharding.conclude(peers, config, lambda: _fields(backend, read(), sides, options, split))
     return fields, read().lead
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from unixent.api import cross_entropy, loss_terms, value_and_grad
 from unixent.arguments import adopt, resolve
 from unixent.errors import NonFiniteError
+from unixent.functions import cross_entropy, loss_terms, value_and_grad
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from unixent import checks
+from unixent import validation
 from unixent.arguments import resolve
 from unixent.errors import OptionError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
-from unixent.protocol import Array, LossTerms, PlainBackend
+from unixent.protocol import Array, FastPathBackend, LossTerms
 
 
 def cross_entropy(
@@ -105,12 +105,12 @@ def cross_entropy(
     """
     found = resolve(backend, logits, "logits")
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    if found.capabilities.plain and weight is None and mask is None and normalizer is None and parallel is None:
-        loss = cast(PlainBackend, found).plain_cross_entropy(logits, target, options)
+    if found.capabilities.fast_path and weight is None and mask is None and normalizer is None and parallel is None:
+        loss = cast(FastPathBackend, found).try_fast_cross_entropy(logits, target, options)
         if loss is not None:
             return loss
-    sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, _ = checks.logits_problem(found, logits, sides, options)
+    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, _ = validation.logits_problem(found, logits, sides, options)
     return found.cross_entropy(problem)
 
 
@@ -158,8 +158,8 @@ def loss_terms(
     """
     found = resolve(backend, logits, "logits")
     options = LossOptions(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate)
-    sides = checks.Sides(target, weight, mask, None, parallel, True)
-    problem, _ = checks.logits_problem(found, logits, sides, options)
+    sides = validation.Sides(target, weight, mask, None, parallel, True)
+    problem, _ = validation.logits_problem(found, logits, sides, options)
     return cast(LossTerms, found.cross_entropy(problem))
 
 
@@ -215,13 +215,136 @@ def value_and_grad(
         0.693147 [[ 0.5 -0.5]]
     """
     found = resolve(backend, logits, "logits")
-    names = checks.wanted(wrt, ("logits", "target"))
+    names = validation.wanted(wrt, ("logits", "target"))
     options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    sides = checks.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, lead = checks.logits_problem(found, logits, sides, options)
+    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, lead = validation.logits_problem(found, logits, sides, options)
     if "target" in names and problem.target_kind == "index":
         raise OptionError("wrt: expected 'logits', since class indices have no gradient; got 'target'")
     positions = lead.info.shape[: problem.axis] + lead.info.shape[problem.axis + 1 :]
-    grad_output = checks.upstream(found, grad_output, lead, positions, options)
+    grad_output = validation.upstream(found, grad_output, lead, positions, options)
     loss, grads = found.value_and_grad(problem, grad_output, names)
+    return loss, grads[0] if isinstance(wrt, str) else grads
+
+
+def linear_cross_entropy(
+    hidden: Array,
+    classifier: Array,
+    target: Array,
+    *,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    mask: Array | None = None,
+    reduction: str = "mean",
+    ignore_index: int = DEFAULT_IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    normalizer: Array | float | None = None,
+    on_empty: str = "zero",
+    dtype: Any = None,
+    validate: str = "auto",
+    parallel: Any = None,
+    chunk: int | None = None,
+    backend: str | None = None,
+) -> Array:
+    """Cross-entropy of ``hidden @ classifier.T + bias``, computed a chunk of positions at a time.
+
+    Value and gradients are those of `cross_entropy` on the logits, accumulated in float32 for half inputs, without a
+    P x C array ever existing: peak extra memory is one chunk of logits plus the gradients themselves.
+
+    Args:
+        hidden: P + (D,), floating.
+        classifier: (C, D), floating.
+        target: class indices of shape P, or probabilities of shape P + (C,).
+        bias: (C,), floating, or None.
+        weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap, normalizer, on_empty, dtype, validate,
+        parallel, backend: as in `cross_entropy`; ``dtype=None`` means the dtype of hidden.
+        chunk: number of positions whose logits may exist at a time; None chooses from shapes and dtype.
+
+    Returns:
+        The loss in nats: shape P for "none", 0-d otherwise.
+
+    Raises:
+        UnixentError: as `cross_entropy`; `BackendError` where the backend's capabilities lack the form.
+
+    Example:
+        >>> import numpy as np, unixent
+        >>> rng = np.random.default_rng(0)
+        >>> hidden, classifier, target = rng.normal(size=(6, 3)), rng.normal(size=(5, 3)), rng.integers(5, size=6)
+        >>> fused = unixent.linear_cross_entropy(hidden, classifier, target, chunk=2)
+        >>> bool(np.isclose(fused, unixent.cross_entropy(hidden @ classifier.T, target), rtol=1e-14))
+        True
+
+    References:
+        Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
+    """
+    found = resolve(backend, hidden, "hidden")
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, _ = validation.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
+    return found.linear_cross_entropy(problem)
+
+
+def linear_value_and_grad(
+    hidden: Array,
+    classifier: Array,
+    target: Array,
+    *,
+    bias: Array | None = None,
+    weight: Array | None = None,
+    mask: Array | None = None,
+    reduction: str = "mean",
+    ignore_index: int = DEFAULT_IGNORE_INDEX,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    normalizer: Array | float | None = None,
+    on_empty: str = "zero",
+    dtype: Any = None,
+    validate: str = "auto",
+    parallel: Any = None,
+    chunk: int | None = None,
+    backend: str | None = None,
+    grad_output: Array | float | None = None,
+    wrt: str | tuple[str, ...] | None = None,
+) -> tuple[Array, Any]:
+    """The fused loss and its gradients for hidden, classifier and bias, on every backend.
+
+    Args:
+        hidden, classifier, target, bias, weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap,
+        normalizer, on_empty, dtype, validate, parallel, chunk, backend: as in `linear_cross_entropy`.
+        grad_output: upstream gradient, of the shape of the loss; None for ones.
+        wrt: one or several of "hidden", "classifier", "bias", "target"; None for hidden, classifier and, where given,
+            bias.
+
+    Returns:
+        ``(loss, gradients)``: one gradient for a single name, a tuple for several; each has the shape and dtype of
+        what it is taken with respect to.
+
+    Raises:
+        UnixentError: as `linear_cross_entropy`; `OptionError` for an unknown ``wrt``.
+
+    Example:
+        >>> import numpy as np, unixent
+        >>> hidden, classifier = np.ones((2, 3)), np.zeros((2, 3))
+        >>> loss, (for_hidden, for_classifier) = unixent.linear_value_and_grad(hidden, classifier, np.array([0, 0]))
+        >>> print(loss.round(6), for_classifier)
+        0.693147 [[-0.5 -0.5 -0.5]
+         [ 0.5  0.5  0.5]]
+    """
+    found = resolve(backend, hidden, "hidden")
+    if wrt is None:
+        wrt = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
+    allowed = ("hidden", "classifier", "target") if bias is None else ("hidden", "classifier", "bias", "target")
+    names = validation.wanted(wrt, allowed)
+    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
+    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
+    problem, lead = validation.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
+    if "target" in names and problem.target_kind == "index":
+        raise OptionError(
+            "wrt: expected 'hidden', 'classifier' or 'bias', since class indices have no gradient; got 'target'"
+        )
+    grad_output = validation.upstream(found, grad_output, lead, lead.info.shape[:-1], options)
+    loss, grads = found.linear_value_and_grad(problem, grad_output, names)
     return loss, grads[0] if isinstance(wrt, str) else grads
