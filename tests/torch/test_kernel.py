@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import unixent
-from unixent_torch import _layout
+from unixent_torch.kernel import blocks
 
 
 def problem(rows: int, classes: int, dtype: torch.dtype = torch.float32, scale: float = 6.0) -> Any:
@@ -31,7 +31,7 @@ def test_a_position_has_the_same_bits_alone_and_in_any_block(
     x[5, y[5]] = 100
     together = unixent.value_and_grad(x, y, reduction="none", **options)
     for elements in (classes, 2 * classes, 5 * classes):
-        monkeypatch.setattr(_layout, "_HOST_ELEMENTS", elements)
+        monkeypatch.setattr(blocks, "_HOST_ELEMENTS", elements)
         for mine, due in zip(unixent.value_and_grad(x, y, reduction="none", **options), together, strict=True):
             assert torch.equal(mine, due)
     for row in range(9):
@@ -77,7 +77,7 @@ def test_layouts(axis: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
     due = unixent.value_and_grad(rows, y.reshape(-1), reduction="none")
     for elements in (1 << 20, 3 * x.shape[axis]):  # in one block, and in many
-        monkeypatch.setattr(_layout, "_HOST_ELEMENTS", elements)
+        monkeypatch.setattr(blocks, "_HOST_ELEMENTS", elements)
         loss = unixent.cross_entropy(x, y, axis=axis, reduction="none")
         (slope,) = torch.autograd.grad(loss.sum(), x)
         assert torch.equal(loss.reshape(-1), due[0])

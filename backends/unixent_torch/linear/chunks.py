@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from unixent.chunking import linear_chunk
-from unixent_torch._kernel import Spec, solve
-from unixent_torch._layout import on_huge_pages
+from unixent_torch.kernel.blocks import on_huge_pages
+from unixent_torch.kernel.composed import solve
+from unixent_torch.kernel.spec import Spec
 
 # Classes whose widened copy of the classifier exists at a time, where its dtype is not that of the accumulation.
 _TILE = 4096

@@ -12,16 +12,13 @@ from torch import Tensor
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
-from unixent_torch import _traced
-from unixent_torch._autograd import Loss, apply
-from unixent_torch._distributed import gather
-from unixent_torch._gradient import Gradient
-from unixent_torch._kernel import solve
-from unixent_torch._linear_problem import PreparedLinear
-from unixent_torch._positions import first_invalid
-from unixent_torch._prepared import Prepared, in_transform, is_traced
-from unixent_torch._reduction import factor, reduce, spread
-from unixent_torch._small import small_loss
+from unixent_torch import compat
+from unixent_torch.collectives import gather, is_dtensor
+from unixent_torch.linear.problem import PreparedLinear
+from unixent_torch.logits.fast_path import small_loss
+from unixent_torch.logits.positions import first_invalid
+from unixent_torch.logits.problem import PreparedLogits
+from unixent_torch.vocab_parallel import problem as split
 
 _DTYPE_NAMES = {
     getattr(torch, name): name
@@ -60,13 +57,13 @@ class TorchBackend:
 
     def describe(self, array: Tensor) -> ArrayInfo:
         host = array.is_cpu
-        concrete = not (is_traced() or in_transform() or array.is_meta)
+        concrete = not (compat.is_traced() or compat.transforms_active() or array.is_meta)
         return ArrayInfo(
             tuple(array.shape),
             _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
             "cpu" if host else str(array.device),
             # What one process can read of its share, others can't: a check that raised here would leave them waiting.
-            host and concrete and (type(array) is Tensor or not is_distributed(array)),
+            host and concrete and (type(array) is Tensor or not is_dtensor(array)),
             concrete,
             array.requires_grad and torch.is_grad_enabled(),
         )
@@ -84,7 +81,7 @@ class TorchBackend:
 
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         # Asked of a DTensor under validate="full" alone, and then by every process.
-        whole = target.full_tensor() if is_distributed(target) else target
+        whole = target.full_tensor() if is_dtensor(target) else target
         return first_invalid(whole, num_classes, ignore_index)
 
     def first_nonfinite(self, array: Tensor) -> int | None:
@@ -93,7 +90,7 @@ class TorchBackend:
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_split(problem, problem.logits):
-            return _split_problem().cross_entropy(problem)
+            return split.cross_entropy(problem)
         found = PreparedLogits(problem)
         loss = found.loss()
         if not problem.return_terms:
@@ -104,14 +101,14 @@ class TorchBackend:
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_split(problem, problem.logits):
-            return _split_problem().value_and_grad(problem, grad_output, wrt)
+            return split.value_and_grad(problem, grad_output, wrt)
         found = PreparedLogits(problem)
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), tuple(grad.movedim(-1, problem.axis) for grad in grads)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
         if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
-            return _split_problem().linear_cross_entropy(problem)
+            return split.linear_cross_entropy(problem)
         found = PreparedLinear(problem)
         loss = found.loss()
         if not problem.return_terms:
@@ -122,13 +119,13 @@ class TorchBackend:
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
-            return _split_problem().linear_value_and_grad(problem, grad_output, wrt)
+            return split.linear_value_and_grad(problem, grad_output, wrt)
         found = PreparedLinear(problem)
         loss, grads = found.loss_and_grads(grad_output, wrt)
         return found.finish(loss), grads
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
-        return is_distributed(array)
+        return is_dtensor(array)
 
     def one_program(self) -> bool:
         return bool(torch.compiler.is_compiling())
@@ -140,16 +137,10 @@ class TorchBackend:
         return gather(row, group)
 
 
-def is_distributed(array: object) -> bool:
-    """Whether this is a DTensor; a program without any need not import what they are."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(array, module.DTensor)
-
-
 def _is_split(problem: LossProblem, lead: Tensor) -> bool:
     """Whether this is a share of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
     if torch.compiler.is_compiling():
-        return problem.sharding is not None or (type(lead) is not Tensor and is_distributed(lead))
+        return problem.sharding is not None or (type(lead) is not Tensor and is_dtensor(lead))
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return problem.sharding is not None
@@ -159,47 +150,3 @@ def _is_split(problem: LossProblem, lead: Tensor) -> bool:
         if isinstance(getattr(problem, name), module.DTensor):
             raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
     return problem.sharding is not None
-
-
-def _split_problem() -> Any:
-    from unixent_torch import _split_problem as found  # which takes what is defined here
-
-    return found
-
-
-class PreparedLogits(Prepared):
-    """A problem with its classes last."""
-
-    def __init__(self, problem: Problem) -> None:
-        x, target = problem.logits, problem.target
-        if problem.axis != x.ndim - 1:
-            x = x.movedim(problem.axis, -1)
-            target = target.movedim(problem.axis, -1) if problem.target_kind == "probability" else target
-        super().__init__(problem, x, target)
-        self.operands = (x, self.positions.target, self.weight, self.positions.v)
-
-    def loss(self) -> Tensor:
-        if self.composed:
-            return reduce(_traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
-        return apply(self.operands, self.denominator, self.call)
-
-    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x, target, weight, v = self.operands
-        spec, upstream = self.call.spec, self.upstream(grad_output)
-        if self.composed:
-            sources = {"logits": x, "target": target}
-
-            def loss_of(*values: Tensor) -> Tensor:
-                given = {**sources, **dict(zip(wrt, values, strict=True))}
-                losses = _traced.losses(given["logits"], given["target"], weight, v, spec)
-                return reduce(losses, self.denominator, self.call)
-
-            loss, pull = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
-            return loss, pull(upstream)
-        scale = spread(factor(upstream, self.denominator, self.call), x.shape[:-1])
-        if in_transform():
-            grads = Gradient.apply(*self.operands, scale, spec, wrt)
-            return Loss.apply(*self.operands, self.denominator, self.call), grads
-        with torch.no_grad():
-            losses, grads = solve(x, target, weight, v, scale, spec, wrt)
-            return reduce(losses, self.denominator, self.call), grads

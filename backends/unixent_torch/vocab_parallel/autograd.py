@@ -1,6 +1,6 @@
 """The split loss as a function that autograd can differentiate: once without a word between processes.
 
-As with `unixent_torch._autograd`, the gradient of a scalar loss is formed in the forward pass where plain reverse mode
+As with `unixent_torch.logits.autograd`, a scalar loss has its gradient formed in the forward pass where reverse mode
 asks for it, and `SplitLoss` is the same function for torch.func and forward mode. A derivative of the derivative needs
 sums over the classes of all processes, one round of them.
 """
@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from unixent.errors import BackendError
-from unixent_torch._autograd import arranged, asked, is_transformed
-from unixent_torch._distributed import Parts, total
-from unixent_torch._gradient import Operands, inner
-from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
-from unixent_torch._split import Found, solve_split, split_gradients
-from unixent_torch._split_second import split_curvature
+from unixent_torch import compat
+from unixent_torch.collectives import Parts, total
+from unixent_torch.logits.autograd import arranged, asked, is_transformed
+from unixent_torch.logits.gradient import Operands, inner
+from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch.vocab_parallel.hvp import split_curvature
+from unixent_torch.vocab_parallel.statistics import Found, solve_split, split_gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class SplitCall:
 
 def apply_split(operands: Operands, denominator: Denominator, how: SplitCall) -> Tensor:
     """The loss of the positions here, recorded for whatever derivative may be asked of it."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if compat.transforms_active() or compat.in_forward_mode():
         loss: Tensor = SplitLoss.apply(*operands, denominator, how)[0]
         return loss
     x, target = operands[:2]
@@ -79,7 +80,7 @@ class EagerSplit(Function):
             f = spread(f, x.shape[:-1])
             return arranged(wrt, SplitGradient.apply(x, target, weight, v, f, *columns, how, wrt))
         if early:
-            keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+            keeps = compat.keeps_graph()
             return arranged(wrt, (early[0] * upstream if keeps else early[0].mul_(upstream),))
         found = Found(*columns)
         f = spread(f, x.shape[:-1])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unixent_torch._distributed import Parts, all_reduce
-from unixent_torch._gradient import Operands
-from unixent_torch._kernel import Spec
-from unixent_torch._split import Found
-from unixent_torch._split_rows import put
+from unixent_torch.collectives import Parts, all_reduce
+from unixent_torch.kernel.spec import Spec
+from unixent_torch.logits.gradient import Operands
+from unixent_torch.vocab_parallel.blocks import put
+from unixent_torch.vocab_parallel.statistics import Found
 
 
 def split_curvature(
     operands: Operands, f: Tensor, found: Found, spec: Spec, parts: Parts, along: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """`unixent_torch._gradient.curvature` at this process's classes: by logits and by target, in their own dtypes.
+    """`logits.gradient.curvature` at this process's classes: by logits and by target, in their own dtypes.
 
     <p, u> and the sum of t' run over all classes, and are what goes round: 2 numbers a position.
     """

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from unixent.errors import BackendError
 from unixent.protocol import LinearProblem, LossProblem, LossTerms, Problem
-from unixent_torch._backend import PreparedLogits, is_distributed
-from unixent_torch._distributed import Parts, all_reduce, total
-from unixent_torch._linear_autograd import rounded
-from unixent_torch._linear_problem import PreparedLinear
-from unixent_torch._prepared import Prepared, in_transform, is_traced
-from unixent_torch._reduction import factor, reduce, spread
-from unixent_torch._split import solve_split, split_gradients
-from unixent_torch._split_autograd import SplitCall, apply_split
-from unixent_torch._split_linear import apply_split_linear, solve_split_linear
-from unixent_torch._split_traced import TracedSplit
+from unixent_torch import compat
+from unixent_torch.collectives import Parts, all_reduce, is_dtensor, total
+from unixent_torch.linear.autograd import rounded
+from unixent_torch.linear.problem import PreparedLinear
+from unixent_torch.logits.problem import Prepared, PreparedLogits
+from unixent_torch.logits.reduction import factor, reduce, spread
+from unixent_torch.vocab_parallel.autograd import SplitCall, apply_split
+from unixent_torch.vocab_parallel.linear import apply_split_linear, solve_split_linear
+from unixent_torch.vocab_parallel.statistics import solve_split, split_gradients
+from unixent_torch.vocab_parallel.traced import TracedSplit
 
 
 class _OverTokens(Prepared):
@@ -53,14 +53,14 @@ class _OverClasses(PreparedLogits):
 
     def loss(self) -> Tensor:
         how = SplitCall(self.call, self.parts)
-        if is_traced():
+        if compat.is_traced():
             loss: Tensor = TracedSplit.apply(*self.operands, self.denominator, how)
             return loss
         self._refuse_nested()
         return apply_split(self.operands, self.denominator, how)
 
     def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if not is_traced() and in_transform():
+        if not compat.is_traced() and compat.transforms_active():
             raise BackendError(
                 "parallel: value_and_grad of a loss whose classes are split goes through no transform of torch.func; "
                 "transform cross_entropy instead"
@@ -109,7 +109,7 @@ class _OverLinearClasses(PreparedLinear):
             return reduce(losses, self.denominator, self.call), rounded(wrt, grads, self.operands)
 
     def _refuse_compiled(self) -> None:
-        if is_traced() or in_transform():
+        if compat.is_traced() or compat.transforms_active():
             raise BackendError(
                 "parallel: the fused linear form with its classifier split runs eagerly; expected neither a compiler "
                 "nor a transform of torch.func around it (torch.compiler.disable keeps it out of a compiled program)"
@@ -122,7 +122,7 @@ class ClassLinear(_OverTokens, _OverLinearClasses):
 
 def cross_entropy(problem: Problem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.cross_entropy` of this process."""
-    if is_distributed(problem.logits):
+    if is_dtensor(problem.logits):
         local, parts, layout = _dtensor().localize(problem)
         return _finished(_logits(local, parts), problem.return_terms, layout.wrap)
     return _finished(_logits(problem, _parts(problem)), problem.return_terms)
@@ -132,7 +132,7 @@ def value_and_grad(
     problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`unixent.protocol.Backend.value_and_grad` of this process."""
-    if is_distributed(problem.logits):
+    if is_dtensor(problem.logits):
         local, parts, layout = _dtensor().localize(problem)
         found = _logits(local, parts)
         loss, grads = found.loss_and_grads(layout.upstream(grad_output), wrt)
@@ -145,7 +145,7 @@ def value_and_grad(
 
 def linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.linear_cross_entropy` of this process."""
-    if problem.sharding is None or is_distributed(problem.hidden):
+    if problem.sharding is None or is_dtensor(problem.hidden):
         local, parts, layout = _dtensor().localize_linear(problem)
         return _finished(_linear(local, parts), problem.return_terms, layout.wrap)
     return _finished(_linear(problem, _parts(problem)), problem.return_terms)
@@ -155,7 +155,7 @@ def linear_value_and_grad(
     problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`unixent.protocol.Backend.linear_value_and_grad` of this process."""
-    if problem.sharding is None or is_distributed(problem.hidden):
+    if problem.sharding is None or is_dtensor(problem.hidden):
         local, parts, layout = _dtensor().localize_linear(problem)
         found = _linear(local, parts)
         loss, grads = found.loss_and_grads(layout.upstream(grad_output), wrt)
@@ -166,7 +166,7 @@ def linear_value_and_grad(
 
 
 def _dtensor() -> Any:
-    from unixent_torch import _dtensor as found  # slow to import, and there where a DTensor is
+    from unixent_torch.vocab_parallel import dtensor as found  # slow to import, and there where a DTensor is
 
     return found
 

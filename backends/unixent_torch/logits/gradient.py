@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent_torch._kernel import Spec, solve
+from unixent_torch.kernel.composed import solve
+from unixent_torch.kernel.spec import Spec
 
 # logits, target, weight, v: as `solve` takes them
 Operands: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None]"

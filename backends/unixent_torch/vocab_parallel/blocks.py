@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unixent_torch._distributed import Parts
-from unixent_torch._kernel import Spec
-from unixent_torch._layout import blocks, rows_per_block
-from unixent_torch._rows import Coefficients, cap
+from unixent_torch.collectives import Parts
+from unixent_torch.kernel.blocks import blocks, rows_per_block
+from unixent_torch.kernel.rows import Coefficients, cap
+from unixent_torch.kernel.spec import Spec
 
 
 class LocalRows:

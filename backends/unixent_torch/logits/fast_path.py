@@ -13,24 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn import Parameter
 
 from unixent.options import LossOptions
-from unixent_torch._autograd import gradients
-from unixent_torch._kernel import Spec
-from unixent_torch._prepared import modes_active, transforms_active
-from unixent_torch._reduction import Call
-from unixent_torch._rows import LEAST_CLASS
+from unixent_torch import compat
+from unixent_torch.kernel.rows import LEAST_CLASS
+from unixent_torch.kernel.spec import Spec
+from unixent_torch.logits.autograd import gradients
+from unixent_torch.logits.reduction import Call
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
 _ELEMENTS = 1 << 14
 _DTYPES = frozenset({torch.float32, torch.float64})
-
-# Looked up once: a small loss takes as long as a hundred look-ups.
-_is_tracing = torch._C._is_tracing
-_is_batched = torch._C._functorch.is_legacy_batchedtensor
-_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 
 Array = np.ndarray[Any, Any]
 
@@ -39,8 +34,9 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
     """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
     if (
         torch.compiler.is_dynamo_compiling()
-        or modes_active()
-        or transforms_active()
+        or not compat.complete
+        or compat.num_dispatch_modes()
+        or compat.transforms_active()
         or not (type(x) is Tensor or type(x) is Parameter)
         or type(target) is not Tensor
         or x.dtype not in _DTYPES
@@ -54,8 +50,8 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
         or options.z_loss
         or options.softcap is not None
         or options.dtype is not None
-        or forward_ad._current_level >= 0
-        or _is_tracing()
+        or compat.in_forward_mode()
+        or compat.is_jit_tracing()
     ):
         return None
     index = target.numpy().reshape(-1)
@@ -140,20 +136,17 @@ class SmallLoss(Function):
                 "Trying to backward through the graph a second time: use retain_graph=True the first time"
             )
         grad, x, target, versions, denominator = ctx.kept
-        if torch.is_grad_enabled() or transforms_active() or _is_batched(upstream):
+        if torch.is_grad_enabled() or compat.transforms_active() or compat.is_legacy_batched(upstream):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
             call = Call(Spec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
             (grad,) = gradients((x, target, None, None), upstream, float(denominator), call, ("logits",))
             return grad, None, None
         scale = upstream.item()
-        if _is_kept():
+        if compat.keeps_graph():
             return grad * scale, None, None
         ctx.kept = None
         return grad if scale == 1 else grad.mul_(scale), None, None
 
 
-# `Function.apply` without its look at torch.func, which `small_loss` has had, and the engine's way to `backward`
-# without its look at which of the two names it was given.
-_record = super(Function, SmallLoss).apply
-SmallLoss._backward_cls.apply = SmallLoss.__dict__["backward"].__func__
+_record = compat.fast_function(SmallLoss)

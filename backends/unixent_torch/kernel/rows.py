@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch._layout import row_sum
+from unixent_torch.kernel.blocks import row_sum
 
 # exp(x) needs no shift where no class loses digits near the smallest normal number that its probability would have: the
 # sum is at least 1, or every class is far from there. And what the loss is made of, the sum and the odds against the
@@ -84,6 +84,11 @@ def finish(shift: Tensor, x_k: Tensor, rest: Tensor) -> RowStatistics:
         q=torch.where(far, rest, t) / torch.where(far, total, near_norm),
         scale=torch.where(far, 1, half * half) / torch.where(far, total, near_norm),
     )
+
+
+def class_weight(weight: Tensor, index: Tensor) -> Tensor:
+    """``weight[index]``, which the compiler takes for indexing with a number where ``index`` is 0-d."""
+    return weight.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
 def times(coefficient: Tensor, value: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from unixent_torch._kernel import Spec
+from unixent_torch.kernel.spec import Spec
 
 Denominator: TypeAlias = "Tensor | float | None"
 

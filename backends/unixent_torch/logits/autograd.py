@@ -12,16 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from unixent_torch._gradient import Gradient, Operands, batched, inner, unbatched
-from unixent_torch._kernel import solve
-from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch import compat
+from unixent_torch.kernel.composed import solve
+from unixent_torch.logits.gradient import Gradient, Operands, batched, inner, unbatched
+from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
 
 
 def apply(operands: Operands, denominator: Denominator, call: Call) -> Tensor:
     """The loss, recorded for whatever derivative may be asked of it."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if compat.transforms_active() or compat.in_forward_mode():
         loss: Tensor = Loss.apply(*operands, denominator, call)
         return loss
     x, target = operands[:2]
@@ -33,7 +34,7 @@ def apply(operands: Operands, denominator: Denominator, call: Call) -> Tensor:
 
 def is_transformed(upstream: Tensor) -> bool:
     functorch = torch._C._functorch
-    return bool(torch._C._are_functorch_transforms_active() or functorch.is_legacy_batchedtensor(upstream))
+    return bool(compat.transforms_active() or functorch.is_legacy_batchedtensor(upstream))
 
 
 def asked(ctx: Any) -> tuple[str, ...]:
@@ -87,7 +88,7 @@ class EagerLoss(Function):
 
 def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
     # The saved gradient is read once more only where the graph is kept.
-    if torch._C._autograd._get_current_graph_task_keep_graph():
+    if compat.keeps_graph():
         return grad * upstream
     return grad.mul_(upstream)
 
@@ -97,7 +98,7 @@ def gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable functions of the operands and the upstream gradient."""
     shape = operands[0].shape[:-1]
-    if torch._C._functorch.is_legacy_batchedtensor(upstream):
+    if compat.is_legacy_batched(upstream):
         # The vmap behind is_grads_batched knows nothing of Functions: multiply by plain operations.
         x, target, weight, v = operands
         kind = call.spec.acc_dtype

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent_torch._kernel import Spec
-from unixent_torch._linear import LinearOperands, LinearSpec, solve_linear
-from unixent_torch._linear_autograd import NAMES, LinearCall
-from unixent_torch._reduction import Denominator, factor, reduce, spread
+from unixent_torch.kernel.spec import Spec
+from unixent_torch.linear.autograd import NAMES, LinearCall
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, solve_linear
+from unixent_torch.logits.reduction import Denominator, factor, reduce, spread
 
 
 def _run(
@@ -95,7 +95,7 @@ def apply_opaque(operands: LinearOperands, denominator: Denominator, how: Linear
 
 
 class OpaqueLinear(Function):
-    """`unixent_torch._linear_autograd.EagerLinear`, its solver an operator and without looking at values."""
+    """`unixent_torch.linear.autograd.EagerLinear`, its solver an operator and without looking at values."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

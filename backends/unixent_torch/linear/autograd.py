@@ -1,6 +1,6 @@
 """Derivatives of the fused linear form, to any order and through every transform, without all logits at a time.
 
-The layout is that of `unixent_torch._autograd`: `EagerLinear` for the everyday backward pass, `Linear` for torch.func
+As in `unixent_torch.logits.autograd`: `EagerLinear` for the everyday backward pass, `Linear` for torch.func
 and forward mode, `LinearGradient` for the first derivative as a function of its own.
 """
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from unixent_torch._autograd import is_transformed
-from unixent_torch._gradient import batched, unbatched
-from unixent_torch._linear import LinearOperands, LinearSpec, solve_linear
-from unixent_torch._linear_chunks import directional, gradients, second
-from unixent_torch._reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch import compat
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, solve_linear
+from unixent_torch.linear.derivatives import directional, gradients, second
+from unixent_torch.logits.autograd import is_transformed
+from unixent_torch.logits.gradient import batched, unbatched
+from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
 
 # What a gradient may be asked of, in the order of the functions' inputs; weight, v and more follow.
 NAMES = ("hidden", "classifier", "bias", "target")
@@ -33,7 +34,7 @@ class LinearCall:
 
 def apply_linear(operands: LinearOperands, denominator: Denominator, how: LinearCall) -> Tensor:
     """The loss, recorded for whatever derivative may be asked of it."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if compat.transforms_active() or compat.in_forward_mode():
         loss: Tensor = Linear.apply(*operands, denominator, how)
         return loss
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands[:4]):
@@ -83,7 +84,7 @@ class EagerLinear(Function):
                 f = spread(factor(upstream, denominator, how.call), operands.hidden.shape[:-1])
                 grads = solve_linear(operands, f, how.spec, wrt)[1]
             elif not (how.call.spec.host and not is_transformed(upstream) and upstream.item() == 1):
-                kept = torch._C._autograd._get_current_graph_task_keep_graph() or is_transformed(upstream)
+                kept = compat.keeps_graph() or is_transformed(upstream)
                 grads = tuple(grad * upstream if kept else grad.mul_(upstream) for grad in grads)
             found = rounded(wrt, grads, operands)
         return _arranged(wrt, found, 4)
@@ -94,7 +95,7 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable functions of the operands and the upstream gradient."""
     f = spread(factor(upstream, denominator, how.call), operands.hidden.shape[:-1])
-    if torch._C._functorch.is_legacy_batchedtensor(upstream):
+    if compat.is_legacy_batched(upstream):
         # The vmap behind is_grads_batched knows nothing of Functions.
         grads = gradients(operands, f, how.spec, wrt)
     else:

@@ -7,14 +7,14 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent_torch._autograd import arranged, asked
-from unixent_torch._reduction import Denominator, factor, reduce, spread
-from unixent_torch._split import Found, solve_split, split_gradients
-from unixent_torch._split_autograd import SplitCall
+from unixent_torch.logits.autograd import arranged, asked
+from unixent_torch.logits.reduction import Denominator, factor, reduce, spread
+from unixent_torch.vocab_parallel.autograd import SplitCall
+from unixent_torch.vocab_parallel.statistics import Found, solve_split, split_gradients
 
 
 class TracedSplit(Function):
-    """`unixent_torch._split_autograd.EagerSplit`, its gradient formed in the backward pass."""
+    """`unixent_torch.vocab_parallel.autograd.EagerSplit`, its gradient formed in the backward pass."""
 
     @staticmethod
     def forward(

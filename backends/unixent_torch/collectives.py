@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -10,9 +11,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.protocol import Sharding
+from unixent_torch import compat
 
 # Process groups that are reduced over one after the other: several where axes of a mesh share what is split.
 Groups: TypeAlias = "tuple[Any, ...]"
+
+
+def is_dtensor(array: object) -> bool:
+    """Whether this is a DTensor; a program without any need not import what they are."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(array, module.DTensor)
 
 
 class Parts(NamedTuple):
@@ -49,9 +57,7 @@ def all_reduce(values: Tensor, groups: Groups, operation: str) -> Tensor:
     """``values``, which may be overwritten, reduced with "sum" or "max" over groups."""
     for group in groups:
         if torch.compiler.is_compiling():
-            from torch.distributed._functional_collectives import all_reduce as traced
-
-            values = traced(values, operation, group)
+            values = compat.traced_all_reduce(values, operation, group)
         else:
             dist.all_reduce(values, dist.ReduceOp.MAX if operation == "max" else dist.ReduceOp.SUM, group=group)
     return values
@@ -62,16 +68,10 @@ def gather(row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
     size = dist.get_world_size(group)
     if torch.compiler.is_compiling():
         return [row] * size
-    own = torch.tensor(row, dtype=torch.int64, device=_device(group))
+    own = torch.tensor(row, dtype=torch.int64, device=compat.group_device(group))
     rows = [torch.empty_like(own) for _ in range(size)]
     dist.all_gather(rows, own, group=group)
     return [tuple(each.tolist()) for each in rows]
-
-
-def _device(group: Any) -> torch.device:
-    """Where a group can exchange integers: on the host if it serves that, else on the accelerator in use."""
-    types = [device.type for device in group._device_types]
-    return torch.device(types[0] if types and "cpu" not in types else "cpu")
 
 
 class Total(Function):

@@ -15,16 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
 from unixent.chunking import linear_chunk
 from unixent.errors import BackendError
-from unixent_torch._autograd import is_transformed
-from unixent_torch._distributed import Parts, all_reduce
-from unixent_torch._linear import Fused, LinearOperands, LinearSpec
-from unixent_torch._linear_autograd import NAMES, LinearCall, rounded
-from unixent_torch._reduction import Denominator, factor, reduce, spread
-from unixent_torch._split import Found, solve_split, split_gradients
+from unixent_torch import compat
+from unixent_torch.collectives import Parts, all_reduce
+from unixent_torch.linear.autograd import NAMES, LinearCall, rounded
+from unixent_torch.linear.chunks import Fused, LinearOperands, LinearSpec
+from unixent_torch.logits.autograd import is_transformed
+from unixent_torch.logits.reduction import Denominator, factor, reduce, spread
+from unixent_torch.vocab_parallel.statistics import Found, solve_split, split_gradients
 
 
 def solve_split_linear(
@@ -35,7 +36,7 @@ def solve_split_linear(
     wrt: tuple[str, ...] = (),
     found: Found | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...], Found]:
-    """`unixent_torch._linear.solve_linear` for this process's classes, and what the processes found together.
+    """`unixent_torch.linear.chunks.solve_linear` for this process's classes, and what the processes found together.
 
     With ``found`` nothing is communicated and no loss comes out; "hidden" is then not to be asked for.
     """
@@ -99,7 +100,7 @@ class _SplitFused(Fused):
 
 def apply_split_linear(operands: LinearOperands, denominator: Denominator, how: LinearCall, parts: Parts) -> Tensor:
     """The loss of the positions here, recorded for a plain backward pass."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if compat.transforms_active() or compat.in_forward_mode():
         raise _only_backward()
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands[:4]):
         loss: Tensor = SplitLinear.apply(*operands, denominator, how, parts)
@@ -160,7 +161,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """What the forward pass found, times the upstream gradient, in the order of `NAMES`."""
     saved, wrt, how = ctx.saved_tensors, ctx.wrt, ctx.how
     operands, found, grads = LinearOperands(*saved[:6]), Found(*saved[6:16]), saved[16:]
-    keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+    keeps = compat.keeps_graph()
     if not ctx.late:
         found_grads = tuple(grad * upstream if keeps else grad.mul_(upstream) for grad in grads)
         by_name = dict(zip(wrt, found_grads, strict=True))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import LossProblem
+from unixent_torch.kernel.rows import class_weight
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -36,11 +37,6 @@ def outside(target: Tensor, classes: int) -> Tensor:
     return (index < 0) | (index >= classes)
 
 
-def class_weight(weight: Tensor, index: Tensor) -> Tensor:
-    """``weight[index]``, which the compiler takes for indexing with a number where ``index`` is 0-d."""
-    return weight.index_select(0, index.reshape(-1)).reshape(index.shape)
-
-
 def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
     """Flat position and value of the first index outside [0, C) that is not ``ignore_index``. Reads values."""
     if not target.numel():
@@ -64,7 +60,7 @@ def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int,
 
 
 class Positions(NamedTuple):
-    """``target`` as `unixent_torch._kernel.solve` takes it, the position weights v (None: 1), and the terms d of the
+    """``target`` as the kernel takes it, the position weights v (None: 1), and the terms d of the
     mean's denominator (None: 1)."""
 
     target: Tensor

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch._gradient import Gradient, Operands, curvature
-from unixent_torch._linear import LinearOperands, LinearSpec
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec
+from unixent_torch.logits.gradient import Gradient, Operands, curvature
 
 Tangents = dict[str, Tensor]
 

@@ -7,39 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent.protocol import LossProblem
+from unixent.protocol import LossProblem, Problem
 from unixent.validation import empty_mean
-from unixent_torch._kernel import Spec
-from unixent_torch._positions import Positions
-from unixent_torch._reduction import Call, Denominator
-
-_Transform = torch._C._functorch.TransformType
-
-
-# Looked up once: they are asked on every call, several times.
-modes_active, transforms_active = torch._C._len_torch_dispatch_stack, torch._C._are_functorch_transforms_active
-
-
-def is_traced() -> bool:
-    """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
-    return torch.compiler.is_compiling() or modes_active() > 0
-
-
-def in_transform() -> bool:
-    """Whether a transform of torch.func is running."""
-    found: bool = transforms_active()
-    return found
-
-
-def is_composed() -> bool:
-    """Whether the loss has to be made of plain operations: for tracers, and for transforms that Functions lack."""
-    if is_traced():
-        return True
-    if not in_transform():
-        return False
-    kinds = [interpreter.key() for interpreter in torch._C._functorch.get_interpreter_stack()]
-    # torch drops the outer of two forward-mode derivatives of a Function without a word, and can't functionalize one.
-    return kinds.count(_Transform.Jvp) > 1 or _Transform.Functionalize in kinds
+from unixent_torch import compat
+from unixent_torch.kernel import traced
+from unixent_torch.kernel.composed import solve
+from unixent_torch.kernel.spec import Spec
+from unixent_torch.logits.autograd import Loss, apply
+from unixent_torch.logits.gradient import Gradient
+from unixent_torch.logits.positions import Positions
+from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
 
 
 class Prepared:
@@ -55,10 +32,10 @@ class Prepared:
         options = problem.options
         self._problem = problem
         self._shape, self._device = lead.shape[:-1], lead.device
-        self.composed = is_composed()
+        self.composed = compat.needs_composition()
         kind = torch.float64 if problem.acc_dtype == "float64" else torch.float32
         on_cpu = lead.is_cpu
-        self._host = on_cpu and not self.composed and not in_transform()
+        self._host = on_cpu and not self.composed and not compat.transforms_active()
         self.weight = None if problem.weight is None else problem.weight.to(kind)
         self.positions = Positions.of(problem, target, self.weight, self._host)
         spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
@@ -110,3 +87,41 @@ class Prepared:
         """``value`` in the dtype of the result."""
         dtype: torch.dtype = getattr(torch, self._problem.result_dtype)
         return value if value.dtype == dtype else value.to(dtype)
+
+
+class PreparedLogits(Prepared):
+    """A problem with its classes last."""
+
+    def __init__(self, problem: Problem) -> None:
+        x, target = problem.logits, problem.target
+        if problem.axis != x.ndim - 1:
+            x = x.movedim(problem.axis, -1)
+            target = target.movedim(problem.axis, -1) if problem.target_kind == "probability" else target
+        super().__init__(problem, x, target)
+        self.operands = (x, self.positions.target, self.weight, self.positions.v)
+
+    def loss(self) -> Tensor:
+        if self.composed:
+            return reduce(traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
+        return apply(self.operands, self.denominator, self.call)
+
+    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        x, target, weight, v = self.operands
+        spec, upstream = self.call.spec, self.upstream(grad_output)
+        if self.composed:
+            sources = {"logits": x, "target": target}
+
+            def loss_of(*values: Tensor) -> Tensor:
+                given = {**sources, **dict(zip(wrt, values, strict=True))}
+                losses = traced.losses(given["logits"], given["target"], weight, v, spec)
+                return reduce(losses, self.denominator, self.call)
+
+            loss, pull = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
+            return loss, pull(upstream)
+        scale = spread(factor(upstream, self.denominator, self.call), x.shape[:-1])
+        if compat.transforms_active():
+            grads = Gradient.apply(*self.operands, scale, spec, wrt)
+            return Loss.apply(*self.operands, self.denominator, self.call), grads
+        with torch.no_grad():
+            losses, grads = solve(x, target, weight, v, scale, spec, wrt)
+            return reduce(losses, self.denominator, self.call), grads

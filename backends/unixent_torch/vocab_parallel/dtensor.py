@@ -18,7 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from unixent.errors import BackendError
 from unixent.protocol import LinearProblem, LossProblem, Problem
-from unixent_torch._distributed import Parts
+from unixent_torch.collectives import Parts
 
 Placements = tuple[Any, ...]
 

@@ -1,6 +1,6 @@
 """The loss of positions whose classes lie on several processes: passes over the logits here, reductions between.
 
-The statistics are those of `unixent_torch._rows`, spread out. Two rounds find them, a maximum and then sums:
+The statistics are those of `unixent_torch.kernel.rows`, spread out. Two rounds find them, a maximum and then sums:
 
 class indices    The pivot is the target. Maximum: the largest logit of the other classes. Sums: their exponentials, the
                  target's logit and, under smoothing, their weighted distances from that maximum: 3 numbers a position,
@@ -21,11 +21,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch._distributed import Parts, all_reduce
-from unixent_torch._kernel import Spec
-from unixent_torch._layout import row_sum
-from unixent_torch._rows import finish, times, two_diff
-from unixent_torch._split_rows import LocalRows, exponentials, put
+from unixent_torch.collectives import Parts, all_reduce
+from unixent_torch.kernel.blocks import row_sum
+from unixent_torch.kernel.rows import finish, times, two_diff
+from unixent_torch.kernel.spec import Spec
+from unixent_torch.vocab_parallel.blocks import LocalRows, exponentials, put
 
 
 class Found(NamedTuple):
@@ -68,7 +68,7 @@ def solve_split(
     Args:
         x: the logits of this process's classes, P + (C here,), any strides; no class is legal.
         target: int64 indices P in [0, C), or the probabilities of this process's classes.
-        weight, v: as `unixent_torch._kernel.solve` takes them; ``weight`` is that of all classes.
+        weight, v: as `unixent_torch.kernel.composed.solve` takes them; ``weight`` is that of all classes.
         spec, parts: the static options, and how the classes are split.
         keep: contiguous memory of the shape of ``x`` and the accumulation dtype to leave the exponentials in, for
             `split_gradients`; may be ``x`` itself.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from unixent.protocol import LinearProblem
-from unixent_torch import _traced
-from unixent_torch._linear import LinearOperands, LinearSpec, solve_linear
-from unixent_torch._linear_autograd import Linear, LinearCall, LinearGradient, apply_linear, rounded
-from unixent_torch._linear_traced import apply_opaque, solve_opaque
-from unixent_torch._prepared import Prepared, in_transform, is_traced
-from unixent_torch._reduction import factor, reduce, spread
+from unixent_torch import compat
+from unixent_torch.kernel import traced
+from unixent_torch.linear.autograd import Linear, LinearCall, LinearGradient, apply_linear, rounded
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, solve_linear
+from unixent_torch.linear.traced import apply_opaque, solve_opaque
+from unixent_torch.logits.problem import Prepared
+from unixent_torch.logits.reduction import factor, reduce, spread
 
 
 def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
@@ -34,7 +34,7 @@ class PreparedLinear(Prepared):
         )
         self.how = LinearCall(LinearSpec(self.call.spec, problem.chunk, _autocast_dtype(problem)), self.call)
         # To a tracer, the operator has a plain backward pass and nothing else.
-        self._opaque = is_traced() and not (in_transform() or forward_ad._current_level >= 0)
+        self._opaque = compat.is_traced() and not (compat.transforms_active() or compat.in_forward_mode())
 
     def _composition(self, operands: LinearOperands) -> Tensor:
         hidden, classifier, bias, target, weight, v = operands
@@ -42,7 +42,7 @@ class PreparedLinear(Prepared):
         logits = torch.nn.functional.linear(
             spec.widen(hidden), spec.widen(classifier), None if bias is None else bias.to(spec.rows.acc_dtype)
         )
-        return reduce(_traced.losses(logits, target, weight, v, spec.rows), self.denominator, self.call)
+        return reduce(traced.losses(logits, target, weight, v, spec.rows), self.denominator, self.call)
 
     def loss(self) -> Tensor:
         if self._opaque:
@@ -61,7 +61,7 @@ class PreparedLinear(Prepared):
             loss, pull = torch.func.vjp(loss_of, *(getattr(operands, name) for name in wrt))
             return loss, pull(upstream)
         f = spread(factor(upstream, self.denominator, self.call), operands.hidden.shape[:-1])
-        if in_transform():
+        if compat.transforms_active():
             grads = LinearGradient.apply(*operands, f, spec, wrt)
             return Linear.apply(*operands, self.denominator, self.how), rounded(wrt, grads, operands)
         with torch.no_grad():

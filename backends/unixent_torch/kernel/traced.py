@@ -8,13 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch._kernel import Spec
-from unixent_torch._positions import class_weight
-from unixent_torch._rows import times, two_diff
+from unixent_torch.kernel.rows import class_weight, times, two_diff
+from unixent_torch.kernel.spec import Spec
 
 
 def losses(x: Tensor, target: Tensor, weight: Tensor | None, v: Tensor | None, spec: Spec) -> Tensor:
-    """What `unixent_torch._kernel.solve` returns first, by functional operations alone."""
+    """What `unixent_torch.kernel.composed.solve` returns first, by functional operations alone."""
     x = x.to(spec.acc_dtype)
     dead = None if v is None else (v == 0).unsqueeze(-1)
     if dead is not None:
@@ -51,7 +50,7 @@ class _Pivot(NamedTuple):
 
 
 def _pivot(x: Tensor, own: Tensor) -> _Pivot:
-    """The statistics of `unixent_torch._rows.pivot_statistics`, so written that no derivative cancels."""
+    """The statistics of `unixent_torch.kernel.rows.pivot_statistics`, so written that no derivative cancels."""
     x_k = torch.where(own, x, 0).sum(-1)
     others = torch.where(own, -math.inf, x)
     top = others.detach().amax(-1)

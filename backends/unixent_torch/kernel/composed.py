@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unixent_torch._layout import blocks, empty_like, rows_per_block
-from unixent_torch._rows import Coefficients, cap, mixed_block, plain_block, unshifted_block
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """The static side of a problem.
-
-    Attributes:
-        acc_dtype: dtype of every exp, log and sum.
-        smoothing, z_loss, softcap: the options of those names.
-        host: values can be read without stalling, so that rows may be treated by what is in them.
-    """
-
-    acc_dtype: torch.dtype
-    smoothing: float
-    z_loss: float
-    softcap: float | None
-    host: bool
+from unixent_torch.kernel.blocks import blocks, empty_like, rows_per_block
+from unixent_torch.kernel.rows import Coefficients, cap, mixed_block, plain_block, unshifted_block
+from unixent_torch.kernel.spec import Spec
 
 
 def solve(
