@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 import optax
-from measuring import machine
 
 import unixent
+from measuring import machine
 
 Step = Callable[[jax.Array, jax.Array, jax.Array], Any]
 

@@ -17,9 +17,9 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from measuring import machine
 
 import unixent
+from measuring import machine
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from measuring import resident_peak
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -22,11 +22,11 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from measuring import machine, resident_peak
 from mindspore import Tensor, ops
 
 import unixent
 import unixent_mindspore  # noqa: F401 - tells MindSpore's compiler of unixent
+from measuring import machine, resident_peak
 
 Step = Callable[[Tensor, Tensor], Any]
 

@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from measuring import machine, traced_peak
 from scipy.special import log_softmax
 
 import unixent
+from measuring import machine, traced_peak
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[Any, Array]]

@@ -17,9 +17,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from measuring import machine, traced_peak
 
 import unixent
+from measuring import machine, traced_peak
 
 Array = np.ndarray[Any, Any]
 Form = Callable[[Array, Array, Array], tuple[Any, tuple[Array, Array]]]

@@ -25,9 +25,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from measuring import traced_peak
 
 import unixent
+from measuring import traced_peak
 from unixent_numpy._groups import MpiGroup
 
 NUMBERS = {"indices": 3, "indices, smoothed": 4, "probabilities": 7}

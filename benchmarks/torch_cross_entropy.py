@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from measuring import machine
 from torch.profiler import ProfilerActivity, profile
 
 import unixent
+from measuring import machine
 
 Call = Callable[[], Any]
 

@@ -20,11 +20,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from measuring import resident_peak
 from torch import Tensor
 from torch.nn import functional as F
 
 import unixent
+from measuring import resident_peak
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 

@@ -123,16 +123,6 @@ def conformance(
     linear: Annotated[
         bool, typer.Option("--linear", help="Test the fused linear form, of (hidden, classifier, target).")
     ] = False,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Test the cross-entropies of other libraries, as many as are installed.")
-    ] = False,
-    peer: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this peer; repeatable. Implies --peers.")
-    ] = None,
-    merge: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="PATH", help="With --peers: JSON reports of other environments to join; repeatable."),
-    ] = None,
     feature: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
     ] = None,
@@ -161,18 +151,16 @@ def conformance(
 ) -> None:
     """Run the conformance catalogue. Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run."""
     try:
-        from unixent_conformance.cli import compare_command, peers_command, run_command
+        from unixent_conformance.cli import compare_command, run_command
     except ModuleNotFoundError as error:
         _fail(f'the suite needs {error.name}: pip install "unixent[conformance]"')
     if implementation is not None and not all(implementation.partition(":")):
         _fail(f"--implementation: expected module:function; got {implementation!r}")
-    if merge and not (peers or peer):
-        _fail("--merge: expected with --peers")
     if thorough and not compare:
         _fail("--thorough: expected with --compare")
-    if compare and any((framework, linear, peers, peer, strict, split, isolate, jobs)):
+    if compare and any((framework, linear, strict, split, isolate, jobs)):
         _fail("--compare: expected with --implementation, --feature, --quick, --thorough or --report alone")
-    if split and any((linear, peers, peer, strict, isolate, jobs)):
+    if split and any((linear, strict, isolate, jobs)):
         _fail("--split: expected with --implementation, --framework, --feature, --quick or --report alone")
     chosen = [*(names or []), *(backend or [])]
     if not chosen and implementation is None:
@@ -186,8 +174,6 @@ def conformance(
         if compare:
             given = [*chosen, *([implementation] if implementation else [])]
             raise typer.Exit(compare_command(given, thorough=thorough, **common))
-        if peers or peer:
-            raise typer.Exit(peers_command(peer or [], merge=merge or [], **shared))
         code = run_command(
             chosen,
             implementation=implementation,

@@ -6,8 +6,7 @@
 and from Python, for a backend of unixent or for any callable that takes what `unixent.cross_entropy` takes:
 
 >>> import unixent_conformance
->>> from unixent_conformance.mutation.plain import plain
->>> unixent_conformance.run(plain, framework="numpy", features=("mask",), quick=True).ok
+>>> unixent_conformance.run("numpy", features=("mask",), quick=True).ok
 True
 
 How the pieces fit: `cases` says what is called and what must hold, `oracle` what is true, `tolerance` how far from it

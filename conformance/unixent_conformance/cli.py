@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from unixent_conformance import peers, report
+from unixent_conformance import report
 from unixent_conformance.agreement import compare
 from unixent_conformance.api import Report, run
 from unixent_conformance.report import agreements, terminal
@@ -41,7 +41,7 @@ def run_command(
     code, done = 0, []
     for name in [*backends, *([implementation] if implementation else [])]:
         if split is None:
-            found = _run(console, name, name, framework, options)
+            found = run_one(console, name, name, framework, options)
         else:
             found = _split(console, name, framework, split, options)
         if found is None:
@@ -55,47 +55,7 @@ def run_command(
             terminal.print_failures(console, found)
             code = max(code, 1)
     if out is not None and done:
-        _write(console, out, done, f"Conformance of {', '.join(found.implementation for found in done)}")
-    return code
-
-
-def peers_command(
-    chosen: Sequence[str],
-    *,
-    merge: Sequence[Path] = (),
-    out: Path | None = None,
-    console: Console | None = None,
-    **options: Any,
-) -> int:
-    """Run the catalogue on the peers that are installed here, or on those chosen, and make one page of them.
-
-    merge are JSON reports, or folders of them, from other environments: they join the page, and a report made now takes
-    the place of one of the same name. Returns 0, or 2 where a chosen peer is unknown or cannot be run: a peer that
-    differs is what is to be shown, no failure.
-    """
-    console = console or Console()
-    code, done = 0, {}
-    try:
-        listed = [peers.find(name) for name in chosen] or list(peers.PEERS)
-        merged = [found for path in merge for found in report.read(path)]
-    except (LookupError, ValueError, OSError) as error:
-        console.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False)
-        return 2
-    for peer in listed:
-        absent = peer.absent()
-        if absent:
-            console.print(f"[dim]{peer.name}: {absent}[/dim]", highlight=False)
-            code = 2 if chosen else code
-            continue
-        found = _run(console, peer.name, peer.path, peer.harness, {**options, "linear": peer.linear, "isolate": True})
-        if found is None:
-            code = 2 if chosen else code
-            continue
-        done[found.implementation] = found
-        console.print(terminal.line(found), highlight=False)
-    everything = peers.in_order({**{found.implementation: found for found in merged}, **done}.values())
-    if out is not None and everything:
-        _write(console, out, everything, "Cross-entropy across frameworks")
+        write_reports(console, out, done, f"Conformance of {', '.join(found.implementation for found in done)}")
     return code
 
 
@@ -126,7 +86,7 @@ def compare_command(
     return 0 if found.ok else 1
 
 
-def _run(console: Console, name: str, tested: str, framework: str | None, options: dict[str, Any]) -> Report | None:
+def run_one(console: Console, name: str, tested: str, framework: str | None, options: dict[str, Any]) -> Report | None:
     try:
         with terminal.progress_bar(console) as bar:
             advance = partial(terminal.advance, bar, bar.add_task(name, total=None))
@@ -151,6 +111,6 @@ def _split(console: Console, tested: str, framework: str | None, split: str, opt
         return None
 
 
-def _write(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:
+def write_reports(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:
     written = report.write(out, reports, title)
     console.print(f"{written[0]} and {len(written) - 1} more files", highlight=False, soft_wrap=True)

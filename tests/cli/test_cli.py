@@ -6,15 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import unixent
-from unixent_conformance.api import Report
-from unixent_conformance.runner import Result, Verdict
 
 SILENTLY_WRONG = """
 import numpy as np
@@ -49,7 +46,7 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
     return said
 
 
-@pytest.mark.parametrize("other", ["--linear", "--strict", "--isolate", "--peers"])
+@pytest.mark.parametrize("other", ["--linear", "--strict", "--isolate"])
 def test_a_split_run_takes_no_option_that_it_would_not_heed(other: str) -> None:
     assert "--split: expected with" in complaint("conformance", "--backend", "numpy", "--split", "1x2", other)
 
@@ -100,9 +97,6 @@ def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
         (["conformance", "--implementation", "numpy:no_such"], "no_such"),
         (["conformance", "--backend", "numpy", "--feature", "no such feature"], "no such feature"),
         (["conformance", "--quik"], "--quick"),
-        (["conformance", "--peer", "no such peer"], "expected one of 'torch cross_entropy'"),
-        (["conformance", "--merge", "x.json"], "--merge: expected with --peers"),
-        (["conformance", "--peers", "--merge", "no-such.json"], "no-such.json"),
         (["conformance", "--compare", "numpy"], "expected two or more different implementations; got numpy"),
         (["conformance", "--compare", "numpy", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
         (["conformance", "--compare", "--linear"], "--compare: expected with"),
@@ -131,17 +125,3 @@ def test_report_of_a_callable_that_dies(tmp_path: Path) -> None:
     counts = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))["counts"]
     assert counts["crashed"] > 0
     assert counts["silently wrong"] > 0
-
-
-def test_merged_reports_make_one_page(tmp_path: Path) -> None:
-    report = Report("elsewhere", "numpy", "1", (Result("a/b/value", "a", "eager", Verdict.MATCHES),))
-    (tmp_path / "other.json").write_text(report.to_json(), "utf-8")
-    chosen = ["--peer", "scipy log_softmax"] if find_spec("scipy") else []
-    options = ["--merge", "other.json", "--quick", "--feature", "class indices", "--report", "out"]
-    if not chosen:
-        pytest.skip("needs a peer that is quick: scipy")
-    done = unixent_command("conformance", *chosen, *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    page = (tmp_path / "out" / "index.html").read_text("utf-8")
-    assert '"name":"elsewhere"' in page
-    assert '"name":"scipy log_softmax"' in page

@@ -15,15 +15,15 @@ from unixent_conformance.cases import catalogue
 from unixent_conformance.cli import compare_command
 from unixent_conformance.expect import Part
 from unixent_conformance.implementation import of_backend
-from unixent_conformance.mutation import mutants
-from unixent_conformance.mutation.plain import plain
 from unixent_conformance.tolerance import Estimate
+from unixent_mutants import mutants
+from unixent_mutants.plain import plain
 
 INFINITY, NAN = float("inf"), float("nan")
 
 
 def mutant(name: str) -> str:
-    return f"unixent_conformance.mutation:{name}"
+    return f"unixent_mutants:{name}"
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from unixent_conformance import expect, oracle, oracle_linear, run, tolerance_li
 from unixent_conformance.cases import catalogue, linear
 from unixent_conformance.cases.linear import Linear
 from unixent_conformance.cases.model import Call
-from unixent_conformance.mutation.linear import plain_linear
+from unixent_mutants.linear import plain_linear
 
 FEATURES = tuple(sorted({case.feature for case in linear.cases()}))
 

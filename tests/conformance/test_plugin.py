@@ -10,8 +10,8 @@ import pytest
 pytest_plugins = ["pytester"]
 
 PLUGIN = ("--pyargs", "unixent_conformance", "-p", "unixent_conformance.plugin", "-p", "no:cacheprovider")
-PLAIN = "--unixent-implementation=unixent_conformance.mutation.plain:plain"
-BROKEN = "unixent_conformance.mutation:MaskAsBool"
+PLAIN = "--unixent-implementation=unixent_mutants.plain:plain"
+BROKEN = "unixent_mutants:MaskAsBool"
 FEW = ("--unixent-quick", "-k", "mask and float32")
 
 

@@ -12,8 +12,8 @@ from unixent_conformance.cases import Case, catalogue, find
 from unixent_conformance.cases.combinations import FACTORS, allowed
 from unixent_conformance.cases.covering import covering_array
 from unixent_conformance.harness import Mode
-from unixent_conformance.mutation.plain import plain
 from unixent_conformance.runner import applies
+from unixent_mutants.plain import plain
 
 FEATURES = list(dict.fromkeys(case.feature for case in catalogue()))
 

@@ -18,11 +18,11 @@ from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.harnesses import load
 from unixent_conformance.harnesses.numpy import NumPyHarness
 from unixent_conformance.implementation import Implementation, wrap
-from unixent_conformance.mutation import mutants
-from unixent_conformance.mutation.plain import plain
 from unixent_conformance.runner import Result, Subject, applies, run_case
+from unixent_mutants import mutants
+from unixent_mutants.plain import plain
 
-PLAIN = "unixent_conformance.mutation.plain:plain"
+PLAIN = "unixent_mutants.plain:plain"
 
 
 def judge(implementation: Implementation, id: str, mode: str = "eager", harness: Harness | None = None) -> Result:
@@ -199,7 +199,7 @@ MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnc
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_snippets_reproduce_when_pasted(name: str) -> None:
-    broken = subject(f"unixent_conformance.mutation:{name}")
+    broken = subject(f"unixent_mutants:{name}")
     results = (run_case(c, broken) for c in catalogue(features=mutants()[name].features))
     found = next(r for r in results if not r.verdict.ok)
     with pytest.raises(AssertionError, match=found.verdict.value):
@@ -216,7 +216,7 @@ def test_check_passes_what_holds() -> None:
     ("backends", "implementation", "code", "text"),
     [
         ([], PLAIN, 0, "class weights"),
-        ([], "unixent_conformance.mutation:MaskAsBool", 1, "uc.check"),
+        ([], "unixent_mutants:MaskAsBool", 1, "uc.check"),
         (["nope"], None, 2, "nope"),
         ([], "no_such_module:loss", 2, "no_such_module"),
         ([], f"{PLAIN}er", 2, "plainer"),

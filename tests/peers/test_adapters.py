@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unixent_conformance import peers, run
+import peers
+from peers import PEERS, Peer
+from unixent_conformance import run
 from unixent_conformance.api import resolve
-from unixent_conformance.peers import PEERS, Peer
 from unixent_conformance.runner import Verdict
 
-# Compiles its kernel for each shape and dtype, which takes minutes; `unixent conformance --peer` has the time.
+# Compiles its kernel for each shape and dtype, which takes minutes; `python benchmarks/peers` has the time.
 SLOW = {"cut-cross-entropy", "liger-kernel"}
 
 
@@ -20,7 +21,7 @@ def peer(request: pytest.FixtureRequest) -> Peer:
     if found.absent():
         pytest.skip(found.absent())
     if found.name in SLOW:
-        pytest.skip("compiles for minutes on a CPU: run it with `unixent conformance --peer`")
+        pytest.skip("compiles for minutes on a CPU: run it with `python benchmarks/peers`")
     return found
 
 

@@ -11,7 +11,7 @@ from unixent_conformance.runner import Verdict
 def test_a_forward_mode_that_gives_zero_is_told() -> None:
     """torch 2.13's chunked linear_cross_entropy: reverse mode is right, forward mode is silently 0."""
     pytest.importorskip("torch")
-    path = "unixent_conformance.peers.torch_losses:linear_cross_entropy"
+    path = "peers.torch_losses:linear_cross_entropy"
     report = run(path, "torch", features=["class indices"], quick=True, linear=True, isolate=False)
     verdicts = {r.id: r for r in report.cases if r.mode == "forward"}
     found = verdicts["class-indices/plain/float32-mean/gradient"]
@@ -22,7 +22,7 @@ def test_a_forward_mode_that_gives_zero_is_told() -> None:
 
 def test_a_loss_of_plain_operations_is_right_under_every_transform() -> None:
     pytest.importorskip("torch")
-    path = "unixent_conformance.peers.torch_losses:cross_entropy"
+    path = "peers.torch_losses:cross_entropy"
     report = run(path, "torch", features=["class indices", "second derivatives"], quick=True, isolate=False)
     assert report.ok, [r for r in report.cases if not r.verdict.ok]
     assert {r.mode for r in report.cases if r.verdict is not Verdict.REFUSES} >= {"autograd", "forward", "vmap"}

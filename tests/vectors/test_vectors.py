@@ -16,9 +16,9 @@ import pytest
 
 from unixent_conformance import vectors
 from unixent_conformance.cases import catalogue
-from unixent_conformance.mutation import mutants
 from unixent_conformance.vectors import files, reasons, writing
 from unixent_conformance.vectors.checking import Golden
+from unixent_mutants import mutants
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "vectors.md"
 
@@ -188,7 +188,7 @@ def test_commands(tmp_path: Path) -> None:
     done = unixent("check", "golden", "--backend", "numpy", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "mask" in done.stdout
-    done = unixent("check", "golden", "--implementation", "unixent_conformance.mutation:MaskAsBool", cwd=tmp_path)
+    done = unixent("check", "golden", "--implementation", "unixent_mutants:MaskAsBool", cwd=tmp_path)
     assert done.returncode == 1
     assert "silently wrong mask/" in done.stdout
 

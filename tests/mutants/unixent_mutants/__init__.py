@@ -1,13 +1,8 @@
 """Proof that the suite can fail: a plain implementation that is right, and many that are each wrong in one way.
 
-`mutants()` lists them. The docstring of each says what is wrong; its features are those that should name the fault:
-
->>> from unixent_conformance.mutation import caught, mutants
->>> found = caught(mutants()["MaskAsBool"])
->>> found.feature, found.verdict.value
-('mask', 'silently wrong')
-
-Those are in NumPy; `faults` has losses that are wrong under the transforms of torch, JAX and MindSpore.
+`mutants()` lists them; the docstring of each says what is wrong, its features are those that should name the fault, and
+`caught` gives the case that does. Those are in NumPy; `faults` has losses that are wrong under the transforms of torch,
+JAX and MindSpore.
 """
 
 from __future__ import annotations
@@ -17,8 +12,8 @@ from importlib import import_module
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.mutation.plain import REGISTRY, Plain
 from unixent_conformance.runner import Result, Subject, Verdict, run_case
+from unixent_mutants.plain import REGISTRY, Plain
 
 FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split")
 
@@ -31,7 +26,7 @@ def mutants() -> dict[str, type[Plain]]:
 
 
 def __getattr__(name: str) -> Implementation:
-    # Each mutant can be named like any implementation: "unixent_conformance.mutation:MaskAsBool".
+    # Each mutant can be named like any implementation: "unixent_mutants:MaskAsBool".
     try:
         return mutants()[name]().implementation()
     except KeyError:

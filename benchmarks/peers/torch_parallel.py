@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import loss_parallel as in_parallel
 
-from unixent_conformance.peers.adapting import only, peer
+from peers.adapting import only, peer
 
 
 @cache

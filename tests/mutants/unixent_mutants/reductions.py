@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.mutation.plain import Plain, mutant
 from unixent_conformance.oracle import Array
+from unixent_mutants.plain import Plain, mutant
 
 
 @mutant("ignore_index")

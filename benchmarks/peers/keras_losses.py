@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from peers.adapting import only, peer
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.peers.adapting import only, peer
 
 REDUCTIONS = {"none": None, "sum": "sum", "mean": "sum_over_batch_size"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, mint, ops
 
-from unixent_conformance.peers.adapting import peer
+from peers.adapting import peer
 
 ms.runtime.launch_blocking()  # an error belongs to the case that made it
 

@@ -6,7 +6,7 @@ import torch
 import torch._dynamo
 from cut_cross_entropy import linear_cross_entropy as cce
 
-from unixent_conformance.peers.adapting import peer
+from peers.adapting import peer
 
 # One process makes more kinds of calls here than a training run does, each a compilation of the same function.
 torch._dynamo.config.recompile_limit = 10_000

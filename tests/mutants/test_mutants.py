@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unixent_conformance.cases import catalogue
-from unixent_conformance.mutation import caught, mutants
-from unixent_conformance.mutation.plain import Plain
+from unixent_mutants import caught, mutants
+from unixent_mutants.plain import Plain
 
 FEATURES = {case.feature for case in catalogue()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-from unixent_conformance.peers.adapting import only, peer
+from peers.adapting import only, peer
 
 
 def _causal_lm(

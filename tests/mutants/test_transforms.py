@@ -11,8 +11,8 @@ import pytest
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import wrap
-from unixent_conformance.mutation.faults import faults, noticed
 from unixent_conformance.runner import Subject, applies, run_case
+from unixent_mutants.faults import faults, noticed
 
 # The mode that differentiates backward, by framework.
 BACKWARD = {"torch": "autograd", "jax": "grad", "mindspore": "grad"}
@@ -40,7 +40,7 @@ def test_a_right_loss_is_right_under_every_transform(framework: str, kind: str) 
     harness = load(framework)
     name = BACKWARD[framework] if kind == "backward" else kind
     (mode,) = (each for each in harness.modes if each.name == name)
-    plain: Any = import_module(f"unixent_conformance.mutation.transforms_{framework}").plain
+    plain: Any = import_module(f"unixent_mutants.transforms_{framework}").plain
     features = ("second derivatives",) if kind == "backward" else ("class indices", "softcap")
     chosen = [case for case in catalogue(features=features) if applies(case, mode)]
     verdicts = {case.id: run_case(case, Subject(harness, wrap(plain), mode)) for case in chosen}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.mutation.plain import Plain, Stats, mutant
 from unixent_conformance.oracle import Array
+from unixent_mutants.plain import Plain, Stats, mutant
 
 
 @mutant("upstream gradient")

@@ -51,7 +51,7 @@ def fault(mode: str, *features: str) -> Callable[[Callable[..., Any]], Callable[
 
 def faults(framework: str) -> dict[str, Fault]:
     """The wrong implementations of a framework, by name."""
-    import_module(f"unixent_conformance.mutation.transforms_{framework}")
+    import_module(f"unixent_mutants.transforms_{framework}")
     return {found.name: found for found in _FOUND if found.framework == framework}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent_conformance.mutation.faults import fault
+from unixent_mutants.faults import fault
 
 
 def plain(

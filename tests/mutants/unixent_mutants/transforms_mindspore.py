@@ -11,7 +11,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from unixent_conformance.mutation.faults import fault
+from unixent_mutants.faults import fault
 
 
 def plain(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.mutation.checks import DEFAULTS
-from unixent_conformance.mutation.plain import Plain, Stats, mutant
 from unixent_conformance.oracle import Array
+from unixent_mutants.checks import DEFAULTS
+from unixent_mutants.plain import Plain, Stats, mutant
 
 
 @mutant("inputs unmutated")

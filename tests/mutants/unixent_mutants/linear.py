@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.mutation.checks import DEFAULTS, check_upstream
-from unixent_conformance.mutation.plain import Plain
 from unixent_conformance.oracle import Array
+from unixent_mutants.checks import DEFAULTS, check_upstream
+from unixent_mutants.plain import Plain
 
 CHUNK = 4
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from peers.adapting import only, peer
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.peers.adapting import only, peer
 
 
 def _integer(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import linear_call
 
-from unixent_conformance.mutation.faults import fault
+from unixent_mutants.faults import fault
 
 Array = Any
 

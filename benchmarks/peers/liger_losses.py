@@ -12,8 +12,8 @@ if not torch.cuda.is_available():
 from liger_kernel.transformers.functional import liger_cross_entropy
 from triton.runtime.interpreter import InterpreterError
 
+from peers.adapting import flat, only, peer
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.peers.adapting import flat, only, peer
 
 
 def _cross_entropy(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.mutation.checks import DEFAULTS, check, check_upstream
 from unixent_conformance.oracle import Array
+from unixent_mutants.checks import DEFAULTS, check, check_upstream
 
 BLOCK = 64
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.mutation.linear import Inputs, PlainLinear
-from unixent_conformance.mutation.plain import mutant
 from unixent_conformance.oracle import Array
+from unixent_mutants.linear import Inputs, PlainLinear
+from unixent_mutants.plain import mutant
 
 
 @mutant("fused linear chunks")

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from peers.adapting import flat, peer
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.peers.adapting import flat, peer
 
 
 def _cross_entropy(
