@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unixent_conformance.api import Report
+    from unixent_conformance.results import Report
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unixent_conformance.agreement import Agreement, compare
-    from unixent_conformance.api import Report, case, check, run, subject
+    from unixent_conformance.agreement import compare
+    from unixent_conformance.api import case, check, run, subject
     from unixent_conformance.cases.model import Call
+    from unixent_conformance.results import Agreement, Report
 
 __all__ = ["Agreement", "Call", "Report", "case", "check", "compare", "run", "subject"]
 
 _HOMES = {
-    "Agreement": "unixent_conformance.agreement",
+    "Agreement": "unixent_conformance.results",
     "Call": "unixent_conformance.cases.model",
+    "Report": "unixent_conformance.results",
     "compare": "unixent_conformance.agreement",
 }
 

@@ -22,73 +22,9 @@ from unixent_conformance.cases.model import Case
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import EAGER, Unsupported
 from unixent_conformance.oracle import Array
-from unixent_conformance.report import agreements
-from unixent_conformance.runner import Subject, Verdict, applies, ask, lacking, run_case
+from unixent_conformance.results import Agreement, Difference, Verdict
+from unixent_conformance.runner import Subject, applies, ask, lacking, run_case
 from unixent_conformance.tolerance import Comparison, Format
-
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far apart two implementations are in a case: `units` of the sum of their bounds, 1 at the most where they
-    agree; `detail` says where they do not."""
-
-    id: str
-    feature: str
-    pair: Pair
-    units: float
-    detail: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return self.units <= 1
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What several implementations make of the same cases.
-
-    names: the implementations. versions: what ran them, by name. cases: how many cases each was given, by name; fewer
-    than the others' where a case is dear. differences: one for each case and pair in which both gave an answer.
-    """
-
-    names: tuple[str, ...]
-    versions: dict[str, str]
-    cases: dict[str, int]
-    differences: tuple[Difference, ...]
-
-    @property
-    def disagreements(self) -> list[Difference]:
-        return [difference for difference in self.differences if not difference.ok]
-
-    @property
-    def ok(self) -> bool:
-        return not self.disagreements
-
-    @property
-    def pairs(self) -> tuple[Pair, ...]:
-        return tuple(combinations(self.names, 2))
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(difference.feature for difference in self.differences))
-
-    def of(self, pair: Pair, feature: str | None = None) -> list[Difference]:
-        """The differences of a pair, in one feature if it is given."""
-        return [d for d in self.differences if d.pair == pair and feature in (None, d.feature)]
-
-    def largest(self, pair: Pair, feature: str | None = None) -> Difference | None:
-        """The largest of them; None where there is none, as between two that both refuse."""
-        return max(self.of(pair, feature), key=lambda difference: difference.units, default=None)
-
-    def to_markdown(self) -> str:
-        """Tables for a page or a pull request."""
-        return agreements.to_markdown(self)
-
-    def to_json(self) -> str:
-        """The largest differences and every disagreement."""
-        return agreements.to_json(self)
 
 
 def compare(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
-from unixent_conformance import harnesses, report
+from unixent_conformance import harnesses
 from unixent_conformance.cases import catalogue, find
 from unixent_conformance.cases.model import Call, Case
 from unixent_conformance.dialects import explain, settle
@@ -17,55 +16,8 @@ from unixent_conformance.harness import Harness
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
 from unixent_conformance.linear import obstacle, through_identity
-from unixent_conformance.runner import Result, Subject, Verdict, applies, run_case
-
-
-@dataclass(frozen=True)
-class Report:
-    """The verdicts of one implementation.
-
-    ok: nothing silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a `Result` each, with
-    id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste).
-    """
-
-    implementation: str
-    framework: str
-    version: str
-    cases: tuple[Result, ...]
-
-    @property
-    def ok(self) -> bool:
-        return all(result.verdict.ok for result in self.cases)
-
-    @property
-    def counts(self) -> dict[Verdict, int]:
-        found = Counter(result.verdict for result in self.cases)
-        return {verdict: found[verdict] for verdict in Verdict}
-
-    @property
-    def dialects(self) -> dict[str, int]:
-        """The dialects found, and in how many cases."""
-        return dict(Counter(name for result in self.cases for name in result.dialects).most_common())
-
-    def to_json(self) -> str:
-        """Everything, as `report.from_json` reads it."""
-        return report.to_json(self)
-
-    def to_junit(self) -> str:
-        """A JUnit file: failures are silently wrong, errors crashed, skipped are refusals and dialects."""
-        return report.to_junit(self)
-
-    def to_markdown(self) -> str:
-        """A table by feature, the dialects, and what failed, for a pull request."""
-        return report.to_markdown(self)
-
-    def to_html(self) -> str:
-        """One page, whole in itself: features, cases, errors in units of their bounds, lines to paste."""
-        return report.to_html([self])
-
-    def by_feature(self) -> dict[str, tuple[Result, ...]]:
-        features = dict.fromkeys(result.feature for result in self.cases)
-        return {name: tuple(r for r in self.cases if r.feature == name) for name in features}
+from unixent_conformance.results import Report, Result, Verdict
+from unixent_conformance.runner import Subject, applies, run_case
 
 
 def run(

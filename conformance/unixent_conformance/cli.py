@@ -12,8 +12,9 @@ from rich.markup import escape
 
 from unixent_conformance import report
 from unixent_conformance.agreement import compare
-from unixent_conformance.api import Report, run
+from unixent_conformance.api import run
 from unixent_conformance.report import agreements, terminal
+from unixent_conformance.results import Report
 from unixent_conformance.split import Request, parse, run_split
 
 # What keeps one implementation from being run; the others are still run.
@@ -80,7 +81,7 @@ def compare_command(
     agreements.print_summary(console, found)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        for suffix, text in ((".md", found.to_markdown()), (".json", found.to_json())):
+        for suffix, text in ((".md", agreements.to_markdown(found)), (".json", found.to_json())):
             (out / f"agreement{suffix}").write_text(text, encoding="utf-8")
         console.print(f"{out / 'agreement.md'} and agreement.json", highlight=False, soft_wrap=True)
     return 0 if found.ok else 1

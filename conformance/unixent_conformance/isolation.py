@@ -25,9 +25,9 @@ from typing import Any
 from unixent_conformance.cases import find
 from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.report.records import result_from
 from unixent_conformance.repro import snippet
-from unixent_conformance.runner import Result, Subject, Verdict
+from unixent_conformance.results import Result, Verdict
+from unixent_conformance.runner import Subject
 
 # Importing a framework, on a busy machine.
 START_SECONDS = 300.0
@@ -94,7 +94,7 @@ class Worker:
     def ask(self, id: str, mode: str, seconds: float | None) -> Result | str:
         """The result of a case, or how the process ended instead: "died with SIGSEGV", "gave no answer in 60 s"."""
         said = self._ask([id, mode], seconds)
-        return said if isinstance(said, str) else result_from(said)
+        return said if isinstance(said, str) else Result.from_record(said)
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

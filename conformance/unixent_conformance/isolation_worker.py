@@ -23,7 +23,6 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     task = Task(**{**given, "features": given["features"] and tuple(given["features"]), "path": tuple(given["path"])})
     try:
         from unixent_conformance.api import prepare
-        from unixent_conformance.report.records import record_of
 
         prepared = prepare(task)
     except Exception as error:
@@ -32,7 +31,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     answer(asdict(prepared.plan))
     for line in requests:
         id, mode = json.loads(line)
-        answer(record_of(prepared.judge(id, mode)))
+        answer(prepared.judge(id, mode).to_record())
 
 
 def _said(error: Exception) -> str:

@@ -15,8 +15,7 @@ crashed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,39 +24,12 @@ from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, R
 from unixent_conformance.harness import Harness, Mode, Unsupported
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.oracle import Array
+from unixent_conformance.results import Result, Verdict
 from unixent_conformance.subjects import Subject as Subject
 from unixent_conformance.subjects import WrongAnswer as WrongAnswer
 
 # Arrays up to this many elements are compared with a copy after the call.
 WATCHED = 1 << 16
-
-
-class Verdict(str, Enum):
-    MATCHES = "matches"
-    DIALECT = "dialect"
-    REFUSES = "refuses"
-    WRONG = "silently wrong"
-    CRASHED = "crashed"
-
-    @property
-    def ok(self) -> bool:
-        return self not in (Verdict.WRONG, Verdict.CRASHED)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One case under one mode. `units` is the largest error in units of its bound; `dialects` names the conventions
-    under which the answer is right, where it is a dialect; `candidates` are all the sets of names that explain it."""
-
-    id: str
-    feature: str
-    mode: str
-    verdict: Verdict
-    detail: str = ""
-    units: float = 0.0
-    repro: str = ""
-    dialects: tuple[str, ...] = ()
-    candidates: tuple[tuple[str, ...], ...] = ()
 
 
 def applies(case: Case, mode: Mode, hurried: bool = False) -> bool:

@@ -10,11 +10,13 @@ import pytest
 
 import unixent
 from unixent_conformance import compare
-from unixent_conformance.agreement import Agreement, between
+from unixent_conformance.agreement import between
 from unixent_conformance.cases import catalogue
 from unixent_conformance.cli import compare_command
 from unixent_conformance.expect import Part
 from unixent_conformance.implementation import of_backend
+from unixent_conformance.report import agreements
+from unixent_conformance.results import Agreement
 from unixent_conformance.tolerance import Estimate
 from unixent_mutants import mutants
 from unixent_mutants.plain import plain
@@ -138,7 +140,7 @@ def test_reports_say_the_same(right: Agreement) -> None:
     worst = right.largest(pair)
     assert worst is not None
     assert max(record["units"] for record in data["largest"]) == worst.units
-    text = right.to_markdown()
+    text = agreements.to_markdown(right)
     assert all(f"| {feature} |" in text for feature in right.features)
     assert f"`{worst.id}`" in text
 

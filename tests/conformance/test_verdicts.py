@@ -18,7 +18,8 @@ from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.harnesses import load
 from unixent_conformance.harnesses.numpy import NumPyHarness
 from unixent_conformance.implementation import Implementation, wrap
-from unixent_conformance.runner import Result, Subject, applies, run_case
+from unixent_conformance.results import Result
+from unixent_conformance.runner import Subject, applies, run_case
 from unixent_mutants import mutants
 from unixent_mutants.plain import plain
 

@@ -7,7 +7,8 @@ import sysconfig
 
 import pytest
 
-from unixent_conformance.runner import Verdict
+from unixent_conformance.report import to_markdown
+from unixent_conformance.results import Verdict
 from unixent_conformance.split import Request, run_split
 
 pytest.importorskip("mpi4py", reason="mpi4py is not installed (pip install mpi4py mpich)")
@@ -41,7 +42,7 @@ def raises_alone(logits, target, *, parallel=None, **options):
 
 def test_the_quick_catalogue_matches():
     report = run_split(Request("numpy", "numpy", 2, 2, quick=True), timeout=500)
-    assert report.ok, report.to_markdown()
+    assert report.ok, to_markdown(report)
     assert report.counts[Verdict.MATCHES] > 700
     assert report.implementation == "numpy, 2x2"
 
@@ -49,7 +50,7 @@ def test_the_quick_catalogue_matches():
 def test_a_process_without_classes_matches():
     features = ("class indices", "class probabilities", "label smoothing", "minus infinity", "fused linear")
     report = run_split(Request("numpy", "numpy", 1, 3, features=features, quick=True), timeout=300)
-    assert report.ok, report.to_markdown()
+    assert report.ok, to_markdown(report)
     assert report.counts[Verdict.MATCHES] > 100
 
 
@@ -68,7 +69,7 @@ def test_a_loss_that_forgets_the_others_is_caught(tmp_path, monkeypatch, functio
     report = run_split(request, timeout=120)
     assert not report.ok
     wrong = [result for result in report.cases if result.verdict is Verdict.WRONG]
-    assert any(detail in result.detail for result in wrong), report.to_markdown()
+    assert any(detail in result.detail for result in wrong), to_markdown(report)
     assert f"--split {data}x{model} --feature 'class indices'" in wrong[0].repro
 
 

@@ -9,7 +9,7 @@ import peers
 from peers import PEERS, Peer
 from unixent_conformance import run
 from unixent_conformance.api import resolve
-from unixent_conformance.runner import Verdict
+from unixent_conformance.results import Verdict
 
 # Compiles its kernel for each shape and dtype, which takes minutes; `python benchmarks/peers` has the time.
 SLOW = {"cut-cross-entropy", "liger-kernel"}

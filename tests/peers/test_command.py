@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import peers
-from unixent_conformance.api import Report
-from unixent_conformance.runner import Result, Verdict
+from unixent_conformance.results import Report, Result, Verdict
 
 
 def study(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

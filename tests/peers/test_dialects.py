@@ -6,7 +6,7 @@ import pytest
 
 from unixent_conformance import run
 from unixent_conformance.dialects import BY_NAME
-from unixent_conformance.runner import Verdict
+from unixent_conformance.results import Verdict
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from unixent_conformance import run
-from unixent_conformance.api import Report, importable
-from unixent_conformance.runner import Verdict
+from unixent_conformance.api import importable
+from unixent_conformance.results import Report, Verdict
 
 INDICES = ["class indices"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unixent_conformance import run
-from unixent_conformance.runner import Verdict
+from unixent_conformance.results import Verdict
 
 
 def test_a_forward_mode_that_gives_zero_is_told() -> None:

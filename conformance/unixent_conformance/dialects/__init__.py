@@ -22,7 +22,8 @@ from unixent_conformance.dialects.table import ACCURACY, DIALECTS, UNCHECKED
 from unixent_conformance.expect import Part
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.oracle import Array, Rows
-from unixent_conformance.runner import Result, Subject, Verdict, WrongAnswer, ask
+from unixent_conformance.results import Result, Verdict
+from unixent_conformance.runner import Subject, WrongAnswer, ask
 
 # More at once than this explains anything.
 MOST = 3

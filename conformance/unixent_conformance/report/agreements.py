@@ -1,21 +1,13 @@
-"""An agreement as a table in the terminal, as Markdown and as JSON."""
+"""An agreement as a table in the terminal and as Markdown."""
 
 from __future__ import annotations
-
-import json
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from unixent_conformance.agreement import Agreement, Difference
-
-VERSION = 1
+from unixent_conformance.results import Agreement, Difference
 
 
 def table(found: Agreement) -> Table:
@@ -53,7 +45,6 @@ def print_summary(console: Console, found: Agreement, most: int = 5) -> None:
 def selection(found: Agreement) -> str:
     """How many cases each implementation was given, in a sentence.
 
-    >>> from unixent_conformance.agreement import Agreement
     >>> selection(Agreement(("a", "b", "c"), {}, {"a": 9, "b": 9, "c": 2}, ()))
     'Cases given: a 9, b 9, c 2.'
     """
@@ -73,38 +64,6 @@ def to_markdown(found: Agreement) -> str:
     for difference in found.disagreements:
         lines += ["", f"- disagree: `{difference.id}`: {difference.detail}"]
     return "\n".join(lines) + "\n"
-
-
-def to_json(found: Agreement) -> str:
-    """`version` of this form, who was compared, `ok`, the largest difference by feature and pair, the disagreements."""
-    worst = [found.largest(pair, feature) for feature in found.features for pair in found.pairs]
-    return json.dumps(
-        {
-            "version": VERSION,
-            "implementations": list(found.names),
-            "environments": found.versions,
-            "cases": found.cases,
-            "compared": [{"pair": list(pair), "cases": len(found.of(pair))} for pair in found.pairs],
-            "ok": found.ok,
-            "largest": _records([difference for difference in worst if difference is not None]),
-            "disagreements": _records(found.disagreements),
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
-
-
-def _records(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": d.id,
-            "feature": d.feature,
-            "pair": list(d.pair),
-            "units": d.units if math.isfinite(d.units) else str(d.units),
-            **({"detail": d.detail} if d.detail else {}),
-        }
-        for d in differences
-    ]
 
 
 def _where(largest: Difference | None) -> tuple[str, str]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from unixent_conformance.report.formats import from_json, to_json, to_junit, to_markdown
+from unixent_conformance.report.formats import to_junit, to_markdown
 from unixent_conformance.report.page import to_html
+from unixent_conformance.results import Report
 
-if TYPE_CHECKING:
-    from unixent_conformance.api import Report
-
-FORMS: dict[str, Callable[[Report], str]] = {".json": to_json, ".xml": to_junit, ".md": to_markdown}
+FORMS: dict[str, Callable[[Report], str]] = {".json": Report.to_json, ".xml": to_junit, ".md": to_markdown}
 
 
 def write(folder: Path, reports: Sequence[Report], title: str = "Conformance") -> list[Path]:
@@ -33,4 +30,4 @@ def read(path: Path) -> list[Report]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: expected JSON reports; it holds none")
-    return [from_json(file.read_text(encoding="utf-8")) for file in files]
+    return [Report.from_json(file.read_text(encoding="utf-8")) for file in files]

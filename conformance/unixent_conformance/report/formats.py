@@ -1,50 +1,11 @@
-"""Reports for machines and for pull requests: JSON, JUnit, Markdown."""
+"""Reports for test runners and for pull requests: JUnit, Markdown."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from unixent_conformance.report.records import record_of, result_from
-from unixent_conformance.runner import Verdict
-
-if TYPE_CHECKING:
-    from unixent_conformance.api import Report
-
-VERSION = 1
-
-
-def to_json(report: Report) -> str:
-    """The report as JSON: `version` of this form, what was tested, `ok`, `counts`, `dialects`, and the `cases`."""
-    return json.dumps(
-        {
-            "version": VERSION,
-            "implementation": report.implementation,
-            "framework": report.framework,
-            "environment": report.version,
-            "ok": report.ok,
-            "counts": {verdict.value: n for verdict, n in report.counts.items()},
-            "dialects": report.dialects,
-            "cases": [record_of(result) for result in report.cases],
-        },
-        ensure_ascii=False,
-        indent=1,
-    )
-
-
-def from_json(text: str) -> Report:
-    """The report that `to_json` wrote, of this run or another machine's; ValueError where it is none."""
-    from unixent_conformance.api import Report
-
-    try:
-        data = json.loads(text)
-        if data["version"] != VERSION:
-            raise ValueError(f"expected a report of version {VERSION}; got {data['version']}")
-        cases = tuple(result_from(record) for record in data["cases"])
-        return Report(data["implementation"], data["framework"], data["environment"], cases)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no report of unixent conformance: {error}") from error
+from unixent_conformance.dialects import BY_NAME
+from unixent_conformance.results import Report, Verdict
 
 
 def to_junit(report: Report) -> str:
@@ -74,8 +35,6 @@ def to_junit(report: Report) -> str:
 
 def to_markdown(report: Report, most: int = 10) -> str:
     """A table by feature, the dialects with their formulas, the first failures of each feature with lines to paste."""
-    from unixent_conformance.dialects import BY_NAME
-
     headings = ["feature", *(verdict.value for verdict in Verdict), "error / bound"]
     lines = [f"## {report.implementation}", "", report.version or report.framework, ""]
     lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]

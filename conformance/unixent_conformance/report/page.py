@@ -10,12 +10,10 @@ import math
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unixent_conformance.runner import Result, Verdict
-
-if TYPE_CHECKING:
-    from unixent_conformance.api import Report
+from unixent_conformance.dialects import BY_NAME
+from unixent_conformance.results import Report, Result, Verdict
 
 ORDER = (Verdict.MATCHES, Verdict.DIALECT, Verdict.REFUSES, Verdict.WRONG, Verdict.CRASHED)
 # Cases of one kind in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
@@ -45,8 +43,6 @@ def to_html(reports: Sequence[Report], title: str = "Conformance") -> str:
 
 def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
     """What the script reads. A case is [id, units, mode, text or -1, repro or -1], strings as their indices."""
-    from unixent_conformance.dialects import BY_NAME
-
     strings, features = Table(), Table()
     implementations = []
     for report in reports:

@@ -8,8 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from unixent_conformance.api import Report
-from unixent_conformance.runner import Verdict
+from unixent_conformance.results import Report, Verdict
 
 STYLES = {
     Verdict.MATCHES: "green",

@@ -12,9 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from unixent_conformance.api import Report
-from unixent_conformance.report import from_json
-from unixent_conformance.runner import Result
+from unixent_conformance.results import Report, Result
 from unixent_conformance.split.engines import ENGINES
 
 
@@ -69,7 +67,7 @@ def run_split(request: Request, timeout: float = 1800.0) -> Report:
         command = [*launch, "unixent_conformance.split", json.dumps(asdict(request)), str(out)]
         code, output = _run(command, folder, timeout)
         if out.exists():
-            return from_json(out.read_text(encoding="utf-8"))
+            return Report.from_json(out.read_text(encoding="utf-8"))
     tail = "\n".join(output.splitlines()[-30:])
     raise RuntimeError(f"the processes ended with code {code} and no report:\n{tail}")
 

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from unixent import ParallelConfig
-from unixent_conformance.api import Report, resolve
+from unixent_conformance.api import resolve
 from unixent_conformance.cases import catalogue
 from unixent_conformance.cases.model import Case
 from unixent_conformance.harness import Harness
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.runner import Result, Subject, applies, run_case
+from unixent_conformance.results import Report, Result
+from unixent_conformance.runner import Subject, applies, run_case
 from unixent_conformance.split.command import Request
 from unixent_conformance.split.cutting import over_grid
 from unixent_conformance.split.engines import ENGINES, Grid

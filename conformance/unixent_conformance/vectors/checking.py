@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.api import Report, resolve
+from unixent_conformance.api import resolve
 from unixent_conformance.cases.model import Call, Case, Raises
 from unixent_conformance.oracle import Array
+from unixent_conformance.results import Report
 from unixent_conformance.runner import count, run_cases
 from unixent_conformance.tolerance import Comparison
 from unixent_conformance.vectors import files

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unixent_conformance.runner import Verdict
+from unixent_conformance.report import to_markdown
+from unixent_conformance.results import Verdict
 from unixent_conformance.split import Request, run_split
 
 # Over both axes what differs by position and what fills up a mesh; over classes alone, which three devices cannot share
@@ -20,6 +21,6 @@ LAYOUTS = {
 def test_the_suite_matches(data: int, model: int) -> None:
     features = LAYOUTS[data, model]
     report = run_split(Request("jax", "jax", data, model, features=features, quick=True), timeout=580)
-    assert report.ok, report.to_markdown()
+    assert report.ok, to_markdown(report)
     assert {result.feature for result in report.cases if result.verdict is Verdict.MATCHES} == {*features}
     assert report.counts[Verdict.MATCHES] >= 50

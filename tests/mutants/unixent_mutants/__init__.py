@@ -12,7 +12,8 @@ from importlib import import_module
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.runner import Result, Subject, Verdict, run_case
+from unixent_conformance.results import Result, Verdict
+from unixent_conformance.runner import Subject, run_case
 from unixent_mutants.plain import REGISTRY, Plain
 
 FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split")

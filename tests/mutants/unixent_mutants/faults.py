@@ -14,7 +14,8 @@ from typing import Any
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import wrap
-from unixent_conformance.runner import Result, Subject, Verdict, applies, run_case
+from unixent_conformance.results import Result, Verdict
+from unixent_conformance.runner import Subject, applies, run_case
 
 FRAMEWORKS = ("torch", "jax", "mindspore")
 
