@@ -22,11 +22,10 @@ from unixent.errors import (
 )
 from unixent.functions import (
     cross_entropy,
-    linear_cross_entropy,
-    linear_value_and_grad,
     loss_terms,
     value_and_grad,
 )
+from unixent.linear import linear_cross_entropy, linear_value_and_grad
 from unixent.module import CrossEntropyLoss
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, Problem

@@ -9,38 +9,49 @@ import numpy as np
 from unixent.errors import BackendError, DTypeError, OptionError, ShapeError
 from unixent.options import FLOAT_DTYPES
 from unixent.protocol import Array, ArrayInfo, Backend
-from unixent.registry import backend_of, get_backend
 
 FLOATS = frozenset(FLOAT_DTYPES)
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 NUMBERS = INTEGERS | FLOATS
 REALS = NUMBERS | {"bool"}
-_KINDS = {
+_EXPECTED = {
     FLOATS: "a floating array",
     NUMBERS: "an integer or floating array",
     REALS: "a bool, integer or floating array",
 }
-_PYTHON = (int, float, list, tuple)  # a bool is an int
+PYTHON_TYPES = (int, float, list, tuple)  # a bool is an int
 
 
 class Argument(NamedTuple):
-    """An argument that has become the backend's own array, and what is known of it."""
+    """An argument that is the backend's own array, and what is known of it."""
 
     name: str
     array: Array
     info: ArrayInfo
 
 
-def resolve(backend: str | None, array: Any, argument: str) -> Backend:
-    """The backend of a call: the one named, or the one that its leading array belongs to."""
-    if backend is None:
-        return get_backend("numpy") if isinstance(array, _PYTHON) else backend_of(array, argument)
-    if not isinstance(backend, str):
-        raise OptionError(f"backend: expected None or a name; got {backend!r}")
-    return get_backend(backend)
+class CommonArguments(NamedTuple):
+    """The arguments, as they were given, that the logits form and the fused linear form have in common."""
+
+    target: Any
+    weight: Any = None
+    mask: Any = None
+    normalizer: Any = None
+    parallel: Any = None
+    return_terms: bool = False
+    backend: str | None = None
 
 
-def _from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
+class LinearArguments(NamedTuple):
+    """The arguments, as they were given, of the fused linear form alone."""
+
+    hidden: Any
+    classifier: Any
+    bias: Any = None
+    chunk: Any = None
+
+
+def from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
     """Python numbers and nested lists; integers stay integers only where class indices are meant."""
     try:
         array = np.asarray(value)
@@ -51,58 +62,74 @@ def _from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
 
 
-def adopt(backend: Backend, name: str, value: Any, lead: Argument | None = None) -> Argument:
-    """``value`` as an array of the backend: its own as it is, NumPy arrays and Python numbers handed over."""
-    if not backend.owns(value):
-        if isinstance(value, _PYTHON):
-            value = _from_python(name, value)
-        elif not isinstance(value, (np.ndarray, np.generic)) or isinstance(value, np.ma.MaskedArray):
-            own = "a NumPy array" if backend.name == "numpy" else f"a {backend.name} or NumPy array"
-            kind = f"{type(value).__module__}.{type(value).__qualname__}"
-            # Another framework's array has __array__ too, but converting it would cut its gradient silently.
-            error = BackendError if hasattr(value, "dtype") and hasattr(value, "shape") else DTypeError
-            raise error(f"{name}: expected {own}, since the call runs on the {backend.name} backend; got {kind}")
-        if value.dtype.name not in REALS:
-            raise DTypeError(f"{name}: expected {_KINDS[REALS]}; got {value.dtype}")
-        value = backend.asarray(np.asarray(value), None if lead is None else lead.array)
-    found = Argument(name, value, backend.describe(value))
-    if lead is not None and found.info.device and lead.info.device and found.info.device != lead.info.device:
-        raise BackendError(
-            f"{name}: expected an array on {lead.info.device}, where {lead.name} is; got one on {found.info.device}"
+def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None) -> Array:
+    """``value`` as an array of the backend: its own as it is, NumPy arrays and Python numbers handed over to the device
+    of ``like``."""
+    if backend.owns(value):
+        return value
+    if isinstance(value, PYTHON_TYPES):
+        value = from_python(name, value)
+    elif not isinstance(value, (np.ndarray, np.generic)) or isinstance(value, np.ma.MaskedArray):
+        expected = "a NumPy array" if backend.name == "numpy" else f"a {backend.name} or NumPy array"
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        # Another framework's array has __array__ too, but converting it would cut its gradient silently.
+        error = BackendError if hasattr(value, "dtype") and hasattr(value, "shape") else DTypeError
+        raise error(f"{name}: expected {expected}, since the call runs on the {backend.name} backend; got {kind}")
+    if value.dtype.name not in REALS:
+        raise DTypeError(f"{name}: expected {_EXPECTED[REALS]}; got {value.dtype}")
+    return backend.asarray(np.asarray(value), like)
+
+
+def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument | None = None) -> dict[str, Argument]:
+    """The arguments given (None: not given) as arrays of the backend, all on the device of the first of them."""
+    lead = None if first is None else first.array
+    arrays: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        # What is of the type of the first is the backend's as well.
+        array = (
+            value if lead is not None and type(value) is type(lead) else as_backend_array(backend, name, value, lead)
         )
-    return found
+        arrays[name] = array
+        lead = array if lead is None else lead
+    infos = backend.describe(tuple(arrays.values()))
+    arguments = dict(zip(arrays, map(Argument, arrays, arrays.values(), infos), strict=True))
+    if first is None:
+        first = next(iter(arguments.values()))
+    device = first.info.device
+    for name, argument in arguments.items():
+        if argument.info.device != device and argument.info.device and device:
+            raise BackendError(
+                f"{name}: expected an array on {device}, where {first.name} is; got one on {argument.info.device}"
+            )
+    return arguments
 
 
-def expect(found: Argument, shape: tuple[int, ...], dtypes: frozenset[str]) -> Array:
-    if found.info.dtype not in dtypes:
-        raise DTypeError(f"{found.name}: expected {_KINDS[dtypes]} of shape {shape}; got {found.info.dtype}")
-    if found.info.shape != shape:
+def check_shape_dtype(argument: Argument, shape: tuple[int, ...], dtypes: frozenset[str]) -> Array:
+    """The array, which has that shape and one of those dtypes."""
+    name, array, info = argument
+    if info.dtype not in dtypes:
+        raise DTypeError(f"{name}: expected {_EXPECTED[dtypes]} of shape {shape}; got {info.dtype}")
+    if info.shape != shape:
         raise ShapeError(
-            f"{found.name}: expected {_KINDS[dtypes]} of shape {shape}; "
-            f"got {found.info.dtype} of shape {found.info.shape}"
+            f"{name}: expected {_EXPECTED[dtypes]} of shape {shape}; got {info.dtype} of shape {info.shape}"
         )
-    return found.array
+    return array
+
+
+def check_scores(backend: Backend, argument: Argument) -> None:
+    """That logits, hidden, classifier or bias have a dtype that the backend takes, and an axis."""
+    name, _, info = argument
+    taken = backend.capabilities.dtypes
+    if info.dtype not in taken:
+        if info.dtype in FLOATS:
+            raise BackendError(f"{name}: the {backend.name} backend takes {', '.join(sorted(taken))}; got {info.dtype}")
+        raise DTypeError(f"{name}: expected {_EXPECTED[FLOATS]} ({', '.join(sorted(taken))}); got {info.dtype}")
+    if not info.shape:
+        raise ShapeError(f"{name}: expected at least 1 axis; got shape {info.shape}")
 
 
 def not_constant(name: str) -> OptionError:
     """The error for a gradient asked of a weight, mask or normalizer; for backends that learn of it late."""
     return OptionError(f"{name}: expected a constant, since it has no gradient; got an array that requires one")
-
-
-def constant(found: Argument) -> Argument:
-    if found.info.requires_grad:
-        raise not_constant(found.name)
-    return found
-
-
-def scores(backend: Backend, name: str, value: Any, min_ndim: int, lead: Argument | None = None) -> Argument:
-    """logits, hidden, classifier or bias: a floating array of a dtype that the backend takes."""
-    found = adopt(backend, name, value, lead)
-    dtype, taken = found.info.dtype, backend.capabilities.dtypes
-    if dtype not in taken:
-        if dtype in FLOATS:
-            raise BackendError(f"{name}: the {backend.name} backend takes {', '.join(sorted(taken))}; got {dtype}")
-        raise DTypeError(f"{name}: expected {_KINDS[FLOATS]} ({', '.join(sorted(taken))}); got {dtype}")
-    if len(found.info.shape) < min_ndim:
-        raise ShapeError(f"{name}: expected at least {min_ndim} axis; got shape {found.info.shape}")
-    return found

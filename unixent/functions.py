@@ -1,35 +1,94 @@
-"""The public loss functions. A call goes four hops: options, registry, checks, adapter."""
+"""The public functions of logits: keywords become `LossOptions`, and `unixent.dispatch` does the rest."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from unixent import validation
-from unixent.arguments import resolve
-from unixent.errors import OptionError
-from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
-from unixent.protocol import Array, FastPathBackend, LossTerms
+import numpy as np
+
+from unixent import dispatch
+from unixent.arguments import CommonArguments
+from unixent.options import LossKeywords, LossOptions, PositionOptions, TermsKeywords
+from unixent.protocol import Array, LossTerms
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+ArrayT = TypeVar("ArrayT")  # the framework's own array: its loss and gradients are of the same type
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+def shows_keywords(keywords: type[PositionOptions]) -> Callable[[_Function], _Function]:
+    """Have ``help`` and editors show the keywords, with their defaults, where a function says ``**options``."""
+
+    def show(function: _Function) -> _Function:
+        signature = inspect.signature(function)
+        shown = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        shown += [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+            for field in fields(LossOptions)
+            if field.name in keywords.__annotations__
+        ]
+        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return show
+
+
+@overload
 def cross_entropy(
-    logits: Array,
-    target: Array,
+    logits: float | Sequence[Any],
+    target: object,
     *,
-    weight: Array | None = None,
-    mask: Array | None = None,
-    axis: int = -1,
-    reduction: str = "mean",
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    normalizer: Array | float | None = None,
-    on_empty: str = "zero",
-    dtype: Any = None,
-    validate: str = "auto",
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str | None = None,
+    **options: Unpack[LossKeywords],
+) -> Any: ...
+@overload
+def cross_entropy(
+    logits: np.ndarray[Any, Any],
+    target: object,
+    *,
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str,
+    **options: Unpack[LossKeywords],
+) -> Any: ...
+@overload
+def cross_entropy(
+    logits: ArrayT,
+    target: object,
+    *,
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str | None = None,
+    **options: Unpack[LossKeywords],
+) -> ArrayT: ...
+@shows_keywords(LossKeywords)
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
     parallel: Any = None,
     backend: str | None = None,
-) -> Array:
+    **options: Unpack[LossKeywords],
+) -> Any:
     r"""Cross-entropy between logits and targets, in nats, with one meaning on every framework.
 
     Let P be the shape of ``logits`` without the class axis, C the number of classes, x the logits (after
@@ -103,32 +162,20 @@ def cross_entropy(
         Z-loss, 2016, and Chowdhery et al., PaLM, 2022 (z-loss); Gemma Team, Gemma 2, 2024 (soft-cap); Blanchard,
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
-    found = resolve(backend, logits, "logits")
-    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    if found.capabilities.fast_path and weight is None and mask is None and normalizer is None and parallel is None:
-        loss = cast(FastPathBackend, found).try_fast_cross_entropy(logits, target, options)
-        if loss is not None:
-            return loss
-    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, _ = validation.logits_problem(found, logits, sides, options)
-    return found.cross_entropy(problem)
+    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    return dispatch.logits_loss(logits, common, LossOptions(**options))
 
 
+@shows_keywords(TermsKeywords)
 def loss_terms(
-    logits: Array,
-    target: Array,
+    logits: Any,
+    target: Any,
     *,
-    weight: Array | None = None,
-    mask: Array | None = None,
-    axis: int = -1,
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    dtype: Any = None,
-    validate: str = "auto",
+    weight: Any = None,
+    mask: Any = None,
     parallel: Any = None,
     backend: str | None = None,
+    **options: Unpack[TermsKeywords],
 ) -> LossTerms:
     """The numerator and the denominator of the mean loss, apart: what may be added up over micro-batches or processes.
 
@@ -156,33 +203,80 @@ def loss_terms(
         >>> bool(np.isclose(mean, unixent.cross_entropy(logits, target), rtol=1e-14))
         True
     """
-    found = resolve(backend, logits, "logits")
-    options = LossOptions(axis, "sum", ignore_index, label_smoothing, z_loss, softcap, dtype=dtype, validate=validate)
-    sides = validation.Sides(target, weight, mask, None, parallel, True)
-    problem, _ = validation.logits_problem(found, logits, sides, options)
-    return cast(LossTerms, found.cross_entropy(problem))
+    common = CommonArguments(target, weight, mask, None, parallel, True, backend)
+    terms: LossTerms = dispatch.logits_loss(logits, common, LossOptions(reduction="sum", on_empty="zero", **options))
+    return terms
 
 
+@overload
 def value_and_grad(
-    logits: Array,
-    target: Array,
+    logits: float | Sequence[Any],
+    target: object,
     *,
-    weight: Array | None = None,
-    mask: Array | None = None,
-    axis: int = -1,
-    reduction: str = "mean",
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    normalizer: Array | float | None = None,
-    on_empty: str = "zero",
-    dtype: Any = None,
-    validate: str = "auto",
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str | None = None,
+    grad_output: object = None,
+    wrt: str | tuple[str, ...] = "logits",
+    **options: Unpack[LossKeywords],
+) -> tuple[Any, Any]: ...
+@overload
+def value_and_grad(
+    logits: np.ndarray[Any, Any],
+    target: object,
+    *,
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str,
+    grad_output: object = None,
+    wrt: str | tuple[str, ...] = "logits",
+    **options: Unpack[LossKeywords],
+) -> tuple[Any, Any]: ...
+@overload
+def value_and_grad(
+    logits: ArrayT,
+    target: object,
+    *,
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str | None = None,
+    grad_output: object = None,
+    wrt: str = "logits",
+    **options: Unpack[LossKeywords],
+) -> tuple[ArrayT, ArrayT]: ...
+@overload
+def value_and_grad(
+    logits: ArrayT,
+    target: object,
+    *,
+    weight: object = None,
+    mask: object = None,
+    normalizer: object = None,
+    parallel: object = None,
+    backend: str | None = None,
+    grad_output: object = None,
+    wrt: tuple[str, ...],
+    **options: Unpack[LossKeywords],
+) -> tuple[ArrayT, tuple[ArrayT, ...]]: ...
+@shows_keywords(LossKeywords)
+def value_and_grad(
+    logits: Any,
+    target: Any,
+    *,
+    weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
     parallel: Any = None,
     backend: str | None = None,
-    grad_output: Array | float | None = None,
+    grad_output: Any = None,
     wrt: str | tuple[str, ...] = "logits",
+    **options: Unpack[LossKeywords],
 ) -> tuple[Array, Any]:
     """The loss and its gradient in one pass, on every backend: NumPy has no autodiff of its own.
 
@@ -214,137 +308,5 @@ def value_and_grad(
         >>> print(loss.round(6), grad)
         0.693147 [[ 0.5 -0.5]]
     """
-    found = resolve(backend, logits, "logits")
-    names = validation.wanted(wrt, ("logits", "target"))
-    options = LossOptions(axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, lead = validation.logits_problem(found, logits, sides, options)
-    if "target" in names and problem.target_kind == "index":
-        raise OptionError("wrt: expected 'logits', since class indices have no gradient; got 'target'")
-    positions = lead.info.shape[: problem.axis] + lead.info.shape[problem.axis + 1 :]
-    grad_output = validation.upstream(found, grad_output, lead, positions, options)
-    loss, grads = found.value_and_grad(problem, grad_output, names)
-    return loss, grads[0] if isinstance(wrt, str) else grads
-
-
-def linear_cross_entropy(
-    hidden: Array,
-    classifier: Array,
-    target: Array,
-    *,
-    bias: Array | None = None,
-    weight: Array | None = None,
-    mask: Array | None = None,
-    reduction: str = "mean",
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    normalizer: Array | float | None = None,
-    on_empty: str = "zero",
-    dtype: Any = None,
-    validate: str = "auto",
-    parallel: Any = None,
-    chunk: int | None = None,
-    backend: str | None = None,
-) -> Array:
-    """Cross-entropy of ``hidden @ classifier.T + bias``, computed a chunk of positions at a time.
-
-    Value and gradients are those of `cross_entropy` on the logits, accumulated in float32 for half inputs, without a
-    P x C array ever existing: peak extra memory is one chunk of logits plus the gradients themselves.
-
-    Args:
-        hidden: P + (D,), floating.
-        classifier: (C, D), floating.
-        target: class indices of shape P, or probabilities of shape P + (C,).
-        bias: (C,), floating, or None.
-        weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap, normalizer, on_empty, dtype, validate,
-        parallel, backend: as in `cross_entropy`; ``dtype=None`` means the dtype of hidden.
-        chunk: number of positions whose logits may exist at a time; None chooses from shapes and dtype.
-
-    Returns:
-        The loss in nats: shape P for "none", 0-d otherwise.
-
-    Raises:
-        UnixentError: as `cross_entropy`; `BackendError` where the backend's capabilities lack the form.
-
-    Example:
-        >>> import numpy as np, unixent
-        >>> rng = np.random.default_rng(0)
-        >>> hidden, classifier, target = rng.normal(size=(6, 3)), rng.normal(size=(5, 3)), rng.integers(5, size=6)
-        >>> fused = unixent.linear_cross_entropy(hidden, classifier, target, chunk=2)
-        >>> bool(np.isclose(fused, unixent.cross_entropy(hidden @ classifier.T, target), rtol=1e-14))
-        True
-
-    References:
-        Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
-    """
-    found = resolve(backend, hidden, "hidden")
-    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, _ = validation.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
-    return found.linear_cross_entropy(problem)
-
-
-def linear_value_and_grad(
-    hidden: Array,
-    classifier: Array,
-    target: Array,
-    *,
-    bias: Array | None = None,
-    weight: Array | None = None,
-    mask: Array | None = None,
-    reduction: str = "mean",
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    normalizer: Array | float | None = None,
-    on_empty: str = "zero",
-    dtype: Any = None,
-    validate: str = "auto",
-    parallel: Any = None,
-    chunk: int | None = None,
-    backend: str | None = None,
-    grad_output: Array | float | None = None,
-    wrt: str | tuple[str, ...] | None = None,
-) -> tuple[Array, Any]:
-    """The fused loss and its gradients for hidden, classifier and bias, on every backend.
-
-    Args:
-        hidden, classifier, target, bias, weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap,
-        normalizer, on_empty, dtype, validate, parallel, chunk, backend: as in `linear_cross_entropy`.
-        grad_output: upstream gradient, of the shape of the loss; None for ones.
-        wrt: one or several of "hidden", "classifier", "bias", "target"; None for hidden, classifier and, where given,
-            bias.
-
-    Returns:
-        ``(loss, gradients)``: one gradient for a single name, a tuple for several; each has the shape and dtype of
-        what it is taken with respect to.
-
-    Raises:
-        UnixentError: as `linear_cross_entropy`; `OptionError` for an unknown ``wrt``.
-
-    Example:
-        >>> import numpy as np, unixent
-        >>> hidden, classifier = np.ones((2, 3)), np.zeros((2, 3))
-        >>> loss, (for_hidden, for_classifier) = unixent.linear_value_and_grad(hidden, classifier, np.array([0, 0]))
-        >>> print(loss.round(6), for_classifier)
-        0.693147 [[-0.5 -0.5 -0.5]
-         [ 0.5  0.5  0.5]]
-    """
-    found = resolve(backend, hidden, "hidden")
-    if wrt is None:
-        wrt = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
-    allowed = ("hidden", "classifier", "target") if bias is None else ("hidden", "classifier", "bias", "target")
-    names = validation.wanted(wrt, allowed)
-    options = LossOptions(-1, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate)
-    sides = validation.Sides(target, weight, mask, normalizer, parallel, False)
-    problem, lead = validation.linear_problem(found, hidden, classifier, bias, chunk, sides, options)
-    if "target" in names and problem.target_kind == "index":
-        raise OptionError(
-            "wrt: expected 'hidden', 'classifier' or 'bias', since class indices have no gradient; got 'target'"
-        )
-    grad_output = validation.upstream(found, grad_output, lead, lead.info.shape[:-1], options)
-    loss, grads = found.linear_value_and_grad(problem, grad_output, names)
-    return loss, grads[0] if isinstance(wrt, str) else grads
+    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    return dispatch.logits_value_and_grad(logits, common, LossOptions(**options), grad_output, wrt)

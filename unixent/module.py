@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import sys
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
-from unixent.arguments import adopt, resolve
-from unixent.errors import NonFiniteError
-from unixent.functions import cross_entropy, loss_terms, value_and_grad
-from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
+from unixent.arguments import CommonArguments, describe_arguments
+from unixent.dispatch import logits_loss, logits_value_and_grad, select_backend
+from unixent.errors import NonFiniteError, OptionError
+from unixent.functions import ArrayT, shows_keywords
+from unixent.options import LossKeywords, LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 logger = logging.getLogger("unixent")
+PerToken = TypeVar("PerToken", bound=bool)  # whether the terms of the mean are returned
 
 
-class CrossEntropyLoss:
+class CrossEntropyLoss(Generic[PerToken]):
     r"""`cross_entropy` with its options fixed, called as ``loss(logits, label, input_mask=None)``.
 
     The first three parameters are those of MindFormers' ``mindformers.core.CrossEntropyLoss``, and with the defaults
@@ -28,13 +37,15 @@ class CrossEntropyLoss:
         check_for_nan_in_loss_and_grad: log this process's local loss to the ``unixent`` logger (level INFO) and raise
             when loss or gradient is NaN or infinite. A debugging aid: it computes the loss and its gradient once more
             and reads them, so it has no effect on values that cannot be read (under a trace).
-        calculate_per_token_loss: return `LossTerms` (numerator, denominator) instead of the reduced loss.
+        calculate_per_token_loss: return `LossTerms` (numerator, denominator) instead of the mean; ``reduction``,
+            ``on_empty`` and ``normalizer`` would have no effect then, and are refused.
         weight: class weights (C,).
         reduction, axis, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate, backend: as in
             `cross_entropy`.
 
     Raises:
-        OptionError: an option is out of range; unknown keywords raise TypeError, as for any Python call.
+        OptionError: an option is out of range, or has no effect beside another. Unknown keywords raise TypeError, as
+            for any Python call.
 
     Example:
         >>> import numpy as np, unixent
@@ -49,36 +60,98 @@ class CrossEntropyLoss:
         1.44019 2.0
     """
 
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Literal[False]],
+        parallel_config: Any = None,
+        check_for_nan_in_loss_and_grad: bool = False,
+        calculate_per_token_loss: Literal[False] = False,
+        *,
+        weight: Any = None,
+        backend: str | None = None,
+        **options: Unpack[LossKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[Literal[True]],
+        parallel_config: Any = None,
+        check_for_nan_in_loss_and_grad: bool = False,
+        *,
+        calculate_per_token_loss: Literal[True],
+        weight: Any = None,
+        backend: str | None = None,
+        **options: Unpack[LossKeywords],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: CrossEntropyLoss[bool],
+        parallel_config: Any = None,
+        check_for_nan_in_loss_and_grad: bool = False,
+        calculate_per_token_loss: bool = False,
+        *,
+        weight: Any = None,
+        backend: str | None = None,
+        **options: Unpack[LossKeywords],
+    ) -> None: ...
+    @shows_keywords(LossKeywords)
     def __init__(
         self,
         parallel_config: Any = None,
         check_for_nan_in_loss_and_grad: bool = False,
         calculate_per_token_loss: bool = False,
         *,
-        weight: Array | None = None,
-        reduction: str = "mean",
-        axis: int = -1,
-        ignore_index: int = DEFAULT_IGNORE_INDEX,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        on_empty: str = "zero",
-        dtype: Any = None,
-        validate: str = "auto",
+        weight: Any = None,
         backend: str | None = None,
+        **options: Unpack[LossKeywords],
     ) -> None:
         self.parallel_config = None if parallel_config is None else ParallelConfig.of(parallel_config)
         self.check_for_nan_in_loss_and_grad = bool(check_for_nan_in_loss_and_grad)
         self.calculate_per_token_loss = bool(calculate_per_token_loss)
         self.weight = weight
-        self.options = LossOptions(
-            axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, dtype, validate
-        )
+        self.options = LossOptions(**options)
         self.backend = backend
+        if self.calculate_per_token_loss:
+            for name in ("reduction", "on_empty"):
+                self._refuse_beside_terms(name, getattr(self.options, name), getattr(LossOptions(), name))
+        # The terms of a mean are sums.
+        self._evaluated = replace(self.options, reduction="sum") if self.calculate_per_token_loss else self.options
 
+    @staticmethod
+    def _refuse_beside_terms(name: str, value: object, default: object) -> None:
+        if value is not default and value != default:
+            raise OptionError(
+                f"{name}: expected {default!r} with calculate_per_token_loss, which returns the terms of the mean; "
+                f"got {value!r}"
+            )
+
+    @overload
     def __call__(
-        self, logits: Array, label: Array, input_mask: Array | None = None, *, normalizer: Array | float | None = None
-    ) -> Array | LossTerms:
+        self: CrossEntropyLoss[Literal[True]],
+        logits: object,
+        label: object,
+        input_mask: object = None,
+        *,
+        normalizer: object = None,
+    ) -> LossTerms: ...
+    @overload
+    def __call__(
+        self: CrossEntropyLoss[Literal[False]],
+        logits: ArrayT,
+        label: object,
+        input_mask: object = None,
+        *,
+        normalizer: object = None,
+    ) -> ArrayT: ...
+    @overload
+    def __call__(
+        self: CrossEntropyLoss[bool],
+        logits: object,
+        label: object,
+        input_mask: object = None,
+        *,
+        normalizer: object = None,
+    ) -> Any: ...
+    def __call__(self, logits: Any, label: Any, input_mask: Any = None, *, normalizer: Any = None) -> Any:
         """The loss in nats.
 
         Args:
@@ -92,52 +165,44 @@ class CrossEntropyLoss:
                 message names the first bad position.
             UnixentError: as `cross_entropy`.
         """
-        shared: dict[str, Any] = {
-            name: getattr(self.options, name)
-            for name in ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap", "dtype", "validate")
-        }
-        shared |= {
-            "weight": self.weight,
-            "mask": input_mask,
-            "parallel": self.parallel_config,
-            "backend": self.backend,
-        }
-        reduced: dict[str, Any] = {
-            "reduction": self.options.reduction,
-            "on_empty": self.options.on_empty,
-            "normalizer": normalizer,
-        }
-        if self.calculate_per_token_loss:
-            result: Array | LossTerms = loss_terms(logits, label, **shared)
-            reduced = {"reduction": "sum"}
-        else:
-            result = cross_entropy(logits, label, **shared, **reduced)
+        if self.calculate_per_token_loss and normalizer is not None:
+            self._refuse_beside_terms("normalizer", normalizer, None)
+        common = CommonArguments(
+            label,
+            self.weight,
+            input_mask,
+            normalizer,
+            self.parallel_config,
+            self.calculate_per_token_loss,
+            self.backend,
+        )
+        result = logits_loss(logits, common, self._evaluated)
         if self.check_for_nan_in_loss_and_grad:
-            self._check(logits, label, shared, reduced)
+            self._check(logits, common._replace(return_terms=False), self._evaluated)
         return result
 
-    def _check(self, logits: Array, label: Array, shared: dict[str, Any], reduced: dict[str, Any]) -> None:
-        backend = resolve(self.backend, logits, "logits")
-        lead = adopt(backend, "logits", logits)
-        if not lead.info.concrete:
+    def _check(self, logits: Array, common: CommonArguments, options: LossOptions) -> None:
+        backend = select_backend(common, ("logits",), logits)
+        info = describe_arguments(backend, {"logits": logits})["logits"].info
+        if not info.concrete:
             return
-        loss, grad = value_and_grad(logits, label, **shared, **reduced)
+        loss, grad = logits_value_and_grad(logits, common, options, None, "logits")
         logger.info("local loss: %s", loss)
         flat = backend.first_nonfinite(loss)
         if flat is None and backend.first_nonfinite(grad) is None:
             return
-        shape = lead.info.shape
-        axis = self.options.axis % len(shape)
-        positions = shape[:axis] + shape[axis + 1 :]
+        axis = options.axis % len(info.shape)
+        positions = info.shape[:axis] + info.shape[axis + 1 :]
         # The processes of a split loss see the same loss and go this way together; their gradients are their own.
-        if flat is not None and reduced["reduction"] != "none":
-            flat = backend.first_nonfinite(cross_entropy(logits, label, **shared, reduction="none"))
+        if flat is not None and options.reduction != "none":
+            unreduced = logits_loss(logits, common._replace(normalizer=None), replace(options, reduction="none"))
+            flat = backend.first_nonfinite(unreduced)
         if flat is not None:
             where = tuple(int(i) for i in np.unravel_index(flat, positions))
             raise NonFiniteError(f"loss: expected finite values; got a NaN or infinite loss at position {where}")
         flat = backend.first_nonfinite(grad)
         if flat is not None:
-            index = [int(i) for i in np.unravel_index(flat, shape)]
+            index = [int(i) for i in np.unravel_index(flat, info.shape)]
             del index[axis]
             raise NonFiniteError(
                 f"gradient: expected finite values; got a NaN or infinite gradient at position {tuple(index)}"
@@ -153,7 +218,7 @@ class CrossEntropyLoss:
         }
         shown |= {
             name: getattr(self.options, name)
-            for name in LossOptions.__dataclass_fields__
+            for name in (field.name for field in fields(LossOptions))
             if getattr(self.options, name) != getattr(defaults, name)
         }
         shown = {name: repr(value) for name, value in shown.items()}

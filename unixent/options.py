@@ -1,4 +1,8 @@
-"""What a call is configured with: validated once on construction, frozen, hashable (a static argument under jit)."""
+"""What a call is configured with: validated once on construction, frozen, hashable (a static argument under jit).
+
+An option is declared here twice, a few lines apart: in `LossOptions`, and with its type among the keywords of the
+functions, for type checkers. `unixent.functions` has its meaning; nothing else in the core names it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,53 @@ import contextlib
 import math
 import operator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 from unixent.errors import OptionError
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
-_REDUCTIONS = ("none", "mean", "sum")
-_ON_EMPTY = ("zero", "nan", "raise")
-_VALIDATE = ("auto", "full", "off")
 DEFAULT_IGNORE_INDEX = -100
+
+Reduction = Literal["none", "mean", "sum"]
+OnEmpty = Literal["zero", "nan", "raise"]
+Validate = Literal["auto", "full", "off"]
+_REDUCTIONS, _ON_EMPTY, _VALIDATE = ("none", "mean", "sum"), ("zero", "nan", "raise"), ("auto", "full", "off")
+
+
+class PositionOptions(TypedDict, total=False):
+    """The keywords that say what the loss of a position is."""
+
+    ignore_index: int
+    label_smoothing: float
+    z_loss: float
+    softcap: float | None
+    dtype: Any
+    validate: Validate
+
+
+class ReductionOptions(PositionOptions, total=False):
+    """Those, and how positions are reduced."""
+
+    reduction: Reduction
+    on_empty: OnEmpty
+
+
+class TermsKeywords(PositionOptions, total=False):
+    """The keywords of `unixent.loss_terms`."""
+
+    axis: int
+
+
+class LossKeywords(ReductionOptions, total=False):
+    """The keywords of `unixent.cross_entropy`: the fields of `LossOptions`."""
+
+    axis: int
+
+
+_LEAST_POSITIVE = 5e-324  # the smallest double above 0
+_set = object.__setattr__  # the options are frozen
 
 
 def _integer(name: str, value: Any) -> int:
@@ -47,17 +87,17 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def _dtype_name(value: Any) -> str:
     """The canonical name of a dtype given as a name or as any framework's own dtype object."""
-    name = str(value)
+    module, _, name = str(value).rpartition(".")  # "float32", torch.float32, mindspore.float32 (which prints Float32)
     if not isinstance(value, str):
         with contextlib.suppress(TypeError):
-            name = np.dtype(value).name
-    name = name.rpartition(".")[2].lower()
-    if name in FLOAT_DTYPES:
+            module, name = "", np.dtype(value).name
+    name = name.lower()
+    if name in FLOAT_DTYPES and module in ("", "torch", "numpy", "jax.numpy", "mindspore"):
         return name
     raise OptionError(f"dtype: expected None or one of {', '.join(map(repr, FLOAT_DTYPES))}; got {value!r}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossOptions:
     """The static options of a loss; see `unixent.cross_entropy` for the meaning of each.
 
@@ -79,36 +119,36 @@ class LossOptions:
     """
 
     axis: int = -1
-    reduction: str = "mean"
+    reduction: Reduction = "mean"
     ignore_index: int = DEFAULT_IGNORE_INDEX
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
-    on_empty: str = "zero"
+    on_empty: OnEmpty = "zero"
     dtype: str | None = None
-    validate: str = "auto"
+    validate: Validate = "auto"
 
     def __post_init__(self) -> None:
-        # Only what is not canonical yet is put anew: this is on every call.
-        put = object.__setattr__
+        # Only what is not canonical yet is set anew: this runs on every call.
         if type(self.axis) is not int:
-            put(self, "axis", _integer("axis", self.axis))
-        _choice("reduction", self.reduction, _REDUCTIONS)
+            _set(self, "axis", _integer("axis", self.axis))
+        if type(self.reduction) is not str or self.reduction not in _REDUCTIONS:
+            _set(self, "reduction", _choice("reduction", self.reduction, _REDUCTIONS))
         if type(self.ignore_index) is not int:
-            put(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+            _set(self, "ignore_index", _integer("ignore_index", self.ignore_index))
         if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
-            expected = "a float in [0, 1]"
-            put(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, expected, 0.0, 1.0))
+            _set(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0, 1))
         if type(self.z_loss) is not float or not 0 <= self.z_loss < math.inf:
-            put(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0.0, math.inf))
-        if self.softcap is not None:
-            # 0 is excluded: the smallest positive double is the bound below.
+            _set(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0, math.inf))
+        if self.softcap is not None and (type(self.softcap) is not float or not 0 < self.softcap < math.inf):
             expected = "None or a finite float > 0"
-            put(self, "softcap", _number("softcap", self.softcap, expected, 5e-324, math.inf))
-        _choice("on_empty", self.on_empty, _ON_EMPTY)
+            _set(self, "softcap", _number("softcap", self.softcap, expected, _LEAST_POSITIVE, math.inf))
+        if type(self.on_empty) is not str or self.on_empty not in _ON_EMPTY:
+            _set(self, "on_empty", _choice("on_empty", self.on_empty, _ON_EMPTY))
         if self.dtype is not None:
-            put(self, "dtype", _dtype_name(self.dtype))
-        _choice("validate", self.validate, _VALIDATE)
+            _set(self, "dtype", _dtype_name(self.dtype))
+        if type(self.validate) is not str or self.validate not in _VALIDATE:
+            _set(self, "validate", _choice("validate", self.validate, _VALIDATE))
 
 
 def _degree(name: str, value: Any) -> int:

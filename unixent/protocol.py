@@ -1,14 +1,21 @@
 """The contract between unixent and a backend: for authors of plug-ins.
 
-A backend is a module-level object registered under the entry-point group ``unixent.backends``::
+A backend is a module-level object, registered under its name and under the top-level module of the arrays it takes
+(see `unixent.registry`)::
 
     [project.entry-points."unixent.backends"]
+    mylib = "unixent_mylib:backend"
+
+    [project.entry-points."unixent.arrays"]
     mylib = "unixent_mylib:backend"
 
 unixent validates the call (options, shapes, dtypes, devices, capabilities) and raises every error; a backend holds
 arithmetic only. It receives a `Problem` in which every array is its own and every option is normalised, and it returns
 its own array. What the loss means is in ``docs/semantics.md``; run ``unixent conformance --backend mylib`` to learn,
 case by case, whether yours matches.
+
+Every backend provides `Backend`. What it declares in its capabilities asks for more: ``fast_path`` for
+`FastPathBackend`, ``parallel`` for `ParallelBackend`.
 """
 
 from __future__ import annotations
@@ -186,8 +193,12 @@ class Backend(Protocol):
         """Whether ``array`` is an array of this framework (traced ones included)."""
         ...
 
-    def describe(self, array: Array) -> ArrayInfo:
-        """Shape, dtype, device and readability of an array of this framework. Must be cheap: it is on every call."""
+    def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
+        """Shape, dtype, device and readability of all the arrays of a call, each of this framework.
+
+        Must be cheap: it is asked on every call, and once, so that what holds for a whole call (that it is traced, or
+        runs under a transform) is looked up once.
+        """
         ...
 
     def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
@@ -249,9 +260,10 @@ class ParallelBackend(Backend, Protocol):
 
     def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         """The rows of all processes of a group, in the order of their ranks; the same row for each where one program
-        runs on all of them.
+        runs on all of them."""
+        ...
 
-        A backend whose tracer can't see through the digests in these rows may say so with one more method:
-        ``one_program() -> bool``, whether a program is being traced that every process will run.
-        """
+    def is_single_program(self) -> bool:
+        """Whether a program is being traced that every process will run, so that there is nothing to compare: a tracer
+        need not see through the digests that processes otherwise exchange."""
         ...

@@ -1,25 +1,35 @@
-"""Finding backends by name or by the type of an array: entry points, loaded only when asked for."""
+"""Finding backends by name, or by the array they are for: entry points, imported only when asked for.
+
+A distribution registers its backend under the group ``unixent.backends``, and the top-level module of the array type
+that it serves under ``unixent.arrays``::
+
+    [project.entry-points."unixent.backends"]
+    mylib = "unixent_mylib:backend"
+
+    [project.entry-points."unixent.arrays"]
+    mylib = "unixent_mylib:backend"
+
+An array's module says which backend to import, so that none is imported whose framework is not loaded already.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
-import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unixent.errors import BackendUnavailableError, UnknownBackendError
+from unixent.errors import BackendUnavailableError, UnixentError, UnknownBackendError
 from unixent.protocol import Backend, Capabilities
 
 if TYPE_CHECKING:
     from importlib import metadata
 
-GROUP = "unixent.backends"
+BACKENDS, ARRAYS = "unixent.backends", "unixent.arrays"
 
-# Plain dicts, since torch.compile traces a dict look-up but not a functools cache.
 _BY_NAME: dict[str, Backend] = {}
-_BY_TYPE: dict[type, Backend] = {}
+_BY_MODULE: dict[str, Backend | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +48,19 @@ class BackendStatus:
     hint: str | None
 
 
-def _entry_points() -> dict[str, metadata.EntryPoint]:
+def _entry_points(group: str = BACKENDS) -> dict[str, metadata.EntryPoint]:
     from importlib import metadata  # half of what `import unixent` would cost, and not needed before the first call
 
-    found: dict[str, metadata.EntryPoint] = {}
-    for entry in metadata.entry_points(group=GROUP):
-        # Our own names can't be taken over by another distribution.
-        if entry.name not in found or _is_ours(entry):
-            found[entry.name] = entry
-    return found
+    entries: dict[str, metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=group):
+        # What unixent registers can't be taken over by another distribution.
+        if entry.name not in entries or _is_ours(entry):
+            entries[entry.name] = entry
+    return entries
 
 
 def _is_ours(entry: metadata.EntryPoint) -> bool:
-    return entry.module == f"unixent_{entry.name}" and entry.dist is not None and entry.dist.name == "unixent"
+    return entry.dist is not None and entry.dist.name == "unixent"
 
 
 def _hint(entry: metadata.EntryPoint) -> str:
@@ -60,31 +70,48 @@ def _hint(entry: metadata.EntryPoint) -> str:
     return f"see the documentation of {owner}"
 
 
-def _load(entry: metadata.EntryPoint) -> Backend:
-    try:
-        backend: Backend = entry.load()
-    except ImportError as error:
-        raise BackendUnavailableError(
-            f"backend: {entry.name!r} is registered but cannot be imported ({error}); {_hint(entry)}"
-        ) from error
-    _keep(entry.name, backend)
+def _known(entries: Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, sorted(entries)))
+
+
+def _import(entry: metadata.EntryPoint) -> Backend:
+    backend = _BY_NAME.get(entry.name)
+    if backend is None:
+        try:
+            backend = entry.load()
+        except Exception as error:  # whatever a broken installation raises
+            reason = f"{type(error).__name__}: {error}"
+            raise BackendUnavailableError(
+                f"backend: {entry.name!r} is registered but cannot be imported ({reason}); {_hint(entry)}"
+            ) from error
+        _BY_NAME[entry.name] = backend
     return backend
 
 
-def _keep(name: str, backend: Backend) -> None:
-    _BY_NAME[name] = backend
-    _BY_TYPE.update(dict.fromkeys(getattr(backend, "array_types", ()), backend))
+def _load_by_name(name: str) -> bool:
+    """Have `_BY_NAME` hold the backend of that name."""
+    if name not in _BY_NAME:
+        entries = _entry_points()
+        if name not in entries:
+            raise UnknownBackendError(f"backend: expected one of {_known(entries)}; got {name!r}")
+        _import(entries[name])
+    return True
 
 
-def _torch() -> Backend | None:
-    """torch's backend by a plain import: torch.compile can follow that in a first call, but no search."""
-    try:
-        from unixent_torch import backend
-    except ImportError:
-        return None  # whose reason the search finds out
-    if not backend.one_program():  # a look-up table that grew while a call was traced would have it compiled again
-        _keep("torch", backend)
-    return backend
+def _load_by_module(module: str) -> bool:
+    """Have `_BY_MODULE` hold the backend that declares arrays of that top-level module; whether there is one."""
+    if module not in _BY_MODULE:
+        declared = _entry_points(ARRAYS).get(module)
+        entries = [] if declared is None else [e for e in _entry_points().values() if e.value == declared.value]
+        _BY_MODULE[module] = _import(entries[0]) if entries else None
+    return _BY_MODULE[module] is not None
+
+
+# A compiler that traces the first call of a process can't follow a search for entry points. For torch's this attribute,
+# which `torch.compiler.assume_constant_result` sets, says to run the function and keep what it returns. What it found
+# is read from a table afterwards.
+for _function in (_load_by_name, _load_by_module):
+    setattr(_function, "_dynamo_marked_constant", True)  # noqa: B010 - a function has no such attribute, to a type checker
 
 
 def get_backend(name: str) -> Backend:
@@ -95,57 +122,39 @@ def get_backend(name: str) -> Backend:
 
     Raises:
         UnknownBackendError: nothing is registered under that name.
-        BackendUnavailableError: it is registered, but its framework cannot be imported; the message says what to
-            install.
+        BackendUnavailableError: it is registered, but cannot be imported; the message says why, and what to install.
 
     Example:
         >>> import unixent
         >>> unixent.get_backend("numpy").name
         'numpy'
     """
-    backend = _BY_NAME.get(name)
-    if backend is None and name == "torch":
-        backend = _torch()
-    if backend is not None:
-        return backend
-    entries = _entry_points()
-    if name not in entries:
-        known = ", ".join(map(repr, sorted(entries)))
-        raise UnknownBackendError(f"backend: expected one of {known}; got {name!r}")
-    return _load(entries[name])
+    _load_by_name(name)
+    return _BY_NAME[name]
 
 
-def _candidates() -> Iterator[Backend]:
-    """Loaded backends first, then those whose framework is already imported: others can't own any array."""
-    loaded = dict(_BY_NAME)  # another thread may load one meanwhile, which is then met below
-    yield from loaded.values()
-    for name, entry in _entry_points().items():
-        if name in loaded or (_is_ours(entry) and name not in sys.modules):
-            continue
-        try:
-            yield _BY_NAME.get(name) or _load(entry)
-        except BackendUnavailableError:
-            continue
+def find_backend(array_type: type) -> Backend | None:
+    """The backend that declares arrays of this type or of one of its bases, if there is one."""
+    for base in array_type.__mro__:
+        module = base.__module__.partition(".")[0]
+        if _load_by_module(module):
+            return _BY_MODULE[module]
+    return None
 
 
 def backend_of(array: Any, argument: str = "logits") -> Backend:
-    """The backend that ``array`` belongs to, by its type.
+    """The backend that ``array`` belongs to.
 
     Raises:
-        UnknownBackendError: no registered backend owns it.
+        UnknownBackendError: no registered backend takes it.
+        BackendUnavailableError: the one that does cannot be imported.
     """
-    backend = _BY_TYPE.get(type(array))
-    if backend is None and type(array).__module__.partition(".")[0] == "torch":
-        backend = _torch()
-    if backend is not None:
+    backend = find_backend(type(array))
+    if backend is not None and backend.owns(array):
         return backend
-    for backend in _candidates():
-        if backend.owns(array):
-            _BY_TYPE[type(array)] = backend
-            return backend
     kind = f"{type(array).__module__}.{type(array).__qualname__}"
-    known = ", ".join(sorted(_entry_points()))
-    raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({known}); got {kind}")
+    names = ", ".join(sorted(_entry_points()))
+    raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({names}); got {kind}")
 
 
 def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:
@@ -155,8 +164,8 @@ def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:
     backend = _BY_NAME.get(entry.name)
     if backend is None and load and installed:
         try:
-            backend = _load(entry)
-        except BackendUnavailableError:
+            backend = _import(entry)
+        except UnixentError:
             installed = False
     if backend is not None:
         return BackendStatus(entry.name, True, backend.version, backend.devices(), backend.capabilities, None)
@@ -191,5 +200,5 @@ def backends(*names: str) -> tuple[BackendStatus, ...]:
     entries = _entry_points()
     for name in names:
         if name not in entries:
-            raise UnknownBackendError(f"backend: expected one of {', '.join(map(repr, sorted(entries)))}; got {name!r}")
+            raise UnknownBackendError(f"backend: expected one of {_known(entries)}; got {name!r}")
     return tuple(_status(entries[name], load=bool(names)) for name in (names or sorted(entries)))

@@ -1,14 +1,14 @@
-"""What the processes of a split loss tell each other before the first logit is read. Framework-free.
+"""How the processes of a split loss compare their calls before the first logit is read. Framework-free.
 
 Positions are split over the token group, classes over the model group. Every process passes its own logits and targets
-(class indices count over the whole vocabulary) and the full class weight. Two rows of integers go round:
+(class indices count over the whole vocabulary) and the full class weight. Two rows of integers are gathered:
 
-1. `agree`: a digest of the options, one of the shape of the positions, the number of classes here. From these follow
-   the first class that each process holds and the size of the vocabulary, and that all mean the same call.
-2. `conclude`: whether this process's arguments passed the checks.
+1. `exchange_signatures`: a digest of the options, one of the shape of the positions, the number of local classes. They
+   show that all processes make the same call, where each one's classes start, and the size of the vocabulary.
+2. `commit`: whether this process's arguments passed the checks.
 
-So a process whose arguments are refused takes the others with it: all raise, none waits for a sum that never comes.
-Arrays that are whole over a mesh (`ParallelBackend.is_global`) belong to one call: there is nothing to agree on.
+So when one process refuses its arguments, all raise, and none waits for a sum that never comes. Global arrays
+(`ParallelBackend.is_global`) belong to one call: there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What has to be the same on all processes (``call``), on those of a model group (``positions``), or on none."""
+class CallSignature:
+    """What one process's call is compared by.
+
+    Attributes:
+        call: the text of what has to be the same on all processes.
+        positions: the shape that has to be the same within a model group.
+        num_local_classes: how many classes this process holds.
+    """
 
     call: Callable[[], str]
     positions: tuple[int, ...]
-    classes: int
+    num_local_classes: int
 
 
 def _digest(backend: ParallelBackend, text: Callable[[], str]) -> int:
-    # Not inside a traced program, which is the same for all: a tracer would stumble over the text and its digest.
-    traced = getattr(backend, "one_program", None)
-    return 0 if traced is not None and traced() else zlib.crc32(text().encode())
+    # A traced program is the same for all, and a tracer could not follow the digest of a text.
+    return 0 if backend.is_single_program() else zlib.crc32(text().encode())
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
@@ -65,18 +70,19 @@ def _gather(
     return backend.all_gather(row, config.model_group if group == "model" else config.token_group)
 
 
-def _refused(group: str, rows: list[tuple[int, ...]]) -> BackendError | None:
-    """The first entry of a row is 1 where that process, or one that it heard of, refuses its arguments."""
-    bad = [rank for rank, row in enumerate(rows) if row[0]]
-    if not bad:
+def _refusal(group: str, rows: list[tuple[int, ...]]) -> BackendError | None:
+    """The error where a row begins with 1: that process refuses its arguments, or one of its other group does."""
+    refusing = [rank for rank, row in enumerate(rows) if row[0]]
+    if not refusing:
         return None
-    return BackendError(f"parallel: process {bad[0]} of the {group} group refused its arguments; see its error")
+    return BackendError(f"parallel: process {refusing[0]} of the {group} group refused its arguments; see its error")
 
 
-def _attempt(function: Callable[[], T]) -> tuple[T | None, UnixentError | None]:
+def _attempt(function: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    # Any exception counts as a refusal: the other processes must not be left waiting, whatever it is.
     try:
         return function(), None
-    except UnixentError as error:
+    except Exception as error:
         return None, error
 
 
@@ -93,18 +99,20 @@ def _same(group: str, what: str, values: list[int]) -> ShapeError | OptionError 
 
 def model_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
     """What is wrong with the rows (refused, call, positions, classes) of a model group, if anything."""
-    error = _refused("model", rows) or _same("model", "options", [row[1] for row in rows])
+    error = _refusal("model", rows) or _same("model", "options", [row[1] for row in rows])
     return error or _same("model", "positions", [row[2] for row in rows])
 
 
 def token_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
     """What is wrong with the rows (refused, call, classes of its model group) of a token group, if anything."""
-    error = _refused("token", rows) or _same("token", "options", [row[1] for row in rows])
+    error = _refusal("token", rows) or _same("token", "options", [row[1] for row in rows])
     return error or _same("token", "number of classes", [row[2] for row in rows])
 
 
-def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[], Facts]) -> Sharding:
-    """The split of one call, the same on all processes, or the same error on all of them.
+def exchange_signatures(
+    backend: ParallelBackend, config: ParallelConfig, describe: Callable[[], CallSignature]
+) -> Sharding:
+    """The sharding of one call, the same on all processes, or an error on all of them.
 
     Raises:
         OptionError: the processes were given different options.
@@ -112,35 +120,32 @@ def agree(backend: ParallelBackend, config: ParallelConfig, describe: Callable[[
         BackendError: another process refused its arguments.
     """
     check_groups(backend, config)
-    facts, own = _attempt(describe)
-    call = _digest(backend, facts.call) if facts else 0
-    positions = _digest(backend, lambda: str(facts.positions)) if facts else 0
-    row = (int(own is not None), call, positions, facts.classes if facts else 0)
-    model = _gather(backend, config, "model", row)
-    error = own or model_error(model)
-    counts = [each[3] for each in model]
-    total = sum(counts)
-    # What the model group found goes round the token group, so that a whole grid hears of it.
-    tokens = _gather(backend, config, "token", (int(error is not None), call, total))
-    error = error or token_error(tokens)
+    signature, own_error = _attempt(describe)
+    if signature is None:
+        row: tuple[int, ...] = (1, 0, 0, 0)
+    else:
+        positions = _digest(backend, lambda: str(signature.positions))
+        row = (0, _digest(backend, signature.call), positions, signature.num_local_classes)
+    model_rows = _gather(backend, config, "model", row)
+    error = own_error or model_error(model_rows)
+    classes_per_rank = tuple([each[3] for each in model_rows])
+    # The model group's error travels along the token group, so that every process of the grid learns of it.
+    token_rows = _gather(backend, config, "token", (int(error is not None), row[1], sum(classes_per_rank)))
+    error = error or token_error(token_rows)
     if error is not None:
         raise error
-    if total < 1:
+    if not sum(classes_per_rank):
         raise ShapeError("logits: expected at least 1 class on the processes of the model group together; got 0")
-    return Sharding(
-        model_group=config.model_group,
-        token_group=config.token_group,
-        classes_per_rank=tuple(counts),
-    )
+    return Sharding(config.model_group, config.token_group, classes_per_rank)
 
 
-def conclude(backend: ParallelBackend, config: ParallelConfig, build: Callable[[], T]) -> T:
+def commit(backend: ParallelBackend, config: ParallelConfig, build: Callable[[], T]) -> T:
     """What ``build`` returns, if it returns on every process; where it raises on one, all raise."""
-    built, own = _attempt(build)
-    model = _gather(backend, config, "model", (int(own is not None),))
-    error = own or _refused("model", model)
-    tokens = _gather(backend, config, "token", (int(error is not None),))
-    error = error or _refused("token", tokens)
+    built, own_error = _attempt(build)
+    model_rows = _gather(backend, config, "model", (int(own_error is not None),))
+    error = own_error or _refusal("model", model_rows)
+    token_rows = _gather(backend, config, "token", (int(error is not None),))
+    error = error or _refusal("token", token_rows)
     if error is not None:
         raise error
     assert built is not None

@@ -34,14 +34,8 @@ class JaxBackend:
     def owns(self, array: object) -> bool:
         return isinstance(array, jax.Array)
 
-    def describe(self, array: Array) -> ArrayInfo:
-        if isinstance(array, jax.core.Tracer):
-            return ArrayInfo(array.shape, array.dtype.name, "", readable=False, concrete=False)
-        devices = array.sharding.device_set
-        readable = array.is_fully_addressable and all(device.platform == "cpu" for device in devices)
-        # An uncommitted array goes wherever the others are.
-        where = ", ".join(sorted(map(str, devices))) if array.committed else ""
-        return ArrayInfo(array.shape, array.dtype.name, where, readable)
+    def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
+        return tuple([_info(array) for array in arrays])
 
     def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
         kept = jax.dtypes.canonicalize_dtype(value.dtype)
@@ -68,6 +62,9 @@ class JaxBackend:
     def first_nonfinite(self, array: Array) -> int | None:
         bad = ~np.isfinite(np.asarray(array.astype(jnp.float32) if array.dtype.itemsize < 4 else array))
         return int(bad.argmax()) if bad.any() else None
+
+    def is_single_program(self) -> bool:
+        return False
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         axes = _spread.names(config.model_group) + _spread.names(config.token_group)
@@ -110,6 +107,16 @@ class JaxBackend:
         plan, arrays = _prepared_linear(problem)
         value, gradients = _linear.value_and_gradients(plan, problem.result_dtype, wrt, arrays, grad_output)
         return value, gradients
+
+
+def _info(array: Array) -> ArrayInfo:
+    if isinstance(array, jax.core.Tracer):
+        return ArrayInfo(array.shape, array.dtype.name, "", readable=False, concrete=False)
+    devices = array.sharding.device_set
+    readable = array.is_fully_addressable and all(device.platform == "cpu" for device in devices)
+    # An uncommitted array goes wherever the others are.
+    where = ", ".join(sorted(map(str, devices))) if array.committed else ""
+    return ArrayInfo(array.shape, array.dtype.name, where, readable)
 
 
 def _plan(problem: LossProblem, axis: int) -> _loss.Plan:

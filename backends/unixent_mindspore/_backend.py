@@ -44,10 +44,20 @@ class MindsporeBackend:
     def owns(self, array: object) -> bool:
         return isinstance(array, Tensor)
 
-    def describe(self, array: Tensor) -> ArrayInfo:
+    def describe(self, arrays: tuple[Tensor, ...]) -> tuple[ArrayInfo, ...]:
         device = str(ms.get_context("device_target"))
-        asked = isinstance(array, Parameter) and bool(array.requires_grad)
-        return ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=device == "CPU", requires_grad=asked)
+        return tuple(
+            [
+                ArrayInfo(
+                    array.shape,
+                    dtype_name(array.dtype),
+                    device,
+                    readable=device == "CPU",
+                    requires_grad=isinstance(array, Parameter) and bool(array.requires_grad),
+                )
+                for array in arrays
+            ]
+        )
 
     def asarray(self, value: np.ndarray[Any, Any], like: Tensor | None) -> Tensor:
         if value.dtype.name == "bfloat16":
@@ -80,6 +90,9 @@ class MindsporeBackend:
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         refuse_shards()
+        return False
+
+    def is_single_program(self) -> bool:
         return False
 
     def group_size(self, group: Any) -> int:

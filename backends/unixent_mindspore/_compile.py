@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any
 
@@ -45,14 +45,19 @@ class _Compiler(MindsporeBackend):
     def owns(self, array: object) -> bool:
         return isinstance(array, Spec)
 
-    def describe(self, array: Spec) -> ArrayInfo:
+    def describe(self, arrays: tuple[Spec, ...]) -> tuple[ArrayInfo, ...]:
         device = str(ms.get_context("device_target"))
-        return ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=False, concrete=False)
+        return tuple(
+            [
+                ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=False, concrete=False)
+                for array in arrays
+            ]
+        )
 
     def asarray(self, value: np.ndarray[Any, Any], like: Any) -> Spec:
         return Spec(value.shape, value.dtype)
 
-    def gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         # A process that compiles must not wait for one that already has: the graph compares the rows when it runs.
         self.rows.append(row)
         return [row] * size_of(group)
@@ -87,8 +92,8 @@ def compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
 @compile_time
 def constant(value: Any, name: str) -> Tensor:
     """A Python number, list or NumPy array as a tensor, by the rules of an eager call."""
-    if isinstance(value, arguments._PYTHON):
-        value = arguments._from_python(name, value)
+    if isinstance(value, arguments.PYTHON_TYPES):
+        value = arguments.from_python(name, value)
     return MindsporeBackend().asarray(np.asarray(value), None)
 
 
@@ -102,6 +107,10 @@ def signature(value: Tensor | None) -> Any:
     return None if value is None else (value.shape, value.dtype)
 
 
+def _options(settings: tuple[Any, ...]) -> LossOptions:
+    return LossOptions(**{field.name: value for field, value in zip(fields(LossOptions), settings, strict=True)})
+
+
 @compile_time
 def plan(
     signatures: tuple[Any, ...], settings: tuple[Any, ...], number: float | None, others: tuple[Any, ...], linear: bool
@@ -112,15 +121,17 @@ def plan(
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
     specs = [None if item is None else Spec(*item) for item in signatures]
     scores, classifier, bias, target, weight, mask, normalizer = specs
-    sides = validation.Sides(
+    common = arguments.CommonArguments(
         target, weight, mask, number if normalizer is None else normalizer, parallel, form == "terms"
     )
-    options = LossOptions(*settings)
+    options = _options(settings)
     _compiler.rows = []
     if linear:
-        problem: Any = validation.linear_problem(_compiler, scores, classifier, bias, chunk, sides, options)[0]
+        problem: Any = validation.linear_problem(
+            _compiler, arguments.LinearArguments(scores, classifier, bias, chunk), common, options
+        )[0]
     else:
-        problem = validation.logits_problem(_compiler, scores, sides, options)[0]
+        problem = validation.logits_problem(_compiler, scores, common, options)[0]
     names = [None if item is None else dtype_name(item.dtype) for item in specs]
     if number is not None:
         names[-1] = problem.acc_dtype
@@ -178,12 +189,13 @@ def check_wrt(wrt: Any, signatures: tuple[Any, ...], settings: tuple[Any, ...], 
     """The names of all that has a gradient, with ``wrt`` found among them; ``biased`` is None for the logits form."""
     scores, target, upstream = signatures
     names: tuple[str, ...] = ("logits",) if biased is None else ("hidden", "classifier", "bias")[: 2 + biased]
-    if "target" in validation.wanted(wrt, (*names, "target")) and dtype_name(target[1]) not in FLOATS:
+    if "target" in validation.check_wrt(wrt, (*names, "target")) and dtype_name(target[1]) not in FLOATS:
         listed = ", ".join(map(repr, names))
         raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
     if upstream is not None:
-        lead = arguments.adopt(_compiler, names[0], Spec(*scores))
-        axis = settings[0] % len(lead.info.shape)
-        positions = lead.info.shape[:axis] + lead.info.shape[axis + 1 :]
-        validation.upstream(_compiler, Spec(*upstream), lead, positions, LossOptions(*settings))
+        options, shape = _options(settings), scores[0]
+        axis = options.axis % len(shape)
+        expected = shape[:axis] + shape[axis + 1 :] if options.reduction == "none" else ()
+        given = arguments.describe_arguments(_compiler, {names[0]: Spec(*scores), "grad_output": Spec(*upstream)})
+        arguments.check_shape_dtype(given["grad_output"], expected, arguments.NUMBERS)
     return (*names, "target") if dtype_name(target[1]) in FLOATS else names

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX
+from unixent.options import DEFAULT_IGNORE_INDEX, OnEmpty, Reduction, Validate
 from unixent_mindspore._groups import grid
 
 
@@ -64,15 +64,15 @@ class CrossEntropyLoss(nn.Cell):
         calculate_per_token_loss: bool = False,
         *,
         weight: Any = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         axis: int = -1,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         softcap: float | None = None,
-        on_empty: str = "zero",
+        on_empty: OnEmpty = "zero",
         dtype: Any = None,
-        validate: str = "auto",
+        validate: Validate = "auto",
     ) -> None:
         super().__init__()
         # Validates the options, and finds the bad position when asked to check.

@@ -36,8 +36,8 @@ class NumpyBackend:
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic)) and not isinstance(array, np.ma.MaskedArray)
 
-    def describe(self, array: Array) -> ArrayInfo:
-        return ArrayInfo(array.shape, array.dtype.name)
+    def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
+        return tuple([ArrayInfo(array.shape, array.dtype.name) for array in arrays])
 
     def asarray(self, value: Array, like: Array | None) -> Array:
         return value
@@ -80,6 +80,9 @@ class NumpyBackend:
 
     def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         return group_of(group).all_gather(row)
+
+    def is_single_program(self) -> bool:
+        return False
 
     def _solve(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]

@@ -34,7 +34,6 @@ class TorchBackend:
 
     name = "torch"
     version = torch.__version__
-    array_types = (Tensor, torch.nn.Parameter)
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
@@ -55,18 +54,23 @@ class TorchBackend:
     def owns(self, array: object) -> bool:
         return isinstance(array, Tensor)
 
-    def describe(self, array: Tensor) -> ArrayInfo:
-        host = array.is_cpu
-        concrete = not (compat.is_traced() or compat.transforms_active() or array.is_meta)
-        return ArrayInfo(
-            tuple(array.shape),
-            _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
-            "cpu" if host else str(array.device),
-            # What one process can read of its share, others can't: a check that raised here would leave them waiting.
-            host and concrete and (type(array) is Tensor or not is_dtensor(array)),
-            concrete,
-            array.requires_grad and torch.is_grad_enabled(),
-        )
+    def describe(self, arrays: tuple[Tensor, ...]) -> tuple[ArrayInfo, ...]:
+        eager, differentiated = not (compat.is_traced() or compat.transforms_active()), torch.is_grad_enabled()
+        infos = []
+        for array in arrays:
+            host, concrete = array.is_cpu, eager and not array.is_meta
+            infos.append(
+                ArrayInfo(
+                    tuple(array.shape),
+                    _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
+                    "cpu" if host else str(array.device),
+                    # One process can read its share only: a check that raised there would leave the others waiting.
+                    host and concrete and (type(array) is Tensor or not is_dtensor(array)),
+                    concrete,
+                    array.requires_grad and differentiated,
+                )
+            )
+        return tuple(infos)
 
     def asarray(self, value: np.ndarray[Any, Any], like: Tensor | None) -> Tensor:
         if value.dtype.name == "bfloat16":  # a dtype that torch can't read from NumPy
@@ -127,7 +131,7 @@ class TorchBackend:
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         return is_dtensor(array)
 
-    def one_program(self) -> bool:
+    def is_single_program(self) -> bool:
         return bool(torch.compiler.is_compiling())
 
     def group_size(self, group: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX
+from unixent.options import DEFAULT_IGNORE_INDEX, OnEmpty, Reduction, Validate
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -57,15 +57,15 @@ class CrossEntropyLoss(nn.Module):
         size_average: bool | None = None,
         ignore_index: int = DEFAULT_IGNORE_INDEX,
         reduce: bool | None = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         *,
         axis: int | None = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
-        on_empty: str = "nan",
+        on_empty: OnEmpty = "nan",
         dtype: Any = None,
-        validate: str = "auto",
+        validate: Validate = "auto",
         parallel_config: Any = None,
     ) -> None:
         super().__init__()
@@ -74,15 +74,15 @@ class CrossEntropyLoss(nn.Module):
         self.register_buffer("weight", weight)
         self.axis = axis
         options = unixent.LossOptions(
-            1 if axis is None else axis,
-            reduction,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            softcap,
-            on_empty,
-            dtype,
-            validate,
+            axis=1 if axis is None else axis,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            on_empty=on_empty,
+            dtype=dtype,
+            validate=validate,
         )
         self.reduction = options.reduction
         self.ignore_index = options.ignore_index

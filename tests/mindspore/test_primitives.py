@@ -10,6 +10,7 @@ import pytest
 
 import unixent
 from unixent import LossOptions, validation
+from unixent.arguments import CommonArguments
 from unixent_mindspore import backend
 from unixent_mindspore._backend import _eager
 from unixent_mindspore._cells import primitive_cell
@@ -43,7 +44,7 @@ def cases():
 def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, sides):
     weight, mask = (WEIGHT, MASK) if sides else (None, None)
     arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
-    given = validation.Sides(arrays[1], arrays[2], arrays[3], None, None, False)
+    given = CommonArguments(arrays[1], arrays[2], arrays[3])
     problem, _ = validation.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
     inputs, plan = _eager(problem)
     cell = primitive_cell(plan, "float64")

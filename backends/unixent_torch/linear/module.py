@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX
+from unixent.options import DEFAULT_IGNORE_INDEX, OnEmpty, Reduction, Validate
 
 
 class LinearCrossEntropyLoss(nn.Module):
@@ -65,15 +65,15 @@ class LinearCrossEntropyLoss(nn.Module):
         bias: bool = False,
         device: Any = None,
         dtype: Any = None,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         weight: Tensor | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         classifier: nn.Module | None = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
-        on_empty: str = "nan",
-        validate: str = "auto",
+        on_empty: OnEmpty = "nan",
+        validate: Validate = "auto",
         chunk: int | None = None,
         parallel_config: Any = None,
     ) -> None:
@@ -90,15 +90,15 @@ class LinearCrossEntropyLoss(nn.Module):
         # In a tuple, or it would become a submodule.
         self._borrowed = None if classifier is None else (classifier,)
         options = unixent.LossOptions(
-            -1,
-            reduction,
-            DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index,
-            label_smoothing,
-            z_loss,
-            softcap,
-            on_empty,
-            None,
-            validate,
+            axis=-1,
+            reduction=reduction,
+            ignore_index=DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            on_empty=on_empty,
+            dtype=None,
+            validate=validate,
         )
         self.reduction = options.reduction
         self.ignore_index = options.ignore_index
