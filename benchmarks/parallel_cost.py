@@ -1,9 +1,9 @@
-"""What a split loss costs against gathering the logits: the model, and a measurement of it on this machine.
+"""What a sharded loss costs against gathering the logits: the model, and a measurement of it on this machine.
 
     python benchmarks/parallel_cost.py                                      # the model, to 1,024 processes
     mpiexec -iface lo -n 4 python -m mpi4py benchmarks/parallel_cost.py     # the model beside what NumPy over MPI does
 
-A position of V classes, split over T processes, costs a process (b bytes per logit, p numbers per position: 3 for class
+A position of V classes, sharded over T processes, costs a process (b bytes per logit, p numbers per position: 3 for class
 indices, 4 with label smoothing, 7 for probabilities):
 
     numbers reduced   p                      wire, sent by a ring   2 (T - 1) / T * 4 p bytes
@@ -60,7 +60,7 @@ def size(value: float) -> str:
 
 def print_model(classes: int, positions: int) -> None:
     print(f"{positions:,} positions of {classes:,} classes in float32, class indices, per process\n")
-    print("| processes | wire, split | wire, gathered | memory, split | memory, gathered | exponentials, of all |")
+    print("| processes | bytes, sharded | bytes, gathered | memory, sharded | memory, gathered | exponentials, of all |")
     print("|---:|---:|---:|---:|---:|---:|")
     for exponent in range(1, 11):
         processes = 2**exponent
@@ -126,14 +126,14 @@ def measure(world: Any, classes: int, positions: int, rounds: int) -> None:
         counting = Counting(world)
         memory = traced_peak(partial(of, name, counting)) / own.nbytes
         if rank == 0:
-            print(f"| split, {name} | {counting.reduced / 4 / positions:.2f} | {numbers} | {memory:.2f} | 1 |")
+            print(f"| sharded, {name} | {counting.reduced / 4 / positions:.2f} | {numbers} | {memory:.2f} | 1 |")
     memory = traced_peak(gather) / own.nbytes
     if rank == 0:
         # NumPy gathers into one array and puts the parts in order in another, hence one more than the model says.
         print(f"| gathered | | | {memory:.2f} | {2 * processes} + {processes} |")
     ours, theirs = seconds(world, [lambda: of("indices", world), gather], rounds)
     if rank == 0:
-        print(f"\ntime split {1e3 * ours:.1f} ms, gathered {1e3 * theirs:.1f} ms, ratio {ours / theirs:.2f}")
+        print(f"\ntime sharded {1e3 * ours:.1f} ms, gathered {1e3 * theirs:.1f} ms, ratio {ours / theirs:.2f}")
 
 
 def main() -> None:
