@@ -1,4 +1,4 @@
-"""``unixent`` and ``python -m unixent``."""
+"""``unixent`` and ``python -m unixent``: the command line lives with the conformance suite, which needs an extra."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 def main() -> None:
     """Run the command line, or say in one line what it needs."""
     try:
-        from unixent.cli import app
+        from unixent_conformance.cli import app  # on use: it needs typer and rich
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("typer", "rich"):
             raise
-        sys.exit(f'unixent: the command line needs {error.name}: pip install "unixent[conformance]"')
+        sys.exit(f'unixent: the command line needs {missing}: pip install "unixent[conformance]"')
     app(prog_name="unixent")
 
 

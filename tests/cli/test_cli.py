@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import unixent
+from unixent_conformance.cases import catalogue
 
 SILENTLY_WRONG = """
 import numpy as np
@@ -38,7 +39,7 @@ def unixent_command(*arguments: str, cwd: Path | None = None) -> subprocess.Comp
 
 
 def complaint(*arguments: str, cwd: Path | None = None) -> str:
-    """What a mistake at the prompt is told: exit code 2, no traceback."""
+    """The answer to a mistake at the prompt: exit code 2, no traceback."""
     done = unixent_command(*arguments, cwd=cwd)
     said = " ".join((done.stdout + done.stderr).split())
     assert done.returncode == 2, said
@@ -46,9 +47,16 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
     return said
 
 
-@pytest.mark.parametrize("other", ["--linear", "--strict", "--isolate"])
-def test_a_split_run_takes_no_option_that_it_would_not_heed(other: str) -> None:
-    assert "--split: expected with" in complaint("conformance", "--backend", "numpy", "--split", "1x2", other)
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("split", option) for option in ("--linear", "--strict", "--isolate", "--jobs")),
+        *(("compare", option) for option in ("--linear", "--strict", "--isolate", "--framework")),
+        *(("run", option) for option in ("--thorough", "--merge")),
+    ],
+)
+def test_a_command_takes_no_option_that_it_would_not_heed(command: str, option: str) -> None:
+    assert f"No such option: {option}" in complaint("conformance", command, option)
 
 
 def test_version() -> None:
@@ -97,18 +105,52 @@ def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
         (["conformance", "--implementation", "numpy:no_such"], "no_such"),
         (["conformance", "--backend", "numpy", "--feature", "no such feature"], "no such feature"),
         (["conformance", "--quik"], "--quick"),
-        (["conformance", "--compare", "numpy"], "expected two or more different implementations; got numpy"),
-        (["conformance", "--compare", "numpy", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
-        (["conformance", "--compare", "--linear"], "--compare: expected with"),
-        (["conformance", "--thorough"], "--thorough: expected with --compare"),
+        (["conformance", "compare", "numpy"], "expected two or more different implementations; got numpy"),
+        (["conformance", "compare", "numpy", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
+        (["conformance", "comapre", "numpy"], "Did you mean 'compare'?"),
+        (["conformance", "split", "2by2"], "expected DATAxMODEL, as 2x2; got '2by2'"),
+        (["conformance", "list", "cases", "--feature", "no such feature"], "no such feature"),
+        (["conformance", "list", "modes", "no_such_framework"], "no harness is called 'no_such_framework'"),
         (["bakends"], "Did you mean 'backends'?"),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments: list[str], said: str) -> None:
+def test_mistakes_at_the_prompt_end_with_one_line(arguments: list[str], said: str) -> None:
     assert said in complaint(*arguments)
 
 
-def test_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:
+def test_run_is_the_default_command() -> None:
+    arguments = ("--backend", "numpy", "--feature", "mask", "--quick")
+    default, named = unixent_command("conformance", *arguments), unixent_command("conformance", "run", *arguments)
+    assert (default.returncode, default.stdout) == (0, named.stdout)
+
+
+def test_list_shows_every_feature_and_case_and_mode() -> None:
+    everything = catalogue()
+    features, cases, modes = (
+        unixent_command("conformance", "list", *words).stdout
+        for words in ((), ("cases", "--feature", "mask", "--feature", "z-loss"), ("modes", "numpy"))
+    )
+    assert all(f" {feature} " in features for feature in {case.feature for case in everything})
+    assert f" {len(everything)} " in features
+    assert cases.split() == [case.id for case in catalogue(features=("mask", "z-loss"))]
+    assert re.search(r"numpy +eager +\d+ +\d+", modes)
+
+
+def test_peers_say_where_the_study_is(tmp_path: Path) -> None:
+    assert "run this in a checkout" in complaint("conformance", "peers", cwd=tmp_path)
+    checkout = Path(__file__).resolve().parents[2]
+    assert "expected one of 'torch cross_entropy'" in complaint("conformance", "peers", "no such peer", cwd=checkout)
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_its_extra_the_command_line_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from unixent.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f'unixent: the command line needs {missing}: pip install "unixent[conformance]"\n'
+
+
+def test_a_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def loss(:\n", "utf-8")
     assert "mine.py:1" in complaint("conformance", "--implementation", "mine:loss", cwd=tmp_path)
 

@@ -12,7 +12,7 @@ import unixent
 from unixent_conformance import compare
 from unixent_conformance.agreement import between
 from unixent_conformance.cases import catalogue
-from unixent_conformance.cli import compare_command
+from unixent_conformance.cli import runs
 from unixent_conformance.expect import Part
 from unixent_conformance.implementation import of_backend
 from unixent_conformance.report import agreements
@@ -147,8 +147,8 @@ def test_reports_say_the_same(right: Agreement) -> None:
 
 def test_the_command_says_who_disagrees(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     options = {"features": ["mask"], "quick": True, "out": tmp_path / "out"}
-    assert compare_command(["numpy", mutant("MaskAsBool")], **options) == 1
+    assert runs.compare(["numpy", mutant("MaskAsBool")], **options) == 1
     said = capsys.readouterr().out
     assert "disagree mask/" in said
     assert json.loads((tmp_path / "out" / "agreement.json").read_text("utf-8"))["disagreements"]
-    assert compare_command(["numpy"], **options) == 2
+    assert runs.compare(["numpy"], **options) == 2

@@ -13,7 +13,7 @@ from rich.console import Console
 import unixent
 from unixent_conformance import case, check, run, subject
 from unixent_conformance.cases import catalogue
-from unixent_conformance.cli import run_command
+from unixent_conformance.cli import runs
 from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.harnesses import load
 from unixent_conformance.harnesses.numpy import NumPyHarness
@@ -214,20 +214,19 @@ def test_check_passes_what_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backends", "implementation", "code", "text"),
+    ("tested", "code", "text"),
     [
-        ([], PLAIN, 0, "class weights"),
-        ([], "unixent_mutants:MaskAsBool", 1, "uc.check"),
-        (["nope"], None, 2, "nope"),
-        ([], "no_such_module:loss", 2, "no_such_module"),
-        ([], f"{PLAIN}er", 2, "plainer"),
+        (PLAIN, 0, "class weights"),
+        ("unixent_mutants:MaskAsBool", 1, "uc.check"),
+        ("nope", 2, "nope"),
+        ("no_such_module:loss", 2, "no_such_module"),
+        (f"{PLAIN}er", 2, "plainer"),
     ],
 )
-def test_exit_codes(backends: list[str], implementation: str | None, code: int, text: str) -> None:
+def test_exit_codes(tested: str, code: int, text: str) -> None:
     console = Console(file=io.StringIO(), width=120)
     features = ["mask", "class weights"]
-    done = run_command(backends, implementation=implementation, quick=True, features=features, console=console)
-    assert done == code
+    assert runs.run([tested], quick=True, features=features, console=console) == code
     assert isinstance(console.file, io.StringIO)
     assert text in console.file.getvalue()
     assert "Traceback" not in console.file.getvalue()

@@ -70,7 +70,7 @@ def test_a_loss_that_forgets_the_others_is_caught(tmp_path, monkeypatch, functio
     assert not report.ok
     wrong = [result for result in report.cases if result.verdict is Verdict.WRONG]
     assert any(detail in result.detail for result in wrong), to_markdown(report)
-    assert f"--split {data}x{model} --feature 'class indices'" in wrong[0].repro
+    assert wrong[0].repro.startswith(f"unixent conformance split {data}x{model} ")
 
 
 def test_processes_that_end_without_a_report_say_why():

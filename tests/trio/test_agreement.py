@@ -2,7 +2,7 @@
 values not at all.
 
 JAX compiles every new shape, so it is given one question of each quick input, one case in ten; the others get them all.
-`unixent conformance --compare --thorough` leaves nothing out.
+`unixent conformance compare --thorough` leaves nothing out.
 """
 
 from __future__ import annotations

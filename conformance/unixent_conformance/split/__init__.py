@@ -4,7 +4,7 @@ A split loss means what the whole one means, so the cases, the oracle and the er
 process holds the whole arrays of a case, gives its own part to the implementation and shows the others what it got; all
 then judge the same assembled answer.
 
-`unixent conformance --backend NAME --split 2x2` starts the processes with the engine's own launcher (`engines`).
+`unixent conformance split 2x2 --backend NAME` starts the processes with the engine's own launcher (`engines`).
 """
 
 from unixent_conformance.split.command import Request, parse, run_split

@@ -36,8 +36,8 @@ class Request:
         """The command that runs a result's feature again."""
         tested = "--implementation" if ":" in self.implementation else "--backend"
         framework = f" --framework {self.framework}" if self.framework else ""
-        split = f"--split {self.data}x{self.model}"
-        return f"unixent conformance {tested} {self.implementation}{framework} {split} --feature '{result.feature}'"
+        split = f"split {self.data}x{self.model}"
+        return f"unixent conformance {split} {tested} {self.implementation}{framework} --feature '{result.feature}'"
 
 
 def parse(split: str) -> tuple[int, int]:

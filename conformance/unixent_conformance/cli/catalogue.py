@@ -1,0 +1,76 @@
+"""`unixent conformance list`: the features of the catalogue, the ids of its cases, the modes that they run in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from unixent_conformance.cli import options
+from unixent_conformance.cli.prompt import CANNOT_RUN, fail, suite_required, with_default
+
+app = typer.Typer(
+    cls=with_default("features"),
+    help="List features, cases or modes. Without a command: `features`.",
+)
+
+
+@app.command()
+def features() -> None:
+    """List the features, each with its number of cases and of quick cases."""
+    with suite_required():
+        from unixent_conformance.cases import catalogue
+    everything, quick = (Counter(case.feature for case in catalogue(quick=quick)) for quick in (False, True))
+    table = _table("feature", "cases", "quick")
+    for feature, count in everything.items():
+        table.add_row(feature, str(count), str(quick[feature]))
+    table.add_section()
+    table.add_row(f"all {len(everything)}", str(everything.total()), str(quick.total()))
+    Console().print(table, highlight=False)
+
+
+@app.command()
+def cases(feature: options.Feature = None, quick: options.Quick = False) -> None:
+    """List the ids of the cases, one a line."""
+    with suite_required():
+        from unixent_conformance.cases import catalogue
+    try:
+        for case in catalogue(quick=quick, features=tuple(feature or ())):
+            print(case.id)
+    except ValueError as error:
+        fail(error)
+
+
+@app.command()
+def modes(
+    frameworks: Annotated[
+        list[str] | None, typer.Argument(metavar="FRAMEWORK", help="Default: those of all installed backends.")
+    ] = None,
+) -> None:
+    """List the modes of each framework, and how many cases run in each."""
+    with suite_required():
+        from unixent_conformance import harnesses
+        from unixent_conformance.cases import catalogue
+        from unixent_conformance.runner import applies
+    table = _table("framework", "mode", "cases", "quick")
+    for name in frameworks or options.installed():
+        try:
+            harness = harnesses.load(name)
+        except CANNOT_RUN as error:
+            fail(f"{name}: {error}")
+        for mode in harness.modes:
+            everything = sum(applies(case, mode) for case in catalogue())
+            quick = sum(applies(case, mode, True) for case in catalogue(quick=True))
+            table.add_row(harness.name, mode.name, str(everything), str(quick))
+    Console().print(table, highlight=False)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, justify="right" if column in ("cases", "quick") else "left", no_wrap=True)
+    return table

@@ -1,0 +1,65 @@
+"""The options that several commands have, each once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import unixent
+
+
+def _module_and_function(value: str | None) -> str | None:
+    if value is not None and not all(value.partition(":")):
+        raise typer.BadParameter(f"expected module:function; got {value!r}")
+    return value
+
+
+Backends = Annotated[
+    list[str] | None, typer.Argument(metavar="BACKEND", help="Backends to test. Default: all installed.")
+]
+Backend = Annotated[
+    list[str] | None, typer.Option("--backend", "-b", metavar="NAME", help="The same as an option; repeatable.")
+]
+Implementation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FUNCTION",
+        callback=_module_and_function,
+        help="Test a callable of yours that takes what cross_entropy takes.",
+    ),
+]
+Framework = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Whose arrays it takes. Default: the backend's own; numpy for a callable."),
+]
+Feature = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")]
+Out = Annotated[
+    Path | None, typer.Option("--report", metavar="DIR", help="Write the report as HTML, JSON, JUnit and Markdown.")
+]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="With isolation: the longest a case may run.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, metavar="N", help="Worker processes, at the most. Default: one per core."),
+]
+
+
+def chosen(names: list[str] | None, options: list[str] | None, implementation: str | None) -> list[str]:
+    """What was asked for by name; all installed backends if nothing was."""
+    asked = [*(names or []), *(options or []), *([implementation] if implementation else [])]
+    return asked or installed()
+
+
+def installed() -> list[str]:
+    return [status.name for status in unixent.backends() if status.installed]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

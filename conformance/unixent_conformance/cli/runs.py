@@ -1,0 +1,127 @@
+"""Run the suite and show what comes of it; every function returns an exit code.
+
+0: everything matches, is a dialect or is refused as declared. 1: something is silently wrong or crashed. 2: what was
+asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one line that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from unixent_conformance import agreement, api, report
+from unixent_conformance.cli.prompt import CANNOT_RUN, print_error
+from unixent_conformance.report import agreements, terminal
+from unixent_conformance.results import Report
+from unixent_conformance.split import Request, run_split
+
+T = TypeVar("T")
+
+
+def run(
+    names: Sequence[str],
+    *,
+    framework: str | None = None,
+    out: Path | None = None,
+    console: Console | None = None,
+    **options: Any,
+) -> int:
+    """Run the catalogue on backends and "module:function"s. out: the folder to write reports to; the other options are
+    those of `unixent_conformance.run`."""
+    console = console or Console()
+    return _each(console, out, names, lambda name: run_one(console, name, name, framework, **options))
+
+
+def split(
+    names: Sequence[str],
+    *,
+    data: int,
+    model: int,
+    framework: str | None = None,
+    features: Sequence[str] | None = None,
+    quick: bool = False,
+    out: Path | None = None,
+    console: Console | None = None,
+) -> int:
+    """Run the catalogue over data x model processes, which answer only at their end."""
+    console = console or Console()
+
+    def over_processes(name: str) -> Report | None:
+        engine = framework or ("numpy" if ":" in name else name)
+        chosen = None if features is None else tuple(features)
+        request = Request(name, engine, data, model, framework, chosen, quick)
+        try:
+            with console.status(f"{name} on {data * model} processes"):
+                return run_split(request)
+        except (*CANNOT_RUN, RuntimeError) as error:
+            print_error(console, f"{name}: {error}")
+            return None
+
+    return _each(console, out, names, over_processes)
+
+
+def compare(
+    implementations: Sequence[str], *, out: Path | None = None, console: Console | None = None, **options: Any
+) -> int:
+    """Run the catalogue through all of them and show how far apart each pair is; 1 where two differ by more than the
+    error model allows. out: the folder to write agreement.md and agreement.json to; the other options are those of
+    `unixent_conformance.compare`."""
+    console = console or Console()
+    try:
+        result = with_progress(console, "compare", partial(agreement.compare, implementations, **options))
+    except CANNOT_RUN as error:
+        print_error(console, error)
+        return 2
+    console.print(agreements.table(result))
+    agreements.print_summary(console, result)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "agreement.md").write_text(agreements.to_markdown(result), encoding="utf-8")
+        (out / "agreement.json").write_text(result.to_json(), encoding="utf-8")
+        console.print(f"{out / 'agreement.md'} and agreement.json", highlight=False, soft_wrap=True)
+    return 0 if result.ok else 1
+
+
+def run_one(console: Console, title: str, tested: str, framework: str | None, **options: Any) -> Report | None:
+    """One run with a progress bar; None, and a line that says why, where it cannot be run."""
+    try:
+        return with_progress(console, title, partial(api.run, tested, framework, **options))
+    except CANNOT_RUN as error:
+        print_error(console, error if isinstance(error, SyntaxError) else f"{title}: {error}")
+        return None
+
+
+def with_progress(console: Console, title: str, function: Callable[..., T]) -> T:
+    """The result of a function that takes `progress`, which a bar shows."""
+    with terminal.progress_bar(console) as bar:
+        return function(progress=partial(terminal.advance, bar, bar.add_task(title, total=None)))
+
+
+def write_reports(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:
+    written = report.write(out, reports, title)
+    console.print(f"{written[0]} and {len(written) - 1} more files", highlight=False, soft_wrap=True)
+
+
+def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Callable[[str], Report | None]) -> int:
+    """Run and show each in turn; where one cannot be run, the others still are."""
+    code, reports = 0, []
+    for name in names:
+        current = run_name(name)
+        if current is None:
+            code = 2
+            continue
+        reports.append(current)
+        console.print(terminal.table(current))
+        if current.ok:
+            console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
+        else:
+            terminal.print_failures(console, current)
+            code = max(code, 1)
+    if out is not None and reports:
+        tested = ", ".join(each.implementation for each in reports)
+        write_reports(console, out, reports, f"Conformance of {tested}")
+    return code
