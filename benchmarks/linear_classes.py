@@ -137,27 +137,29 @@ FORMS: dict[str, tuple[str, Callable[..., Callable[[], None]]]] = {
 def measure(form: str, shape: tuple[int, int, int]) -> dict[str, float]:
     step = FORMS[form][1](*shape)
     step()
-    found = {"bytes": float(getattr(step, "bytes", 0) or resident_peak(step)), "seconds": float("inf")}
+    best = {"bytes": float(getattr(step, "bytes", 0) or resident_peak(step)), "seconds": float("inf")}
     for _ in range(PASSES - 1):
         start = time.perf_counter()
         step()
-        found["seconds"] = min(found["seconds"], time.perf_counter() - start)
-    return found
+        best["seconds"] = min(best["seconds"], time.perf_counter() - start)
+    return best
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "unixent"
+    # The same bytes from the same results, and letters as text rather than as outlines.
+    matplotlib.rcParams.update({"svg.hashsalt": "unixent", "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
 
     positions, width = results["positions"], results["width"]
     figure, (memory, seconds) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for name, points in results["forms"].items():
+    for index, (name, points) in enumerate(results["forms"].items()):
         classes = sorted(map(int, points))
         ours = name.startswith("unixent")
-        style = {"marker": "o", "linewidth": 2.2 if ours else 1.2, "linestyle": "-" if ours else "--", "label": name}
+        line = {"linewidth": 2.2, "linestyle": "-"} if ours else {"linewidth": 1.2, "linestyle": "--"}
+        style = {"marker": "o", "color": f"C{index}", "label": name, **line}
         seconds.plot(classes, [points[str(c)]["seconds"] for c in classes], **style)
         if "products" not in name:
             memory.plot(classes, [points[str(c)]["bytes"] / 2**20 for c in classes], **style)
@@ -203,9 +205,9 @@ def main() -> None:
             except subprocess.TimeoutExpired:
                 print(f"{form}, {classes} classes: not done after {options.patience} s, left out", flush=True)
                 break
-            found = json.loads(run.stdout)
-            results["forms"].setdefault(form, {})[str(classes)] = found
-            print(f"{form}, {classes} classes: {found['bytes'] / 2**20:.0f} MiB, {found['seconds']:.2f} s", flush=True)
+            point = json.loads(run.stdout)
+            results["forms"].setdefault(form, {})[str(classes)] = point
+            print(f"{form}, {classes} classes: {point['bytes'] / 2**20:.0f} MiB, {point['seconds']:.2f} s", flush=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
     draw(results, options.output / "linear_classes.svg")
 
