@@ -27,11 +27,13 @@ def main() -> int:
     programs = chosen.path.resolve() / ("Scripts" if os.name == "nt" else "bin")
     python = str(programs / "python")
     # Dependency groups need pip 25.1, which not every Python brings.
-    for command in (
+    commands = [
         [python, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1"],
         [python, "-m", "pip", "install", "--quiet", "--editable", f".[{extras}]", "--group", "dev"],
-        [python, "-m", "pre_commit", "install"],
-    ):
+    ]
+    if (ROOT / ".git").exists():  # not in an unpacked source distribution
+        commands.append([python, "-m", "pre_commit", "install"])
+    for command in commands:
         print("+", *command, flush=True)
         subprocess.run(command, cwd=ROOT, check=True)
     print(f"\nReady. Activate it with: {'' if os.name == 'nt' else 'source '}{programs / 'activate'}")

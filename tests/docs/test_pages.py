@@ -1,13 +1,13 @@
-"""README and docs are run, not only read.
+"""Snippets and commands of the pages work.
 
-Every ```python block runs: those of a page one after another in one namespace, prompts and outputs as a doctest. Words
-after the language say what a block needs or how it runs:
+Every ```python block runs: the blocks of a page one after another in one namespace, prompts and outputs as a doctest.
+Words after the language say what a block needs or how it runs:
 
     ```python torch       needs the framework torch; skipped where it is not installed
     ```bash run           the command runs in a copy of the checkout, with this environment's Python
     ```bash fresh         the same, with a new virtual environment in which nothing is installed
 
-A shell block without such a word is there to be read.
+A shell block without such a word is not run.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> Iterator[Block]:
     text = page.read_text("utf-8")
-    for found in FENCE.finditer(text):
-        language, words, body = found.groups()
-        yield Block(page, text.count("\n", 0, found.start()) + 1, language, tuple(words.split()), body)
+    for fence in FENCE.finditer(text):
+        language, words, body = fence.groups()
+        yield Block(page, text.count("\n", 0, fence.start()) + 1, language, tuple(words.split()), body)
 
 
 ALL = [block for page in PAGES for block in blocks(page)]
 PYTHON = [block for block in ALL if block.language == "python"]
 SHELL = [block for block in ALL if block.language == "bash" and block.words]
-once = pytest.mark.skipif(
+only_in_docs = pytest.mark.skipif(
     os.environ.get("TOX_ENV_NAME", "docs") != "docs", reason="runs once, in the environment `docs`"
 )
 
@@ -65,7 +65,7 @@ def missing(block: Block) -> list[str]:
 
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in PYTHON), ids=lambda page: page.name)
-def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_snippets_run_as_shown(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     chosen = [block for block in PYTHON if block.page == page and not missing(block)]
     if not chosen:
@@ -75,11 +75,11 @@ def test_python(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for block in chosen:
         if ">>> " in block.text:
             test = doctest.DocTestParser().get_doctest(block.text, namespace, str(block), str(page), block.line)
-            said: list[str] = []
+            output: list[str] = []
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-            runner.run(test, out=said.append, clear_globs=False)
+            runner.run(test, out=output.append, clear_globs=False)
             namespace = test.globs
-            assert not runner.failures, "".join(said)
+            assert not runner.failures, "".join(output)
         else:
             source = "\n" * block.line + block.text  # so that a traceback points into the page
             exec(compile(source, str(page), "exec"), namespace)
@@ -91,23 +91,23 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("checkout") / "unixent", ignore=NOT_SOURCES))
 
 
-def test_shell_words_are_known() -> None:
+def test_shell_blocks_say_how_they_run() -> None:
     unknown = [str(block) for block in SHELL if block.words[0] not in ("fresh", "run")]
     assert not unknown, f"expected 'run' or 'fresh' after bash: {', '.join(unknown)}"
 
 
-@once
+@only_in_docs
 @pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "run"], ids=str)
-def test_shell(block: Block, checkout: Path) -> None:
-    lacking = missing(block._replace(words=block.words[1:]))
-    if lacking:
-        pytest.skip(f"needs {', '.join(lacking)}")
+def test_commands_succeed(block: Block, checkout: Path) -> None:
+    not_installed = missing(block._replace(words=block.words[1:]))
+    if not_installed:
+        pytest.skip(f"needs {', '.join(not_installed)}")
     run(block, checkout, Path(sys.executable).parent)
 
 
-@once
+@only_in_docs
 @pytest.mark.parametrize("block", [block for block in SHELL if block.words[0] == "fresh"], ids=str)
-def test_shell_on_a_fresh_machine(block: Block, checkout: Path, tmp_path: Path) -> None:
+def test_commands_succeed_with_python_and_pip_alone(block: Block, checkout: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     run(block, checkout, tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin"))
 
@@ -121,27 +121,53 @@ def run(block: Block, folder: Path, programs: Path) -> None:
     assert done.returncode == 0, f"{block}\n{block.text}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
 
 
-def test_links_between_pages_lead_somewhere() -> None:
+def test_links_between_pages_exist() -> None:
     links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text("utf-8"))]
     assert len(links) > 5
     assert not [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()]
 
 
-def test_readme_and_ci_run_the_same_tests() -> None:
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     (command,) = re.findall(r"^python -m pip install tox && .*$", readme, re.MULTILINE)
     assert command in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
-def cell(found: frozenset[str] | bool) -> str:
-    if isinstance(found, bool):
-        return "yes" if found else "-"
-    return ", ".join(sorted(found)) or "-"
+def cell(capability: frozenset[str] | bool) -> str:
+    if isinstance(capability, bool):
+        return "yes" if capability else "-"
+    return ", ".join(sorted(capability)) or "-"
 
 
 @pytest.mark.parametrize("name", [s.name for s in unixent.backends() if s.installed and s.name != "toy"])
 def test_the_table_of_backends_is_what_they_declare(name: str) -> None:
-    found = unixent.get_backend(name).capabilities
-    cells = (found.dtypes, found.targets, found.transforms, found.linear, found.parallel, found.batch_invariant)
-    row = f"| {name} | {' | '.join(map(cell, cells))} |"
+    declared = unixent.get_backend(name).capabilities
+    columns = (
+        declared.dtypes,
+        declared.targets,
+        declared.transforms,
+        declared.linear,
+        declared.parallel,
+        declared.batch_invariant,
+    )
+    row = f"| {name} | {' | '.join(map(cell, columns))} |"
     assert row in (ROOT / "docs" / "backends.md").read_text("utf-8").splitlines(), f"docs/backends.md lacks\n{row}"
+
+
+def sections(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts make them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_to_sections_exist() -> None:
+    links = [
+        (page, *link) for page in PAGES for link in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text("utf-8"))
+    ]
+    assert links
+    missing_anchors = [
+        f"{page.relative_to(ROOT)}: {file}#{anchor}"
+        for page, file, anchor in links
+        if anchor not in sections(page.parent / file if file else page)
+    ]
+    assert not missing_anchors
