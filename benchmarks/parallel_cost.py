@@ -3,8 +3,8 @@
     python benchmarks/parallel_cost.py                                      # the model, to 1,024 processes
     mpiexec -iface lo -n 4 python -m mpi4py benchmarks/parallel_cost.py     # the model beside what NumPy over MPI does
 
-A position of V classes, sharded over T processes, costs a process (b bytes per logit, p numbers per position: 3 for class
-indices, 4 with label smoothing, 7 for probabilities):
+A position of V classes, sharded over T processes, costs a process (b bytes per logit, p numbers per position: 3 for
+class indices, 4 with label smoothing, 7 for probabilities):
 
     numbers reduced   p                      wire, sent by a ring   2 (T - 1) / T * 4 p bytes
     memory            V / T * b: the gradient         arithmetic   2 V / T exponentials, value and gradient
@@ -28,7 +28,7 @@ import numpy as np
 
 import unixent
 from measuring import traced_peak
-from unixent_numpy._groups import MpiGroup
+from unixent_numpy.collectives import MpiGroup
 
 NUMBERS = {"indices": 3, "indices, smoothed": 4, "probabilities": 7}
 
@@ -60,7 +60,7 @@ def size(value: float) -> str:
 
 def print_model(classes: int, positions: int) -> None:
     print(f"{positions:,} positions of {classes:,} classes in float32, class indices, per process\n")
-    print("| processes | bytes, sharded | bytes, gathered | memory, sharded | memory, gathered | exponentials, of all |")
+    print("| processes | bytes, sharded | bytes, gathered | memory, sharded | memory, gathered | exponentials of all |")
     print("|---:|---:|---:|---:|---:|---:|")
     for exponent in range(1, 11):
         processes = 2**exponent

@@ -1,6 +1,6 @@
 """The NumPy backend of unixent: the embedded default, worked in row blocks that stay in cache, on all cores."""
 
-from unixent_numpy._backend import NumpyBackend
+from unixent_numpy.backend import NumpyBackend
 
 backend = NumpyBackend()
 

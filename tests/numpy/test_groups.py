@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import unixent
-import unixent_numpy._linear as linear
+import unixent_numpy.linear as linear
 
 RNG = np.random.default_rng(7)
 N, C, D = 10, 9, 4

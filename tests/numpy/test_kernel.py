@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent_numpy import _layout
+from unixent_numpy.kernel import blocks
 
 RNG = np.random.default_rng(7)
 OPTIONS = [
@@ -47,8 +47,8 @@ def test_bits_of_a_position_do_not_depend_on_the_others(dtype, options, classes,
         part, part_grad = solve(logits[rows], target[rows], **options)
         assert part.tobytes() == loss[rows].tobytes()
         assert part_grad.tobytes() == grad[rows].tobytes()
-    monkeypatch.setattr(_layout, "BLOCK_BYTES", 4 * classes * 5)
-    monkeypatch.setattr(_layout, "THREADED_ELEMENTS", 0)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * classes * 5)
+    monkeypatch.setattr(blocks, "THREADED_ELEMENTS", 0)
     blocked, blocked_grad = solve(logits, target, **options)
     assert blocked.tobytes() == loss.tobytes()
     assert blocked_grad.tobytes() == grad.tobytes()

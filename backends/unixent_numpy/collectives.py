@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from unixent_numpy._layout import Array
+from unixent_numpy.compat import Array
 
 
 @runtime_checkable
@@ -53,6 +53,7 @@ class MpiGroup:
 
 
 def group_of(handle: Any) -> Group:
+    """The group behind a handle: itself, or an mpi4py communicator."""
     return handle if isinstance(handle, Group) else MpiGroup(handle)
 
 

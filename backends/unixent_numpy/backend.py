@@ -1,0 +1,96 @@
+"""The adapter: arrays described and handed over, problems sent their way."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from unixent.options import ParallelConfig
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
+from unixent_numpy.collectives import group_of
+from unixent_numpy.compat import Array
+from unixent_numpy.kernel import RowLosses, row_losses
+from unixent_numpy.linear import solve_linear
+from unixent_numpy.logits.problem import solve_logits
+from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
+
+
+class NumpyBackend:
+    """`unixent.Backend` for NumPy arrays, on all cores (or ``UNIXENT_NUM_THREADS`` of them)."""
+
+    name = "numpy"
+    version = np.__version__
+    capabilities = Capabilities(
+        dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
+        linear=True,
+        parallel=True,
+        batch_invariant=True,
+    )
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, (np.ndarray, np.generic)) and not isinstance(array, np.ma.MaskedArray)
+
+    def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
+        return tuple([ArrayInfo(array.shape, array.dtype.name) for array in arrays])
+
+    def asarray(self, value: Array, like: Array | None) -> Array:
+        return value
+
+    def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
+        target = np.asarray(target)
+        if target.size == 0 or (target.min() >= 0 and target.max() < num_classes):
+            return None
+        limits = np.iinfo(target.dtype)
+        invalid = (target < 0) | (target >= num_classes)
+        if limits.min <= ignore_index <= limits.max:
+            invalid &= target != ignore_index
+        flat = int(invalid.argmax())
+        return (flat, int(target.reshape(-1)[flat])) if invalid.reshape(-1)[flat] else None
+
+    def first_nonfinite(self, array: Array) -> int | None:
+        bad = ~np.isfinite(np.asarray(array))
+        return int(bad.argmax()) if bad.any() else None
+
+    def cross_entropy(self, problem: Problem) -> Array | LossTerms:
+        loss: Array | LossTerms
+        loss, _ = solve_logits(problem, None, (), _row_losses(problem))
+        return loss
+
+    def value_and_grad(
+        self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        return solve_logits(problem, grad_output, wrt, _row_losses(problem))
+
+    def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
+        loss: Array | LossTerms
+        loss, _ = solve_linear(problem, None, (), _row_losses(problem))
+        return loss
+
+    def linear_value_and_grad(
+        self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Array, tuple[Array, ...]]:
+        return solve_linear(problem, grad_output, wrt, _row_losses(problem))
+
+    def group_size(self, group: Any) -> int:
+        return group_of(group).size
+
+    def is_global(self, array: object, config: ParallelConfig) -> bool:
+        return False
+
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        return group_of(group).all_gather(row)
+
+    def is_single_program(self) -> bool:
+        return False
+
+
+def _row_losses(problem: LossProblem) -> RowLosses:
+    """The pass over the logits: of all classes, or of those that this process holds."""
+    if problem.sharding is None or problem.sharding.model_group is None:
+        return row_losses
+    return vocab_parallel_row_losses(problem.sharding)

@@ -1,0 +1,150 @@
+"""Memory: positions as rows, whatever the strides; scratch for each thread; blocks of rows on all cores."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from unixent.errors import OptionError
+from unixent_numpy.compat import Array
+
+# A block of this many bytes stays in cache while about six passes go over it, and is long enough that the work between
+# two passes, which holds the interpreter lock, does not count.
+BLOCK_BYTES = 1 << 21
+# Below this many elements a call is over before a second thread has started.
+THREADED_ELEMENTS = 1 << 16
+
+
+class Rows:
+    """The positions of ``array``, P + (C,), addressed as rows 0..N-1 in C order without copying it.
+
+    Attributes:
+        count: the number of positions N.
+        num_classes: C, which may be 0.
+        array: the array itself.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self._positions, self.num_classes = array.shape[:-1], array.shape[-1]
+        self.count = math.prod(self._positions)
+        self.array = array
+        self._flat: Array | None = None
+        if array.flags.c_contiguous:
+            self._flat = array.reshape(self.count, self.num_classes)
+            return
+        stride = _common_stride(self._positions, array.strides[:-1])
+        if stride is not None:
+            shape, strides = (self.count, self.num_classes), (stride, array.strides[-1])
+            self._flat = np.lib.stride_tricks.as_strided(array, shape, strides, writeable=array.flags.writeable)
+
+    def _subscripts(self, rows: slice) -> Any:
+        return np.unravel_index(np.arange(rows.start, rows.stop), self._positions)
+
+    def read(self, rows: slice, out: Array) -> None:
+        """Copy rows into ``out``, widening them to its dtype."""
+        source = self.array[self._subscripts(rows)] if self._flat is None else self._flat[rows]
+        np.copyto(out, source, casting="unsafe")
+
+    def write(self, rows: slice, block: Array) -> None:
+        """Round the block to this array's dtype and store it."""
+        if self._flat is None:
+            self.array[self._subscripts(rows)] = block
+        else:
+            self._flat[rows] = block
+
+    def as_scratch(self, dtype: np.dtype[Any]) -> Array | None:
+        """The rows as a C-contiguous array of ``dtype`` that may serve as its own scratch, or None."""
+        flat = self._flat
+        return flat if flat is not None and flat.flags.c_contiguous and flat.dtype == dtype else None
+
+
+def _common_stride(shape: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The one stride that steps through all of ``shape`` in C order, or None where there is none."""
+    stride = 0
+    expected: int | None = None  # no axis longer than 1 seen yet; a stride of 0 is one like any other
+    for size, step in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if expected is None:
+            stride = step
+        elif step != expected:
+            return None
+        expected = step * size
+    return stride
+
+
+def num_threads() -> int:
+    """``UNIXENT_NUM_THREADS`` where it is set, else the number of cores that this process may use.
+
+    Raises:
+        OptionError: the variable is not an int >= 1.
+    """
+    value = os.environ.get("UNIXENT_NUM_THREADS")
+    if value is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise OptionError(f"UNIXENT_NUM_THREADS: expected an int >= 1; got {value!r}")
+    return number
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None  # threads don't survive a fork
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+class RowBlocks:
+    """N rows of C classes cut into blocks (what fits in cache, and no more than one core's share), and their scratch.
+
+    Attributes:
+        size: how many rows a block holds, at most.
+    """
+
+    def __init__(self, count: int, num_classes: int, dtype: np.dtype[Any]) -> None:
+        self._count, self._threads = count, num_threads()
+        share = count if count * num_classes < THREADED_ELEMENTS else -(-count // self._threads)
+        self.size = max(1, min(BLOCK_BYTES // max(1, num_classes * dtype.itemsize), share))
+        self._shape, self._dtype = (self.size, num_classes), dtype
+        # One set of blocks for each thread: fresh pages for every block would cost more than the arithmetic.
+        self._scratch = threading.local()
+
+    def scratch(self, name: str, rows: slice) -> Array:
+        """The calling thread's uninitialised block of that name, one row for each of ``rows``."""
+        blocks = self._scratch.__dict__  # of this thread
+        if name not in blocks:
+            blocks[name] = np.empty(self._shape, self._dtype)
+        block: Array = blocks[name][: rows.stop - rows.start]
+        return block
+
+    def for_each(self, work: Callable[[slice], None]) -> None:
+        """Call ``work(rows)`` for blocks that cover all rows, on all cores where that pays."""
+        global _pool
+        if self._count <= self.size:
+            if self._count:
+                work(slice(0, self._count))
+            return
+        blocks = [slice(start, min(start + self.size, self._count)) for start in range(0, self._count, self.size)]
+        if self._threads == 1:
+            for rows in blocks:
+                work(rows)
+            return
+        if _pool is None:
+            _pool = ThreadPoolExecutor(self._threads, thread_name_prefix="unixent")
+        for _ in _pool.map(work, blocks):
+            pass

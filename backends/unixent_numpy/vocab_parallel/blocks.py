@@ -1,0 +1,92 @@
+"""The logits of this process's classes, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from unixent_numpy.collectives import Group
+from unixent_numpy.compat import Array
+from unixent_numpy.kernel import KernelSpec
+from unixent_numpy.kernel.blocks import RowBlocks, Rows
+from unixent_numpy.kernel.rows import ClassCoefs, apply_softcap
+
+
+class Shard(NamedTuple):
+    """Which classes this process holds: ``num_local_classes`` of all ``num_classes``, from ``vocab_start`` on."""
+
+    group: Group
+    vocab_start: int
+    num_local_classes: int
+    num_classes: int
+
+    @property
+    def local_classes(self) -> slice:
+        """Where the local classes lie in an array over all of them."""
+        return slice(self.vocab_start, self.vocab_start + self.num_local_classes)
+
+
+class LocalLogits:
+    """Local logits [N, local classes], and what of the target has their shape. No class at all is legal.
+
+    Attributes:
+        shard, spec: which classes are here, and the static options.
+        count: the number of positions N.
+        coefs: the target's coefficients that no position changes, over all classes.
+        smoothing_coefs: b_c of the local classes; None without smoothing.
+        has_probabilities: the targets are probabilities.
+    """
+
+    def __init__(
+        self, x: Array, probabilities: Array | None, weight: Array | None, spec: KernelSpec, shard: Shard
+    ) -> None:
+        self.shard, self.spec = shard, spec
+        self._logits = Rows(x)
+        self._probabilities = None if probabilities is None else Rows(probabilities)
+        self.has_probabilities = probabilities is not None
+        self.count = self._logits.count
+        self.coefs = ClassCoefs.of(weight, shard.num_classes, spec)
+        smoothing = self.coefs.smoothing
+        self.smoothing_coefs = None if smoothing is None else smoothing.base[shard.local_classes]
+        # d t_c / d q_c
+        self.prob_coefs = self.coefs.of_probability(
+            shard.local_classes, np.empty(shard.num_local_classes, spec.acc_dtype)
+        )
+        self._blocks = RowBlocks(self.count, shard.num_local_classes, spec.acc_dtype)
+        self.scratch = self._blocks.scratch
+
+    def zeros(self, *size: int) -> Array:
+        """Zeros [..., N] in the accumulation dtype."""
+        return np.zeros((*size, self.count), self.spec.acc_dtype)
+
+    def for_each(self, work: Callable[[slice, Array], None]) -> None:
+        """Call ``work(rows, block)`` for every block of soft-capped logits, which may be overwritten."""
+        self.for_each_with_grad(lambda rows, block, _: work(rows, block), False)
+
+    def for_each_with_grad(self, work: Callable[[slice, Array, Array | None], None], with_grad: bool = True) -> None:
+        """The same with the derivative of the cap, or None where there is no soft-cap."""
+
+        def read(rows: slice) -> None:
+            softcap, softcap_grad = self.spec.softcap, None
+            # The state is a thread's own.
+            with np.errstate(all="ignore"):
+                block = self.scratch("logits", rows)
+                self._logits.read(rows, block)
+                if softcap is not None:
+                    softcap_grad = self.scratch("softcap_grad", rows) if with_grad else None
+                    apply_softcap(block, softcap, softcap_grad)
+                work(rows, block, softcap_grad)
+
+        self._blocks.for_each(read)
+
+    def target_coefs(self, rows: slice) -> Array:
+        """The coefficients t_c of a block of probabilities, in scratch."""
+        assert self._probabilities is not None
+        coefs = self.scratch("target_coefs", rows)
+        self._probabilities.read(rows, coefs)
+        coefs *= self.prob_coefs
+        if self.smoothing_coefs is not None:
+            coefs += self.smoothing_coefs
+        return coefs
