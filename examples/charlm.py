@@ -2,11 +2,11 @@
 
     python examples/charlm.py [--steps 300] [--vocabulary 4096] [--fused] [--output charlm.png]
 
-Both runs start from the same seed and see the same batches. Prints and plots both curves and both step times. Of single
-characters there are so few that the loss would hardly count; so frequent groups of up to four are one symbol, which
-brings the vocabulary near to that of a real language model. ``--vocabulary 0`` keeps to characters. With ``--fused`` a
-third run computes the last layer and its loss together, without all logits; printed is what each form holds on to
-between its forward and its backward pass.
+Both runs start from the same seed and see the same batches. The script prints and plots both loss curves and both
+step times. The loss of single characters would take too little time to matter, so frequent groups of up to four
+characters are one symbol each, which brings the vocabulary closer to that of a real language model; ``--vocabulary
+0`` uses characters only. ``--fused`` adds a third run, which computes the last layer and its loss together without
+materializing all logits, and prints the memory that each form keeps between its forward and its backward pass.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from torch import Tensor, nn
 
 import unixent
 
-# Their sources are mostly prose: documentation strings and comments.
+# Their sources are mostly prose: docstrings and comments.
 MODULES = ("argparse", "datetime", "decimal", "difflib", "doctest", "inspect", "logging", "pathlib", "pickletools",
            "random", "statistics", "subprocess", "tarfile", "threading", "typing", "zipfile")  # fmt: skip
 CONTEXT, WIDTH, BATCH = 64, 128, 32
 
-Loss = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # of the last layer, its input and the targets
+Loss = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # last layer, its input, targets
 
 
 class Run(NamedTuple):
-    """Loss in nats of each step, the seconds that it took, and the bytes that the loss held for its backward pass."""
+    """Loss (nats) and duration (seconds) of each step, and the bytes that the loss saved for its backward pass."""
 
     losses: list[float]
     steps: list[float]
-    held: int
+    saved_bytes: int
 
 
 def text() -> str:
@@ -50,7 +50,7 @@ def text() -> str:
 
 
 def encode(source: str, size: int) -> tuple[Tensor, int]:
-    """The text as indices of chunks, and how many different ones there are: all characters and frequent groups."""
+    """The text as chunk indices, and the size of the vocabulary: all characters, and frequent groups of them."""
     chunks = re.findall(r"\w{1,4}|\s+|.", source, re.DOTALL)
     characters = sorted(set(source))
     room = max(0, size - len(characters))
@@ -61,7 +61,7 @@ def encode(source: str, size: int) -> tuple[Tensor, int]:
 
 
 class Model(nn.Module):  # type: ignore[misc]
-    """Embedding, a recurrent layer, and a score for each chunk that may come next."""
+    """Embedding, recurrent layer, and a score for each possible next chunk."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Model(nn.Module):  # type: ignore[misc]
         self.scores = nn.Linear(WIDTH, vocabulary)
 
     def forward(self, chunks: Tensor) -> Tensor:
-        """[batch, length] indices to the [batch, length, width] input of the last layer."""
+        """Map [batch, length] indices to the [batch, length, width] input of the last layer."""
         hidden: Tensor = self.memory(self.embedding(chunks))[0]
         return hidden
 
@@ -87,8 +87,8 @@ def fused(scores: nn.Linear, hidden: Tensor, target: Tensor) -> Tensor:
     return unixent.linear_cross_entropy(hidden, scores.weight, target, bias=scores.bias)
 
 
-def held(loss_of: Loss, scores: nn.Linear, hidden: Tensor, target: Tensor) -> int:
-    """Bytes that the last layer and its loss keep until their backward pass, beyond what was there before."""
+def saved_bytes(loss_of: Loss, scores: nn.Linear, hidden: Tensor, target: Tensor) -> int:
+    """Bytes that the last layer and its loss save for their backward pass, beyond their inputs and parameters."""
     kept: dict[int, int] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def held(loss_of: Loss, scores: nn.Linear, hidden: Tensor, target: Tensor) -> in
 
 
 def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int, name: str) -> Run:
-    """Adam on random stretches of the text."""
+    """Train with Adam on random windows of the text."""
     torch.manual_seed(seed)
     model = Model(vocabulary)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -122,11 +122,11 @@ def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int,
         losses.append(loss.item())
         if step == 1 or step % 50 == 0 or step == steps:
             print(f"{name:8}  {step:5}  {losses[-1]:.4f}  {1e3 * statistics.median(seconds):7.1f} ms")
-    return Run(losses, seconds, held(loss_of, model.scores, model(window[:, :-1]), window[:, 1:]))
+    return Run(losses, seconds, saved_bytes(loss_of, model.scores, model(window[:, :-1]), window[:, 1:]))
 
 
 def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
-    """Both curves and both distributions of step times, as a PNG."""
+    """Plot the loss curves and the distributions of step times as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,20 +149,20 @@ def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="A small language model with torch's own loss and with unixent.")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--vocabulary", type=int, default=4096, help="at most this many different chunks")
+    parser.add_argument("--vocabulary", type=int, default=4096, help="largest number of different chunks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fused", action="store_true", help="train a third time, last layer and loss in one")
+    parser.add_argument("--fused", action="store_true", help="add a run with the fused linear form")
     parser.add_argument("--output", type=Path, default=Path("charlm.png"), help="picture to write")
     chosen = parser.parse_args(arguments)
     chunks, vocabulary = encode(text(), chosen.vocabulary)
-    print(f"{len(chunks)} chunks, {vocabulary} different\n\nloss       step    nats   median step")
+    print(f"{len(chunks)} chunks, vocabulary of {vocabulary}\n\nloss       step    nats   median step")
     losses: dict[str, Loss] = {"torch": stock, "unixent": ours} | ({"fused": fused} if chosen.fused else {})
     runs = {name: train(loss, chunks, vocabulary, chosen.steps, chosen.seed, name) for name, loss in losses.items()}
     apart = max(max(values) - min(values) for values in zip(*(run.losses for run in runs.values()), strict=True))
     if chosen.fused:
-        sizes = ", ".join(f"{name} {run.held / 2**20:.1f} MiB" for name, run in runs.items())
-        print(f"\nheld from forward to backward: {sizes}")
-    print(f"\nthe curves are never more than {apart:.2g} nats apart; they are in {chosen.output}")
+        sizes = ", ".join(f"{name} {run.saved_bytes / 2**20:.1f} MiB" for name, run in runs.items())
+        print(f"\nsaved for the backward pass: {sizes}")
+    print(f"\nlargest difference between the curves: {apart:.2g} nats; plotted in {chosen.output}")
     draw(runs, vocabulary, chosen.output)
     return 0
 

@@ -1,12 +1,12 @@
 """Softmax regression on scikit-learn's handwritten digits, through `unixent.value_and_grad`, on any backend.
 
     python examples/digits.py --backend numpy          # or torch, jax, mindspore, the name of a plug-in
-    python examples/digits.py --backend numpy torch    # the same steps on each; "all": on every one installed
+    python examples/digits.py --backend numpy torch    # the same steps on each; "all": on every installed backend
 
-Prints loss and accuracy and draws both as curves, those of several backends on one picture with the largest difference
-between any two. Nothing below names a framework: arrays are handed over by the backend, and matrix products and sums
-are what all four frameworks spell alike. The gradient of the logits comes from unixent; that of the linear layer is
-then a matrix product, so no automatic differentiation is needed.
+Prints loss and accuracy and plots both; with several backends, all curves on one plot, with the largest difference
+between any two. The code below names no framework: the backend converts arrays, and all four frameworks spell matrix
+products and sums alike. unixent returns the gradient of the logits; the gradient of the linear layer is then a matrix
+product, so the example needs no autodiff.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Data(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """Mean loss in nats and share of images recognised, on images that were not trained on."""
+    """Mean loss (nats) and accuracy on the test images."""
 
     loss: float
     accuracy: float
 
 
 def load(seed: int) -> Data:
-    """1,797 images of 8 x 8 pixels; every fifth of a random order is kept for the test."""
+    """1,797 images of 8 x 8 pixels in random order; every fifth is a test image."""
     from sklearn.datasets import load_digits
 
     bundled = load_digits()
@@ -56,7 +56,7 @@ def load(seed: int) -> Data:
 
 
 def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[int, Epoch], None]) -> list[Epoch]:
-    """Stochastic gradient descent with momentum; the same steps on every backend."""
+    """Train by stochastic gradient descent with momentum, with the same steps on every backend."""
     array = unixent.get_backend(backend).asarray
     rng = np.random.default_rng(seed)
     classes, width = int(data.train_digits.max()) + 1, data.train_pixels.shape[1]
@@ -68,8 +68,8 @@ def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[in
     for epoch in range(1, epochs + 1):
         for chosen in batches(rng, len(data.train_digits)):
             pixels, digits = array(data.train_pixels[chosen], None), array(data.train_digits[chosen], None)
-            _, slope = unixent.value_and_grad(pixels @ weights + bias, digits, backend=backend)
-            speeds = [MOMENTUM * speeds[0] + pixels.T @ slope, MOMENTUM * speeds[1] + slope.sum(0)]
+            _, grad = unixent.value_and_grad(pixels @ weights + bias, digits, backend=backend)
+            speeds = [MOMENTUM * speeds[0] + pixels.T @ grad, MOMENTUM * speeds[1] + grad.sum(0)]
             weights, bias = weights - RATE * speeds[0], bias - RATE * speeds[1]
         logits = test_pixels @ weights + bias
         loss = float(unixent.cross_entropy(logits, test_digits, backend=backend))
@@ -80,12 +80,12 @@ def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[in
 
 
 def batches(rng: np.random.Generator, count: int) -> list[np.ndarray[Any, Any]]:
-    """Every training image once, in a random order, about `BATCH` at a time."""
+    """Every training image once, in random order, in batches of about `BATCH`."""
     return np.array_split(rng.permutation(count), -(-count // BATCH))
 
 
 class Difference(NamedTuple):
-    """Where two backends' test losses are furthest apart, in nats."""
+    """The largest difference between the test losses of two backends, in nats."""
 
     loss: float
     epoch: int
@@ -125,7 +125,7 @@ def draw(curves: dict[str, list[Epoch]], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     title = "softmax regression on 8 x 8 digits, through unixent"
     if len(curves) > 1:
-        title += f"\nlargest difference of two losses: {furthest(curves)}"
+        title += f"\nlargest difference between two losses: {furthest(curves)}"
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -138,11 +138,11 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         default=["numpy"],
         metavar="NAME",
-        help='numpy, torch, jax, mindspore or a plug-in, one or several; "all": what is installed (default: numpy)',
+        help='numpy, torch, jax, mindspore or a plug-in, one or several; "all": each one installed (default: numpy)',
     )
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("digits.png"), help="picture to write")
+    parser.add_argument("--output", type=Path, default=Path("digits.png"), help="plot to write")
     chosen = parser.parse_args(arguments)
     names = list(dict.fromkeys(chosen.backend))
     if names == ["all"]:
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         if epoch == 1 or epoch % 5 == 0 or epoch == chosen.epochs:
             print(f"{epoch:5}  {point.loss:9.4f}  {point.accuracy:8.1%}")
 
-    print(f"{len(data.train_digits)} images to learn from, {len(data.test_digits)} to test on")
+    print(f"{len(data.train_digits)} training images, {len(data.test_digits)} test images")
     curves = {}
     for name in names:
         print(f"backend {name} {versions[name]}\n\nepoch  test loss  accuracy")
@@ -170,8 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\n{time.perf_counter() - start:.1f} s")
     draw(curves, chosen.output)
     if len(curves) > 1:
-        print(f"the largest difference of two losses is {furthest(curves)}")
-    print(f"the curves are in {chosen.output}")
+        print(f"largest difference between two losses: {furthest(curves)}")
+    print(f"plotted in {chosen.output}")
     return 0
 
 

@@ -1,10 +1,9 @@
 """The example's training curves are the same on every backend.
 
-The same as far as can be said at all: the loss of a test image, computed by two backends from the very same logits,
-may differ by the sum of their two bounds, 2 (8 + 2 log2 C) u of the loss (docs/semantics.md). That is all the room that
-whole trainings are given, in which every matrix product, gradient and update of every step is rounded differently. They
-use about a fifth of it, because softmax regression is convex and the steps are short: training pulls two nearby sets of
-weights together, so that what a rounding moves does not grow.
+From the same logits, the losses of two backends may differ by the sum of their two bounds, 2 (8 + 2 log2 C) u of the
+loss (docs/semantics.md). The tests allow no more for whole trainings, in which every matrix product, gradient and
+update of every step is rounded differently. The curves use about a fifth of that, because softmax regression is convex
+and the steps are short: training moves two nearby sets of weights closer together, so rounding errors do not grow.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ pytest.importorskip("sklearn", reason='needs the extra "examples"')
 pytest.importorskip("matplotlib", reason='needs the extra "examples"')
 
 EPOCHS, SEED, CLASSES = 30, 0, 10
-ROOM = 2 * (8 + 2 * math.log2(CLASSES)) * 2.0**-24
+BOUND = 2 * (8 + 2 * math.log2(CLASSES)) * 2.0**-24
 digits = SimpleNamespace(**run_path(str(Path(__file__).resolve().parents[2] / "examples" / "digits.py")))
 Curve = list[Any]
 
@@ -44,16 +43,16 @@ def apart(one: Curve, other: Curve) -> float:
 @pytest.mark.parametrize(("one", "other"), list(combinations(BACKENDS, 2)), ids="-".join)
 def test_curves_are_the_same(curves: dict[str, Curve], one: str, other: str) -> None:
     assert len(curves[one]) == EPOCHS
-    assert apart(curves[one], curves[other]) <= ROOM
+    assert apart(curves[one], curves[other]) <= BOUND
     assert [point.accuracy for point in curves[one]] == [point.accuracy for point in curves[other]]
 
 
-def test_another_training_is_told_apart(curves: dict[str, Curve]) -> None:
+def test_a_different_training_exceeds_the_bound(curves: dict[str, Curve]) -> None:
     """Pixels moved by a 10,000th of their range: no eye sees it on the picture."""
     data = digits.load(SEED)
     moved = data._replace(train_pixels=data.train_pixels * data.train_pixels.dtype.type(1 - 1e-4))
     curve = digits.train("numpy", moved, EPOCHS, SEED, lambda epoch, point: None)
-    assert apart(curve, curves["numpy"]) > 10 * ROOM
+    assert apart(curve, curves["numpy"]) > 10 * BOUND
 
 
 def test_one_picture_names_the_largest_difference(
@@ -62,8 +61,8 @@ def test_one_picture_names_the_largest_difference(
     picture = tmp_path / "digits.png"
     options = ["--backend", *BACKENDS, "--epochs", "2", "--output", str(picture)]
     assert digits.main(options) == 0
-    said = capsys.readouterr().out
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("backend ")] == list(BACKENDS)
+    output = capsys.readouterr().out
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("backend ")] == list(BACKENDS)
     short = {name: curve[:2] for name, curve in curves.items()}
-    assert f"the largest difference of two losses is {digits.furthest(short)}" in said
+    assert f"largest difference between two losses: {digits.furthest(short)}" in output
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
