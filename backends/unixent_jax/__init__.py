@@ -1,6 +1,6 @@
 """The JAX backend of unixent: one jitted program, every transform, no gather of sharded logits."""
 
-from unixent_jax._backend import JaxBackend
+from unixent_jax.backend import JaxBackend
 
 backend = JaxBackend()
 

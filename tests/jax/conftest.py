@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
-from unixent_jax import _stats
+from unixent_jax.kernel import class_axis
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -20,7 +20,7 @@ def formulation(request: pytest.FixtureRequest) -> Iterator[str]:
     """
     single = request.param == "single device"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_stats, "alone", lambda x: single)
+        patched.setattr(class_axis, "is_on_one_device", lambda x: single)
         jax.clear_caches()
         yield request.param
     jax.clear_caches()
@@ -29,7 +29,7 @@ def formulation(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def single_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a process of one device."""
-    monkeypatch.setattr(_stats, "alone", lambda x: True)
+    monkeypatch.setattr(class_axis, "is_on_one_device", lambda x: True)
     jax.clear_caches()
     yield
     jax.clear_caches()

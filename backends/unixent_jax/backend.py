@@ -1,7 +1,8 @@
-"""The adapter: arrays described and handed over, problems turned into calls of the jitted loss."""
+"""The adapter: arrays described and handed over, problems turned into calls of jitted programs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,8 +13,15 @@ from jax import Array
 from unixent import validation
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
-from unixent_jax import _linear, _loss, _mesh, _spread
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent_jax.collectives import ShardAxes, axis_names, axis_size, check_varies, inside_shard_map
+from unixent_jax.linear import reduction as linear
+from unixent_jax.linear.problem import LinearArrays, LinearSpec
+from unixent_jax.logits import jitted
+from unixent_jax.logits import reduction as logits
+from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
+from unixent_jax.vocab_parallel import reduction as over_mesh
+from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
 
 
 class JaxBackend:
@@ -67,13 +75,13 @@ class JaxBackend:
         return False
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
-        axes = _spread.names(config.model_group) + _spread.names(config.token_group)
-        return config.mesh is not None and not _spread.bound(axes)
+        axes = axis_names(config.model_group) + axis_names(config.token_group)
+        return config.mesh is not None and not inside_shard_map(axes)
 
     def group_size(self, group: Any) -> int:
-        axes = _spread.names(group)
+        axes = axis_names(group)
         try:
-            return _spread.size(axes)
+            return axis_size(axes)
         except NameError:
             raise BackendError(
                 f"parallel: expected a call inside jax.shard_map over {', '.join(map(repr, axes))}, or whole arrays "
@@ -85,28 +93,26 @@ class JaxBackend:
         return [row] * self.group_size(group)
 
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
-        plan, arrays = _prepared(problem)
-        result = _loss.value(plan, problem.result_dtype, arrays)
+        result = jitted.value(*_logits_call(problem))
         return LossTerms(*result) if problem.return_terms else result
 
     def value_and_grad(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        plan, arrays = _prepared(problem)
-        value, gradients = _loss.value_and_gradients(plan, problem.result_dtype, wrt, arrays, grad_output)
-        return value, gradients
+        loss, spec, result_dtype, arrays = _logits_call(problem)
+        value, grads = jitted.value_and_grads(loss, spec, result_dtype, wrt, arrays, grad_output)
+        return value, grads
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
-        plan, arrays = _prepared_linear(problem)
-        result = _linear.value(plan, problem.result_dtype, arrays)
+        result = jitted.value(*_linear_call(problem))
         return LossTerms(*result) if problem.return_terms else result
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        plan, arrays = _prepared_linear(problem)
-        value, gradients = _linear.value_and_gradients(plan, problem.result_dtype, wrt, arrays, grad_output)
-        return value, gradients
+        loss, spec, result_dtype, arrays = _linear_call(problem)
+        value, grads = jitted.value_and_grads(loss, spec, result_dtype, wrt, arrays, grad_output)
+        return value, grads
 
 
 def _info(array: Array) -> ArrayInfo:
@@ -119,48 +125,32 @@ def _info(array: Array) -> ArrayInfo:
     return ArrayInfo(array.shape, array.dtype.name, where, readable)
 
 
-def _plan(problem: LossProblem, axis: int) -> _loss.Plan:
-    if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
-        raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
-    split = problem.sharding
-    plan = _loss.Plan(
-        options=problem.options,
-        axis=axis,
-        classes=problem.num_classes,
-        indexed=problem.target_kind == "index",
-        acc_dtype=problem.acc_dtype,
-        terms=problem.return_terms,
-    )
-    if split is None:
-        return plan
-    if split.mesh is None:
-        return plan._replace(spread=_spread.Spread.of(split))
-    return plan._replace(over=_mesh.over_of(split))
-
-
-def _prepared(problem: Problem) -> tuple[_loss.Plan, _loss.Arrays]:
-    plan = _plan(problem, problem.axis)
-    _spread.expect_spread("logits", problem.logits, plan.spread.tokens + plan.spread.model)
-    arrays = _loss.Arrays(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
-    if problem.check_empty and bool(_loss.is_empty(plan._replace(over=None), arrays)):
+def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshSpec, str, LossArrays]:
+    """The loss, its spec, the dtype of the result, the arrays."""
+    spec, arrays, sharding = loss_spec(problem, problem.axis), LossArrays.of(problem), problem.sharding
+    if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
-    return plan, arrays
+    if sharding is None:
+        return logits.loss, spec, problem.result_dtype, arrays
+    if sharding.mesh is not None:
+        return over_mesh.logits_loss, MeshSpec(spec, MeshAxes.of(sharding)), problem.result_dtype, arrays
+    axes = ShardAxes.of(sharding)
+    check_varies("logits", problem.logits, axes.tokens + axes.model)
+    return logits.loss, spec.on_shards(axes), problem.result_dtype, arrays
 
 
-def _prepared_linear(problem: LinearProblem) -> tuple[_linear.Plan, _linear.Arrays]:
-    # A chunk of logits is (rows, classes).
-    plan = _linear.Plan(_plan(problem, 1), problem.chunk)
-    _spread.expect_spread("hidden", problem.hidden, plan.loss.spread.tokens)
-    _spread.expect_spread("classifier", problem.classifier, plan.loss.spread.model)
-    arrays = _linear.Arrays(
-        hidden=problem.hidden,
-        classifier=problem.classifier,
-        bias=problem.bias,
-        target=problem.target,
-        weight=problem.weight,
-        mask=problem.mask,
-        normalizer=problem.normalizer,
-    )
-    if problem.check_empty and bool(_linear.is_empty(plan._replace(loss=plan.loss._replace(over=None)), arrays)):
+def _linear_call(problem: LinearProblem) -> tuple[Callable[..., Any], LinearSpec | MeshSpec, str, LinearArrays]:
+    """The same of a fused linear call."""
+    # The logits of a chunk are (rows, classes).
+    spec, arrays = LinearSpec(loss_spec(problem, 1), problem.chunk), LinearArrays.of(problem)
+    sharding = problem.sharding
+    if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
-    return plan, arrays
+    if sharding is None:
+        return linear.loss, spec, problem.result_dtype, arrays
+    if sharding.mesh is not None:
+        return over_mesh.linear_loss, MeshSpec(spec, MeshAxes.of(sharding)), problem.result_dtype, arrays
+    axes = ShardAxes.of(sharding)
+    check_varies("hidden", problem.hidden, axes.tokens)
+    check_varies("classifier", problem.classifier, axes.model)
+    return linear.loss, spec._replace(loss=spec.loss.on_shards(axes)), problem.result_dtype, arrays

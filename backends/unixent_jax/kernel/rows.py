@@ -1,0 +1,134 @@
+"""The statistics of a row of logits, relative to its pivot (see `unixent.semantics`).
+
+The pivot is the target, or the argmax where the target is mixed. Its own exponential is left out of the sum and kept as
+a scalar, so that a confident row keeps its relative accuracy.
+
+XLA on CPU runs a plain reduction as one fused kernel but materialises whatever is selected by a mask, so the pivot is
+left out in one of two ways: where the exponentials are needed anyway (for the gradient) they are masked as they are
+formed and the rounding error of x_c - shift is made good, as here; where only the sum is needed, blocks of classes are
+summed unmasked and the pivot's block is redone (`unixent_jax.kernel.blocks`). docs/jax.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from unixent_jax.kernel.class_axis import (
+    ClassAxis,
+    max_over_classes,
+    sum_over_classes,
+    take,
+    where_or_zero,
+    zero_at,
+)
+
+# A row whose pivot holds the maximum by far would push every other exponential into the subnormals, which XLA flushes
+# to zero; its shift is lowered by this much, which still cannot overflow a sum.
+_HEADROOM = {"float32": 60.0, "float64": 600.0}
+
+
+class RowSpec(NamedTuple):
+    """What is static about rows."""
+
+    classes: ClassAxis
+    z_loss: float
+
+
+class RowStats(NamedTuple):
+    """The scalars of each row, with the class axis kept as 1."""
+
+    loss: Array  # L_k = lse - x_k
+    logsumexp: Array
+    exp_scale: Array  # p_c = exp_scale * e_c for c != k
+    p: Array  # p_k
+    one_minus_p: Array
+
+
+def shift_below(top: Array) -> Array:
+    """The shift of a row whose pivot holds its maximum."""
+    return jnp.floor(top) - jnp.asarray(_HEADROOM[top.dtype.name], top.dtype)
+
+
+def shifted_exp(x: Array, shift: Array) -> Array:
+    """exp(x - shift), for a shift that is a whole number: adding that back is exact, so that the rounding error of the
+    difference is had in two operations."""
+    high = x - shift
+    low = x - (high + shift)
+    e = jnp.exp(high)
+    return where_or_zero(high != -jnp.inf, e + e * low)
+
+
+def exp_and_stats(x: Array, pivot: Array, classes: ClassAxis) -> tuple[Array, RowStats]:
+    """e with the pivot's entry 0, and the scalars."""
+    pivot_logit = take(x, pivot, classes)
+    top = max_over_classes(x, classes)
+    shift = jnp.where(pivot_logit == top, shift_below(top), jnp.floor(top))
+    e = zero_at(shifted_exp(x, shift), pivot, classes)
+    return e, row_stats(shift, pivot_logit, sum_over_classes(e, classes))
+
+
+def row_stats(shift: Array, pivot_logit: Array, sum_rest: Array) -> RowStats:
+    """The scalars from the shift, the pivot's logit and the sum of the other exponentials."""
+    pivot_logit = jnp.where(pivot_logit == jnp.inf, jnp.nan, pivot_logit)
+    high = shift - pivot_logit
+    back = high - shift
+    low = (shift - (high - back)) - (pivot_logit + back)
+    low = jnp.where(jnp.isfinite(high), low, 0)
+    near = jnp.exp(-jnp.abs(high))
+    far = high > 0
+
+    near = near * jnp.where(far, 1 - low, 1 + low)
+    t = sum_rest * near
+    total = jnp.where(far, sum_rest + near, 1 + t)
+    log_norm = jnp.where(far, low + jnp.log(sum_rest + near), jnp.log1p(t))
+    return RowStats(
+        loss=jnp.where(far, high, 0) + log_norm,
+        logsumexp=jnp.where(far, shift, pivot_logit) + log_norm,
+        exp_scale=jnp.where(far, 1, near) / total,
+        p=jnp.where(far, near, 1) / total,
+        one_minus_p=jnp.where(far, sum_rest, t) / total,
+    )
+
+
+def softmax_and_logsumexp(x: Array, active: Array, classes: ClassAxis) -> tuple[Array, Array]:
+    """p and lse for derivatives of higher order; inactive rows hold numbers, so that zeros pass through them."""
+    x = jnp.where(active, x, 0)
+    if not classes.is_sharded:
+        return jax.nn.softmax(x, classes.axis), jax.nn.logsumexp(x, classes.axis, keepdims=True)
+    top = max_over_classes(x, classes)
+    e = jnp.exp(x - top)
+    sum_exp = sum_over_classes(e, classes)
+    return e / sum_exp, top + jnp.log(sum_exp)
+
+
+def add_z_loss(loss: Array, stats: RowStats, spec: RowSpec) -> Array:
+    return loss + spec.z_loss * stats.logsumexp**2 if spec.z_loss else loss
+
+
+def product(coef: Array, value: Array) -> Array:
+    """coef * value with 0 * inf = 0: what has no weight adds nothing. NaN stays."""
+    return where_or_zero((coef != 0) | (value != jnp.inf), coef * value)
+
+
+def inner(a: Array, b: Array, classes: ClassAxis) -> Array:
+    return sum_over_classes(a * b, classes)
+
+
+def is_known(tangent: Any) -> bool:
+    """Whether a tangent of a rule with symbolic zeros is not known to be 0."""
+    return tangent is not None and not isinstance(tangent, SymbolicZero)
+
+
+def hvp(spec: RowSpec, x: Array, total_coef: Array, active: Array, tangent: Array) -> Array:
+    """The part of dg that stems from dx: the product of a row's Hessian with ``tangent``."""
+    p, logsumexp = softmax_and_logsumexp(x, active, spec.classes)
+    mean = inner(p, tangent, spec.classes)
+    dp = p * (tangent - mean)
+    if not spec.z_loss:
+        return total_coef * dp
+    return (total_coef + 2 * spec.z_loss * logsumexp) * dp + 2 * spec.z_loss * mean * p

@@ -1,0 +1,120 @@
+"""The sum of a chunked loss, as a JAX custom derivative.
+
+The scalar reductions differentiate as the loss of a row does: the rule of the sum forms its gradients chunk by chunk in
+the forward pass, while the chunk's logits are at hand, and returns <gradient, tangent>. That is three matrix products
+in all, with nothing of the size of the logits kept for a backward pass. Where every position's loss has an upstream
+gradient of its own, which is not known in the forward pass, a chunk's logits are formed again in the backward pass.
+
+Everything is in the accumulation dtype: what is summed over chunks is rounded to half precision once, at the end.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from unixent_jax.collectives import sum_scalars
+from unixent_jax.kernel.rows import is_known
+from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, split_rows
+from unixent_jax.linear.problem import LinearRows, LinearSpec
+
+# The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
+_NUM_PARTS = 8
+
+
+def losses(spec: LinearSpec, rows: LinearRows) -> Array:
+    """Each row's loss; in the backward pass the logits of a chunk are formed anew."""
+
+    def of(chunk: Chunk) -> Array:
+        return chunk_losses(spec.loss.kernel, rows, chunk, chunk_logits(rows, chunk), chunk.target)
+
+    return join_rows(lax.map(jax.checkpoint(of), split_rows(spec, rows)), rows)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def sum_of_losses(spec: LinearSpec, rows: LinearRows) -> Array:
+    return jnp.sum(losses(spec, rows))
+
+
+@partial(sum_of_losses.defjvp, symbolic_zeros=True)
+def _sum_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: tuple[Any]) -> tuple[Array, Array]:
+    (rows,), (given,) = primals, tangents
+    names = ("hidden", "classifier", "bias", "target")
+    wrt = tuple(name for name in names if is_known(getattr(given, name)))
+    total, grads = _sum_and_grads(spec, wrt, rows)
+    tangent = jnp.zeros((), total.dtype)
+    for name, grad in grads.items():
+        product = grad * getattr(given, name)
+        if name in ("hidden", "target"):
+            # A selection, which keeps an infinite or NaN upstream gradient out of inactive rows.
+            product = jnp.where(rows.active[:, None], product, 0)
+        else:
+            # The same where no row is active at all, so that a NaN mean over nothing has no gradient.
+            product = jnp.where(jnp.any(rows.active), product, 0)
+        tangent = tangent + jnp.sum(product)
+    return total, sum_scalars(spec.loss.model_axes, tangent)[0]
+
+
+def _sum_and_grads(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tuple[Array, dict[str, Array]]:
+    """The sum of the losses and its gradients."""
+
+    def step(sums: dict[str, Any], chunk: Chunk) -> tuple[dict[str, Any], dict[str, Array]]:
+        of = partial(chunk_losses, spec.loss.kernel, rows, chunk)
+        by_row = {}
+        by_row["losses"], vjp = jax.vjp(of, chunk_logits(rows, chunk), chunk.target)
+        logits_grad, target_grad = vjp(jnp.ones_like(by_row["losses"]))
+        if "hidden" in wrt:
+            # A selection again: 0 times a NaN in the classifier.
+            is_active = (chunk.position_weight != 0)[:, None]
+            by_row["hidden"] = jnp.where(is_active, logits_grad @ rows.classifier, 0)
+        if "target" in wrt:
+            by_row["target"] = target_grad
+        sums = dict(sums)
+        if "classifier" in sums:
+            sums["classifier"] = _add_product(sums["classifier"], logits_grad, chunk.hidden)
+        if "bias" in sums:
+            sums["bias"] = sums["bias"] + jnp.sum(logits_grad, 0)
+        return sums, by_row
+
+    zero = _zero(rows)
+    sums: dict[str, Any] = {}
+    if "classifier" in wrt:
+        num_classes, width = rows.classifier.shape
+        size, remainder = divmod(num_classes, _NUM_PARTS)
+        sums["classifier"] = (
+            jnp.broadcast_to(zero, (_NUM_PARTS, size, width)),
+            jnp.broadcast_to(zero, (remainder, width)),
+        )
+    if "bias" in wrt:
+        sums["bias"] = jnp.broadcast_to(zero, rows.classifier.shape[:1])
+    sums, by_chunk = lax.scan(jax.checkpoint(step), sums, split_rows(spec, rows))
+    results = {name: join_rows(array, rows) for name, array in by_chunk.items()}
+    if "classifier" in sums:
+        parts, remainder = sums["classifier"]
+        sums["classifier"] = jnp.concatenate([parts.reshape(-1, parts.shape[-1]), remainder])
+    total = jnp.sum(results.pop("losses"))
+    results.update(sums)
+    return total, {name: results[name] for name in wrt}
+
+
+def _add_product(sums: tuple[Array, Array], logits_grad: Array, hidden: Array) -> tuple[Array, Array]:
+    """The sums and ``logits_grad.T @ hidden``, of which no more than a part exists by itself."""
+    parts, remainder = sums
+    size = parts.shape[1]
+
+    def add(i: Array, parts: Array) -> Array:
+        product = lax.dynamic_slice_in_dim(logits_grad, i * size, size, 1).T @ hidden
+        return lax.dynamic_update_index_in_dim(parts, parts[i] + product, i, 0)
+
+    remainder = remainder + logits_grad[:, _NUM_PARTS * size :].T @ hidden
+    return lax.fori_loop(0, _NUM_PARTS, add, parts), remainder
+
+
+def _zero(rows: LinearRows) -> Array:
+    """0, varying over the axes of a mesh as the rows do: what a scan inside `jax.shard_map` must start from."""
+    empty = [jnp.sum(leaf.reshape(-1)[:0]).astype(rows.hidden.dtype) for leaf in jax.tree.leaves(rows)]
+    return sum(empty[1:], empty[0])

@@ -1,0 +1,77 @@
+"""The operands of a fused linear call, and its positions as rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from unixent.protocol import LinearProblem
+from unixent_jax import compat
+from unixent_jax.collectives import vary_over
+from unixent_jax.kernel import is_index
+from unixent_jax.logits.problem import LossSpec, Positions, positions_of
+
+
+class LinearSpec(NamedTuple):
+    """What is static about a call. The logits of a chunk are (rows, classes)."""
+
+    loss: LossSpec
+    chunk: int | None
+
+
+class LinearArrays(NamedTuple):
+    """What is traced; absent arrays are None."""
+
+    hidden: Array
+    classifier: Array
+    bias: Array | None
+    target: Array
+    weight: Array | None
+    mask: Array | None
+    normalizer: Array | float | None
+
+    @classmethod
+    def of(cls, problem: LinearProblem) -> LinearArrays:
+        return cls(*(getattr(problem, name) for name in cls._fields))
+
+
+class LinearRows(NamedTuple):
+    """The same with the positions as rows, in the accumulation dtype but for class indices, which are safe."""
+
+    hidden: Array
+    classifier: Array
+    bias: Array | None
+    target: Array
+    weight: Array | None
+    position_weight: Array
+
+    @property
+    def active(self) -> Array:
+        return self.position_weight != 0
+
+
+def positions_by_row(spec: LossSpec, arrays: LinearArrays) -> Positions:
+    """What prepared arrays say of positions, as rows."""
+    mask = None if arrays.mask is None else arrays.mask.reshape(-1)
+    if is_index(arrays.target):
+        return positions_of(spec, arrays.target.reshape(-1), mask)
+    target = arrays.target.reshape(-1, arrays.target.shape[-1]).astype(spec.kernel.acc_dtype)
+    return positions_of(spec, target, mask)
+
+
+def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> LinearRows:
+    """The operands by rows."""
+    dtype = jnp.dtype(spec.kernel.acc_dtype)
+    hidden = arrays.hidden.reshape(-1, arrays.hidden.shape[-1]).astype(dtype)
+    weight = jnp.ones(hidden.shape[0], dtype) if positions.weight is None else positions.weight
+    # 0 times a NaN in an inactive row would reach the classifier's gradient.
+    hidden = jnp.where((weight != 0)[:, None], hidden, 0)
+    classifier = arrays.classifier.astype(dtype)
+    bias = None if arrays.bias is None else arrays.bias.astype(dtype)
+    # What a gradient is summed over inside `jax.shard_map` is settled here, so that no chunk's is sent by itself.
+    axes = frozenset().union(*map(compat.varying_axes, (hidden, classifier, positions.target)))
+    hidden, classifier = (vary_over(array, axes) for array in (hidden, classifier))
+    bias = None if bias is None else vary_over(bias, axes)
+    return LinearRows(hidden, classifier, bias, positions.target, arrays.weight, weight)

@@ -1,0 +1,125 @@
+"""The operands of a call: what is static about it, its arrays, and what its targets say of positions."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import checkify
+
+from unixent import semantics
+from unixent.errors import BackendError
+from unixent.protocol import LossProblem, Problem
+from unixent_jax.collectives import ShardAxes
+from unixent_jax.kernel import ClassAxis, KernelSpec, is_index
+from unixent_jax.logits.autograd import constant
+
+
+class LossSpec(NamedTuple):
+    """What is static about a call: the jitted functions are traced once for each spec and set of shapes.
+
+    Attributes:
+        kernel: the static side of the pass over the logits.
+        reduction, on_empty, ignore_index, validate: the options of those names.
+        return_terms: whether both sums are asked for.
+        token_axes: the axes of a mesh whose devices share the positions, inside `jax.shard_map`.
+    """
+
+    kernel: KernelSpec
+    reduction: str
+    on_empty: str
+    ignore_index: int
+    validate: str
+    return_terms: bool
+    token_axes: tuple[str, ...] = ()
+
+    @property
+    def model_axes(self) -> tuple[str, ...]:
+        return self.kernel.class_axis.shard_axes
+
+    def on_shards(self, axes: ShardAxes) -> LossSpec:
+        """The spec of a device's shard, inside `jax.shard_map`."""
+        class_axis = self.kernel.class_axis._replace(shard_axes=axes.model)
+        return self._replace(kernel=self.kernel._replace(class_axis=class_axis), token_axes=axes.tokens)
+
+
+class LossArrays(NamedTuple):
+    """What is traced; absent arrays are None."""
+
+    logits: Array
+    target: Array
+    weight: Array | None
+    mask: Array | None
+    normalizer: Array | float | None
+
+    @classmethod
+    def of(cls, problem: Problem) -> LossArrays:
+        return cls(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
+
+
+class Positions(NamedTuple):
+    """What targets and mask say of positions, before any logit is read."""
+
+    target: Array  # indices that are safe to gather with, or probabilities
+    weight: Array | None  # v, NaN where an index is out of range; None for ones
+    denominator_weight: Array | None  # v; None for ones
+    out_of_range: Array | None
+
+
+def loss_spec(problem: LossProblem, axis: int) -> LossSpec:
+    """The spec of a problem whose arrays are not inside `jax.shard_map`."""
+    if problem.result_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise BackendError("dtype: expected float32 or narrower, since jax_enable_x64 is off; got 'float64'")
+    options = problem.options
+    kernel = KernelSpec(
+        ClassAxis(axis),
+        problem.num_classes,
+        problem.acc_dtype,
+        options.label_smoothing,
+        options.z_loss,
+        options.softcap,
+    )
+    return LossSpec(
+        kernel, options.reduction, options.on_empty, options.ignore_index, options.validate, problem.return_terms
+    )
+
+
+def prepare(spec: LossSpec, arrays: Any) -> Any:
+    """The arrays of a call as a whole: constants in the accumulation dtype, every index looked at where that is asked.
+
+    Before anything is split over devices or into chunks.
+    """
+    if spec.validate == "full" and is_index(arrays.target):
+        _debug_check(spec, arrays.target)
+    dtype = jnp.dtype(spec.kernel.acc_dtype)
+    names = ("weight", "mask", "normalizer")
+    return arrays._replace(**{name: constant(name, getattr(arrays, name), dtype) for name in names})
+
+
+def positions_of(spec: LossSpec, target: Array, mask: Array | None) -> Positions:
+    """``mask``, in the accumulation dtype, has the shape of positions."""
+    if not is_index(target):
+        return Positions(target, mask, mask, None)
+    one = jnp.ones((), spec.kernel.acc_dtype)
+    index, weight, out_of_range = semantics.index_positions(
+        jnp, target, mask, one, spec.kernel.num_classes, spec.ignore_index
+    )
+    marked = jnp.where(out_of_range, jnp.nan, one if weight is None else weight)
+    return Positions(index.astype(jnp.int32), marked, weight, out_of_range)
+
+
+def _debug_check(spec: LossSpec, target: Array) -> None:
+    num_classes = spec.kernel.num_classes
+    out_of_range = semantics.index_positions(
+        jnp, target, None, jnp.ones((), spec.kernel.acc_dtype), num_classes, spec.ignore_index
+    )[2]
+    first = jnp.argmax(out_of_range.reshape(-1))
+    checkify.debug_check(
+        ~jnp.any(out_of_range),
+        f"target: expected class indices in [0, {num_classes}) or ignore_index={spec.ignore_index}; "
+        "got {value} at flat position {position}",
+        value=target.reshape(-1)[first],
+        position=first,
+    )

@@ -1,0 +1,1 @@
+"""Global arrays over the devices of a mesh."""
