@@ -45,9 +45,9 @@ def row(name: str, shape: tuple[int, int], rounds: int) -> str:
     temporaries = [side.memory_analysis().temp_size_in_bytes for side in (ours, theirs)]
     timings = [(seconds(ours, x, y), seconds(theirs, x, y)) for _ in range(rounds + 2)][2:]
     ratio = statistics.median(a / b for a, b in timings)
-    mine, other = (statistics.median(side) * 1e3 for side in zip(*timings, strict=True))
+    ours, other = (statistics.median(side) * 1e3 for side in zip(*timings, strict=True))
     place = f"{shape[0]} x {shape[1]}"
-    return f"{place:>12}  {name:<20}{mine:9.1f}{other:9.1f}{ratio:8.2f}{temporaries[0]:14,}{temporaries[1]:12,}"
+    return f"{place:>12}  {name:<20}{ours:9.1f}{other:9.1f}{ratio:8.2f}{temporaries[0]:14,}{temporaries[1]:12,}"
 
 
 def main() -> None:

@@ -118,8 +118,8 @@ FORMULATIONS: dict[str, Callable[[Array, Array], Both]] = {
 def confident_error(function: Callable[[Array, Array], Both]) -> float:
     """Largest relative error of the loss, in units of 2^-24, where one of two classes leads by 20 to 60."""
     program, worst = jax.jit(function), 0.0
-    for lead in np.linspace(20, 60, 41, dtype=np.float32):
-        x = np.array([[0.1, lead]] * 16, np.float32)
+    for gap in np.linspace(20, 60, 41, dtype=np.float32):
+        x = np.array([[0.1, gap]] * 16, np.float32)
         exact = np.log1p(np.exp(x[0, 0].astype(float) - x[0, 1]))
         worst = max(worst, abs(float(program(x, np.ones(16, np.int32))[0]) - exact) / exact * 2**24)
     return worst

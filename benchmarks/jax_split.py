@@ -35,7 +35,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0))
     x = jax.random.normal(keys[0], (chosen.rows, chosen.classes))
     y = jax.random.randint(keys[1], (chosen.rows,), 0, chosen.classes)
-    spread = (
+    placed = (
         jax.device_put(x, NamedSharding(mesh, P("data", "model"))),
         jax.device_put(y, NamedSharding(mesh, P("data"))),
     )
@@ -45,8 +45,8 @@ def main() -> None:
 
     forms = {
         "whole, on one device": (unixent.cross_entropy, (x, y)),
-        "split": (split, spread),
-        "sharded arrays under plain jit": (unixent.cross_entropy, spread),
+        "split": (split, placed),
+        "sharded arrays under plain jit": (unixent.cross_entropy, placed),
     }
     steps = {
         name: (jax.jit(jax.value_and_grad(loss)).lower(*given).compile(), given)

@@ -91,9 +91,9 @@ def peak_elsewhere(form: str, chosen: argparse.Namespace) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def compare(name: str, mine: Step, theirs: Step, logits: Tensor, target: Tensor, rounds: int, calls: int = 1) -> None:
-    seconds(mine, logits, target), seconds(theirs, logits, target)
-    pairs = [(seconds(mine, logits, target, calls), seconds(theirs, logits, target, calls)) for _ in range(rounds)]
+def compare(name: str, ours: Step, theirs: Step, logits: Tensor, target: Tensor, rounds: int, calls: int = 1) -> None:
+    seconds(ours, logits, target), seconds(theirs, logits, target)
+    pairs = [(seconds(ours, logits, target, calls), seconds(theirs, logits, target, calls)) for _ in range(rounds)]
     ratio = statistics.median(a / b for a, b in pairs)
     times = [1e3 * statistics.median(column) for column in zip(*pairs, strict=True)]
     print(f"{name:14} {times[0]:10.2f} {times[1]:10.2f} {ratio:8.3f}")

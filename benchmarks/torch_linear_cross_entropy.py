@@ -59,9 +59,9 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], None]] = {
 
 def make(positions: int, width: int, classes: int, dtype: str) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    kind = getattr(torch, dtype)
-    hidden = torch.randn(positions, width, generator=generator).to(kind).requires_grad_()
-    classifier = (torch.randn(classes, width, generator=generator) / width**0.5).to(kind).requires_grad_()
+    torch_dtype = getattr(torch, dtype)
+    hidden = torch.randn(positions, width, generator=generator).to(torch_dtype).requires_grad_()
+    classifier = (torch.randn(classes, width, generator=generator) / width**0.5).to(torch_dtype).requires_grad_()
     return hidden, classifier, torch.randint(classes, (positions,), generator=generator)
 
 

@@ -4,8 +4,8 @@
 
 Both runs start from the same seed and see the same batches. The script prints and plots both loss curves and both
 step times. The loss of single characters would take too little time to matter, so frequent groups of up to four
-characters are one symbol each, which brings the vocabulary closer to that of a real language model; ``--vocabulary
-0`` uses characters only. ``--fused`` adds a third run, which computes the last layer and its loss together without
+characters are one symbol each, which brings the vocabulary closer to that of a real language model; ``--vocabulary 0``
+uses characters only. ``--fused`` adds a third run, which computes the last layer and its loss together without
 materializing all logits, and prints the memory that each form keeps between its forward and its backward pass.
 """
 

@@ -64,8 +64,9 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def parts(name: str) -> list[str]:
-    """`NoneFound` and `none_found` as none, found."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
+    """The words of `OldSlopes` and `old_slopes`, each in the singular: old, slope."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_")
+    return [word if word in WORDS else word.removesuffix("s") for word in words]
 
 
 def complaints(path: Path) -> Iterator[str]:

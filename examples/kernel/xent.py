@@ -33,7 +33,7 @@ def solve(logits: Any, target: Any, upstream: Any, reduction: str, ignore_index:
     x, y = np.ascontiguousarray(logits), np.ascontiguousarray(target, np.int64)
     losses = np.empty(y.shape, np.float32)
     gradient = None if upstream is None else np.empty_like(x)
-    pull = np.ascontiguousarray(np.broadcast_to(1 if upstream is None else upstream, y.shape), np.float32)
+    grad_output = np.ascontiguousarray(np.broadcast_to(1 if upstream is None else upstream, y.shape), np.float32)
     counted = LIBRARY.xent(
         x.ctypes.data_as(FLOATS),
         y.ctypes.data_as(INDICES),
@@ -41,7 +41,7 @@ def solve(logits: Any, target: Any, upstream: Any, reduction: str, ignore_index:
         ctypes.c_int64(x.shape[-1]),
         ctypes.c_int64(ignore_index),
         ctypes.c_int(reduction == "mean"),
-        pull.ctypes.data_as(FLOATS),
+        grad_output.ctypes.data_as(FLOATS),
         losses.ctypes.data_as(FLOATS),
         None if gradient is None else gradient.ctypes.data_as(FLOATS),
     )

@@ -57,8 +57,8 @@ def step(parameters: Any, pixels: Any, digits: Any, parallel: unixent.ParallelCo
         hidden = jnp.tanh(pixels @ parameters["layer"])
         return unixent.linear_cross_entropy(hidden, parameters["classifier"], digits, parallel=parallel)
 
-    value, slopes = jax.value_and_grad(loss)(parameters)
-    return value, jax.tree.map(lambda parameter, slope: parameter - RATE * slope, parameters, slopes)
+    value, grads = jax.value_and_grad(loss)(parameters)
+    return value, jax.tree.map(lambda parameter, grad: parameter - RATE * grad, parameters, grads)
 
 
 def train(parameters: Any, pixels: Any, digits: Any, steps: int, parallel: Any = None) -> tuple[list[float], Any]:

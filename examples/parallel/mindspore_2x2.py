@@ -60,12 +60,12 @@ def train(
 
     step, losses = ms.value_and_grad(loss, (0, 1, 2)), []
     for _ in range(steps):
-        value, slopes = step(*weights)
-        for i, slope in enumerate(slopes):
+        value, grads = step(*weights)
+        for i, grad in enumerate(grads):
             if parallel is not None and parallel.token_group is not None:
                 # The gradient of the global loss, as far as this process's images go: their sum is the whole.
-                mint.distributed.all_reduce(slope, group=parallel.token_group)
-            weights[i] = weights[i] - RATE * slope
+                mint.distributed.all_reduce(grad, group=parallel.token_group)
+            weights[i] = weights[i] - RATE * grad
         losses.append(float(value))
     return losses, [weight.asnumpy() for weight in weights]
 
@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     alone, whole = train(pixels, digits, slice(0, 10), chosen.steps)
     np.testing.assert_allclose(losses, alone, rtol=1e-4)
-    for mine, all_of_it in zip(weights, (whole[0], whole[1][columns], whole[2][columns]), strict=True):
-        np.testing.assert_allclose(mine, all_of_it, rtol=1e-3, atol=1e-4)
+    for local, expected in zip(weights, (whole[0], whole[1][columns], whole[2][columns]), strict=True):
+        np.testing.assert_allclose(local, expected, rtol=1e-3, atol=1e-4)
     print(
         f"process {rank}: images {rows.start}-{rows.stop}, classes {columns.start}-{columns.stop}, "
         f"loss {losses[0]:.4f} -> {losses[-1]:.4f}, as alone",

@@ -45,11 +45,11 @@ def train(
     """The loss before each step, and the classifier after them; of this process's images and classes."""
     classifier, losses = np.zeros((classes, pixels.shape[1])), []
     for _ in range(steps):
-        loss, slope = unixent.linear_value_and_grad(pixels, classifier, digits, wrt="classifier", parallel=parallel)
+        loss, grad = unixent.linear_value_and_grad(pixels, classifier, digits, wrt="classifier", parallel=parallel)
         if parallel is not None and parallel.token_group is not None:
             # The gradient of the global loss, as far as this process's images go: their sum is the whole.
-            parallel.token_group.Allreduce(MPI.IN_PLACE, slope, op=MPI.SUM)
-        classifier -= RATE * slope
+            parallel.token_group.Allreduce(MPI.IN_PLACE, grad, op=MPI.SUM)
+        classifier -= RATE * grad
         losses.append(float(loss))
     return losses, classifier
 

@@ -42,11 +42,11 @@ def on_numpy(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float,
 def test_it_learns_the_same_on_every_backend(
     backend: str, on_numpy: dict[int, tuple[float, float]], tmp_path: Path
 ) -> None:
-    found = curve(backend, tmp_path / "curve.png")
-    assert list(found) == [1, 5, 10]
-    assert found[10][0] < 0.2 < found[1][0]
-    assert found[10][1] > 95
-    for epoch, (loss, accuracy) in found.items():
+    epochs = curve(backend, tmp_path / "curve.png")
+    assert list(epochs) == [1, 5, 10]
+    assert epochs[10][0] < 0.2 < epochs[1][0]
+    assert epochs[10][1] > 95
+    for epoch, (loss, accuracy) in epochs.items():
         # Printed to four digits; rounding differs between frameworks' matrix products.
         assert loss == pytest.approx(on_numpy[epoch][0], abs=2e-4)
         assert accuracy == pytest.approx(on_numpy[epoch][1], abs=0.6)
@@ -55,7 +55,7 @@ def test_it_learns_the_same_on_every_backend(
     assert int.from_bytes(picture[16:20], "big") == 1080
 
 
-def test_an_unknown_backend_is_told_in_a_line() -> None:
+def test_an_unknown_backend_is_one_line_of_error() -> None:
     done = digits("--backend", "nunpy")
     assert done.returncode == 2
     assert "got 'nunpy'" in done.stderr

@@ -14,7 +14,7 @@ pytest.importorskip("sklearn", reason='needs the extra "examples"')
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "parallel" / "jax_2x2.py"
 
 
-def test_it_learns_split_as_alone() -> None:
+def test_training_over_a_mesh_matches_one_device() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT), "--steps", "20"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (curve,) = re.findall(r"loss ([\d.]+) -> ([\d.]+), as alone", done.stdout)
@@ -22,7 +22,7 @@ def test_it_learns_split_as_alone() -> None:
     assert "'classifier': (5, 32)" in done.stdout
 
 
-def test_parts_that_the_processes_cannot_share_are_told_in_a_line() -> None:
+def test_a_process_count_that_does_not_divide_is_one_line_of_error() -> None:
     command = [sys.executable, str(SCRIPT), "--processes", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2

@@ -71,13 +71,13 @@ def check_logits(logits: Any, target: Any, options: dict[str, Any], rtol: float 
     here = {"grad_output": UPSTREAM[ROWS]} if none else {}
     loss, grads = unixent.value_and_grad(logits, target, wrt=wrt, **options, **upstream)
     own = target[ROWS, COLUMNS] if probabilities else target[ROWS]
-    mine, my_grads = unixent.value_and_grad(
+    local_loss, local_grads = unixent.value_and_grad(
         logits[ROWS, COLUMNS], own, wrt=wrt, parallel=CONFIG, **local(options), **here
     )
-    close(mine, loss[ROWS] if none else loss, what, rtol)
+    close(local_loss, loss[ROWS] if none else loss, what, rtol)
     alone = unixent.cross_entropy(logits[ROWS, COLUMNS], own, parallel=CONFIG, **local(options))
-    np.testing.assert_array_equal(alone, mine)
-    for got, expected in zip(my_grads, grads, strict=True):
+    np.testing.assert_array_equal(alone, local_loss)
+    for got, expected in zip(local_grads, grads, strict=True):
         assert got.dtype == expected.dtype
         close(got.astype(float), expected[ROWS, COLUMNS].astype(float), what, rtol)
 
@@ -89,19 +89,19 @@ def check_linear(target: Any, options: dict[str, Any]) -> None:
         return
     loss, grads = unixent.linear_value_and_grad(HIDDEN, CLASSIFIER, target, bias=BIAS, wrt=wrt, **options)
     own = target[ROWS, COLUMNS] if probabilities else target[ROWS]
-    mine, my_grads = unixent.linear_value_and_grad(
+    local_loss, local_grads = unixent.linear_value_and_grad(
         HIDDEN[ROWS], CLASSIFIER[COLUMNS], own, bias=BIAS[COLUMNS], wrt=wrt, parallel=CONFIG, chunk=3, **local(options)
     )
-    close(mine, loss, f"linear {options}")
-    close(my_grads[0], grads[0][ROWS], f"linear {options} hidden")
+    close(local_loss, loss, f"linear {options}")
+    close(local_grads[0], grads[0][ROWS], f"linear {options} hidden")
     # The classifier's gradient of this process's positions; summed over the token group it is the whole one.
-    for got, expected in zip(my_grads[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
+    for got, expected in zip(local_grads[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
         total = np.ascontiguousarray(got)
         if DATA > 1:
             CONFIG.token_group.Allreduce(MPI.IN_PLACE, total, op=MPI.SUM)
         close(total, expected, f"linear {options} classifier")
     if probabilities:
-        close(my_grads[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
+        close(local_grads[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
 
 
 def check_special() -> None:

@@ -22,13 +22,13 @@ CALLS = [case for case in catalogue() if case.asks != "second derivatives"]
 
 @pytest.mark.parametrize("feature", dict.fromkeys(case.feature for case in CALLS))
 def test_no_two_backends_disagree(feature: str) -> None:
-    found = compare(BACKENDS, features=[feature])
-    assert found.ok, "\n".join(f"{d.id}: {d.detail}" for d in found.disagreements[:10])
-    for pair in found.pairs:
+    agreement = compare(BACKENDS, features=[feature])
+    assert agreement.ok, "\n".join(f"{d.id}: {d.detail}" for d in agreement.disagreements[:10])
+    for pair in agreement.pairs:
         # Nothing is refused, but batch invariance, which JAX declares not to have.
         due = {
             case.id
             for case in CALLS
             if case.feature == feature and ("jax" not in pair or (case.lean and feature != "batch invariance"))
         }
-        assert {difference.id for difference in found.of(pair)} >= due, pair
+        assert {difference.id for difference in agreement.of(pair)} >= due, pair

@@ -27,11 +27,11 @@ import unixent
 
 logits = np.array([[2.0, 0.5, -1.0], [0.0, 3.0, 0.0]], np.float32)
 target = np.array([0, 1], np.int32)
-found = []
+losses = []
 for name in {order}:
     own = unixent.get_backend(name).asarray(logits, None)
-    found.append(float(unixent.cross_entropy(own, target)))
-np.testing.assert_allclose(found, float(unixent.cross_entropy(logits, target)), rtol=1e-6)
+    losses.append(float(unixent.cross_entropy(own, target)))
+np.testing.assert_allclose(losses, float(unixent.cross_entropy(logits, target)), rtol=1e-6)
 print("agree")
 """
 
@@ -53,20 +53,20 @@ def test_any_order_of_imports(order: tuple[str, ...]) -> None:
 
 
 def test_all_are_listed_as_installed() -> None:
-    found = {status.name: status for status in unixent.backends(*FRAMEWORKS)}
-    assert all(status.installed and status.devices for status in found.values())
+    statuses = {status.name: status for status in unixent.backends(*FRAMEWORKS)}
+    assert all(status.installed and status.devices for status in statuses.values())
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_arrays_choose_their_backend(name: str) -> None:
     logits, target = own_arrays(name)
-    loss, slope = unixent.value_and_grad(logits, target, **OPTIONS)
-    expected, expected_slope = unixent.value_and_grad(LOGITS, TARGET, **OPTIONS)
+    loss, grad = unixent.value_and_grad(logits, target, **OPTIONS)
+    expected, expected_grad = unixent.value_and_grad(LOGITS, TARGET, **OPTIONS)
     assert type(loss).__module__.partition(".")[0].removesuffix("lib") == name
     unit = np.finfo(np.float32).eps / 2
     assert abs(float(loss) - float(expected)) <= 64 * unit * float(expected)
-    scale = np.abs(expected_slope).max(axis=1, keepdims=True)
-    assert (np.abs(np.asarray(slope) - expected_slope) <= 64 * unit * scale).all()
+    scale = np.abs(expected_grad).max(axis=1, keepdims=True)
+    assert (np.abs(np.asarray(grad) - expected_grad) <= 64 * unit * scale).all()
 
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(FRAMEWORKS, 2)))

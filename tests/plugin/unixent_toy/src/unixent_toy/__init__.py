@@ -33,8 +33,8 @@ class Box:
 
 def opened(problem: P) -> P:
     """The problem with every box replaced by what is in it."""
-    found = {field.name: getattr(problem, field.name) for field in fields(problem)}
-    return replace(problem, **{name: value.values for name, value in found.items() if isinstance(value, Box)})
+    values = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    return replace(problem, **{name: value.values for name, value in values.items() if isinstance(value, Box)})
 
 
 def boxed(result: Any) -> Any:
