@@ -183,7 +183,11 @@ class Backend(Protocol):
 
     name: str
     version: str
-    capabilities: Capabilities
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What is served, on the devices of this process: an attribute, or a property where it depends on them."""
+        ...
 
     def devices(self) -> tuple[str, ...]:
         """The devices that the framework sees, as it prints them."""

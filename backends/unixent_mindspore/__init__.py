@@ -6,13 +6,13 @@ MindSpore's compiler know what to make of it.
 
 from __future__ import annotations
 
-from unixent_mindspore import _graph, _numpy2
-from unixent_mindspore._backend import MindsporeBackend
-from unixent_mindspore._groups import grid
-from unixent_mindspore.loss import CrossEntropyLoss
+from unixent_mindspore import compat, compiled
+from unixent_mindspore.backend import MindsporeBackend
+from unixent_mindspore.collectives import grid
+from unixent_mindspore.module import CrossEntropyLoss
 
 backend = MindsporeBackend()
-_graph.register()
-_numpy2.warn()
+compiled.register()
+compat.warn_of_numpy_2()
 
 __all__ = ["CrossEntropyLoss", "MindsporeBackend", "backend", "grid"]

@@ -12,13 +12,13 @@
 int64_t xent(const float *x, const int64_t *y, int64_t rows, int64_t classes, int64_t ignored, int mean,
              const float *upstream, float *loss, float *gradient)
 {
-    int64_t active = 0;
+    int64_t counted = 0;
     for (int64_t n = 0; n < rows; n++) {
         if (y[n] == ignored)
             continue;
         if (y[n] < 0 || y[n] >= classes)
             return -1 - n;
-        active++;
+        counted++;
     }
     const double scale = mean ? 1.0 / rows : 1.0;
 
@@ -56,5 +56,5 @@ int64_t xent(const float *x, const int64_t *y, int64_t rows, int64_t classes, in
             g[c] = upstream[n] * scale * (isnan(rest) ? NAN : c == y[n] ? -rest : p);
         }
     }
-    return active;
+    return counted;
 }

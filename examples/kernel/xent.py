@@ -34,7 +34,7 @@ def solve(logits: Any, target: Any, upstream: Any, reduction: str, ignore_index:
     losses = np.empty(y.shape, np.float32)
     gradient = None if upstream is None else np.empty_like(x)
     grad_output = np.ascontiguousarray(np.broadcast_to(1 if upstream is None else upstream, y.shape), np.float32)
-    active = LIBRARY.xent(
+    counted = LIBRARY.xent(
         x.ctypes.data_as(FLOATS),
         y.ctypes.data_as(INDICES),
         ctypes.c_int64(y.size),
@@ -45,12 +45,12 @@ def solve(logits: Any, target: Any, upstream: Any, reduction: str, ignore_index:
         losses.ctypes.data_as(FLOATS),
         None if gradient is None else gradient.ctypes.data_as(FLOATS),
     )
-    if active < 0:
-        raise IndexError(f"target: no class at position {-1 - active}")
+    if counted < 0:
+        raise IndexError(f"target: no class at position {-1 - counted}")
     if reduction == "none":
         return losses, gradient
     total = float(losses.sum(dtype=np.float64))
-    return np.array(total / active if reduction == "mean" else total, np.float32), gradient
+    return np.array(total / counted if reduction == "mean" else total, np.float32), gradient
 
 
 def loss(logits: Any, target: Any, *, reduction: str = "mean", ignore_index: int = -100) -> Any:

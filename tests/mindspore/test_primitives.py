@@ -12,8 +12,9 @@ import unixent
 from unixent import LossOptions, validation
 from unixent.arguments import CommonArguments
 from unixent_mindspore import backend
-from unixent_mindspore._backend import _eager
-from unixent_mindspore._cells import primitive_cell
+from unixent_mindspore.kernel import ABSENT
+from unixent_mindspore.logits.problem import operands
+from unixent_mindspore.loss_cell import composed_cell
 
 RNG = np.random.default_rng(5)
 LOGITS = np.moveaxis(4 * RNG.normal(size=(3, 4, 6)), 2, 1)
@@ -46,15 +47,15 @@ def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, side
     arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
     given = CommonArguments(arrays[1], arrays[2], arrays[3])
     problem, _ = validation.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
-    inputs, plan = _eager(problem)
-    cell = primitive_cell(plan, "float64")
+    inputs, spec = operands(problem, on_host=True)
+    cell = composed_cell(spec, "float64")
 
     wrt = ("logits", "target") if target is PROBABILITY else ("logits",)
     expected, slopes = unixent.value_and_grad(
         LOGITS, target, weight=weight, mask=mask, wrt=wrt, validate="off", **options
     )
     np.testing.assert_allclose(cell(*inputs).asnumpy(), expected, rtol=1e-12, atol=0)
-    found = cell.gradient(*inputs, ms.mint.ones(expected.shape, dtype=ms.float64))
+    found = cell.gradient(*inputs, ms.mint.ones(expected.shape, dtype=ms.float64), ABSENT)
     for name, slope in zip(wrt, slopes, strict=True):
         got = found[{"logits": 0, "target": 3}[name]].asnumpy()
         np.testing.assert_allclose(got, slope, rtol=1e-11, atol=1e-300)

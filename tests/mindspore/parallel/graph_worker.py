@@ -13,8 +13,8 @@ from mindspore.mint import distributed
 
 import unixent
 import unixent_mindspore
-from unixent_mindspore import _backend, _cells
-from unixent_mindspore._reduce import DeviceReduce
+from unixent_mindspore import kernel
+from unixent_mindspore.collectives import DeviceReduce
 
 ms.set_device("CPU")
 init()
@@ -179,8 +179,7 @@ def check_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
         return values
 
     monkeypatch.setattr(DeviceReduce, "construct", reduce)
-    for module in (_backend, _cells):
-        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    monkeypatch.setattr(kernel, "on_host", lambda: False)
     logits = LOGITS.astype(np.float32)
     x = tensor(logits[ROWS, COLUMNS])
     for target in (INDEX, PROBABILITIES.astype(np.float32)):

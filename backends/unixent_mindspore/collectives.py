@@ -1,12 +1,13 @@
-"""Groups of processes by their MindSpore names, and what they tell each other outside of a graph."""
+"""Groups of processes by their MindSpore names, and reductions over them: eagerly, and inside of a graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn, ops
 from mindspore.communication import GlobalComm, create_group, get_group_size, get_rank
 from mindspore.mint import distributed
 from mindspore.ops import operations as P
@@ -18,7 +19,7 @@ Array = np.ndarray[Any, Any]
 START = "start the processes with msrun and call mindspore.communication.init() first"
 
 
-def size_of(name: Any) -> int:
+def group_size(name: Any) -> int:
     """How many processes a group has."""
     if not isinstance(name, str):
         raise BackendError(f"parallel: expected the name of a MindSpore group, as of create_group; got {name!r}")
@@ -30,8 +31,8 @@ def size_of(name: Any) -> int:
         raise BackendError(f"parallel: expected a MindSpore group that this process is in; got {name!r}") from error
 
 
-def refuse_shards() -> None:
-    """In the modes that split one program by themselves, tensors are whole and there are no processes to see."""
+def refuse_automatic_parallel() -> None:
+    """In the modes that split one program by themselves, tensors are global and no process is addressed."""
     mode = str(ms.get_auto_parallel_context("parallel_mode"))
     if mode in ("semi_auto_parallel", "auto_parallel"):
         raise BackendError(
@@ -40,9 +41,9 @@ def refuse_shards() -> None:
         )
 
 
-def gather(row: tuple[int, ...], name: str) -> list[tuple[int, ...]]:
+def all_gather(row: tuple[int, ...], name: str) -> list[tuple[int, ...]]:
     """The rows of all processes of a group, in the order of their ranks."""
-    size = size_of(name)
+    size = group_size(name)
     own = np.array(row, np.int64)
     if ms.get_context("device_target") == "CPU":
         rows = _gather_on_cpu(own, name, size)
@@ -59,12 +60,12 @@ def _gather_on_cpu(own: Array, name: str, size: int) -> Array:
     return np.stack([part.asnumpy().reshape(own.shape) for part in parts])
 
 
-class CpuGroup:
-    """A group as the NumPy backend wants it: `unixent_numpy._groups.Group`, of eager tensors on CPU."""
+class HostGroup:
+    """A group as the NumPy backend wants it: a group of processes that reduce arrays in host memory."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self.size = size_of(name)
+        self.size = group_size(name)
         self.rank = int(distributed.get_rank(name))
 
     def all_reduce(self, values: Array, operation: str) -> Array:
@@ -80,7 +81,7 @@ class CpuGroup:
         return np.asarray(gathered.sum(axis=0) if operation == "SUM" else gathered.max(axis=0))
 
     def all_gather(self, row: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return gather(row, self._name)
+        return all_gather(row, self._name)
 
 
 def grid(config: Any) -> ParallelConfig:
@@ -93,7 +94,7 @@ def grid(config: Any) -> ParallelConfig:
     tokens, parts = given.data_parallel * given.context_parallel, given.model_parallel
     if given.degree == 1 or given.model_group is not None or given.token_group is not None:
         return given
-    world = size_of(GlobalComm.WORLD_COMM_GROUP)
+    world = group_size(GlobalComm.WORLD_COMM_GROUP)
     if world != given.degree:
         raise BackendError(
             f"parallel_config: expected groups, or as many processes as data_parallel * context_parallel * "
@@ -112,12 +113,79 @@ def grid(config: Any) -> ParallelConfig:
 _made: dict[tuple[int, ...], str] = {}
 
 
-def _group(kind: str, ranks: list[int]) -> str | None:
+def _group(axis: str, ranks: list[int]) -> str | None:
     """The group of these processes, made once."""
     if len(ranks) == 1:
         return None
-    name = f"unixent-{kind}-{'-'.join(map(str, ranks))}"
+    name = f"unixent-{axis}-{'-'.join(map(str, ranks))}"
     if tuple(ranks) not in _made:
         create_group(name, ranks)
         _made[tuple(ranks)] = name
     return _made[tuple(ranks)]
+
+
+class SingleProcess(nn.Cell):
+    """The reduction of one process's values: themselves."""
+
+    def construct(self, values: Tensor) -> Tensor:
+        return values
+
+
+class DeviceReduce(nn.Cell):
+    """A reduction by the collective of the accelerator."""
+
+    def __init__(self, group: str, operation: str) -> None:
+        super().__init__()
+        self.call = P.AllReduce(operation, group)
+
+    def construct(self, values: Tensor) -> Tensor:
+        return self.call(values)
+
+
+class HostGather(nn.Cell):
+    """The arrays of all processes, stacked, on CPU, where a graph can sum float32 and do nothing else.
+
+    Each process writes its values into its own row of zeros, sixteen bits to a float32; the sum of the rows is exact
+    and holds everybody's bits. ``reduce`` is what NumPy does with the stack.
+    """
+
+    def __init__(self, group: str, dtype: str, reduce: Callable[[Array], Array] = np.asarray) -> None:
+        super().__init__()
+        rank, size = int(get_rank(group)), group_size(group)
+        values_dtype, pieces = np.dtype(dtype), np.dtype(dtype).itemsize // 2
+        reduced_axes = 0 if reduce is np.asarray else 1
+
+        def encode(values: Array) -> Any:
+            rows = np.zeros((size, *values.shape, pieces), np.float32)
+            rows[rank] = np.ascontiguousarray(values)[..., None].view(np.uint16)
+            return rows
+
+        def decode(rows: Array) -> Any:
+            return reduce(np.ascontiguousarray(rows.astype(np.uint16)).view(values_dtype)[..., 0])
+
+        self.encode = ops.Custom(encode, lambda shape: (size, *shape, pieces), lambda _: ms.float32, "pyfunc")
+        self.decode = ops.Custom(
+            decode, lambda shape: tuple(shape[reduced_axes:-1]), lambda _: getattr(ms, dtype), "pyfunc"
+        )
+        self.call = P.AllReduce("sum", group)
+
+    def construct(self, values: Tensor) -> Tensor:
+        return self.decode(self.call(self.encode(values)))
+
+
+def sum_rows(rows: Array) -> Array:
+    """The sum in the same order, hence to the same bits, on all processes."""
+    return np.asarray(rows.sum(axis=0))
+
+
+def max_rows(rows: Array) -> Array:
+    return np.asarray(rows.max(axis=0))
+
+
+def reduction(group: str | None, operation: str, dtype: str, on_host: bool) -> nn.Cell:
+    """The cell that reduces tensors of ``dtype``, of at least one dimension, with "sum" or "max"."""
+    if group is None:
+        return SingleProcess()
+    if on_host:
+        return HostGather(group, dtype, sum_rows if operation == "sum" else max_rows)
+    return DeviceReduce(group, operation)

@@ -7,36 +7,42 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
-from mindspore.graph.api import _pynative_executor
 
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import get_backend
-from unixent_mindspore._cells import eager_cell, on_cpu, pull
-from unixent_mindspore._eager import arrays_of, eager_loss, from_host, to_host
-from unixent_mindspore._groups import gather, refuse_shards, size_of
-from unixent_mindspore._plan import ABSENT, DTYPES, FLOATS, Plan
+from unixent_mindspore import kernel
+from unixent_mindspore.collectives import all_gather, group_size, refuse_automatic_parallel
+from unixent_mindspore.compat import is_recording
+from unixent_mindspore.kernel.spec import FLOATS
+from unixent_mindspore.logits.host import from_host, host_arrays, host_loss, numpy_value_and_grad, to_host
+from unixent_mindspore.logits.problem import dtype_name, operands
+from unixent_mindspore.loss_cell import eager_cell, value_and_grad_cell
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+def _capabilities(on_host: bool) -> Capabilities:
+    return Capabilities(
+        dtypes=frozenset(FLOATS),
+        transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
+        linear=on_host,
+        parallel=True,
+        batch_invariant=on_host,
+    )
 
 
-def dtype_name(dtype: Any) -> str:
-    """The NumPy-style name of a MindSpore dtype."""
-    return _NAMES.get(dtype) or str(dtype).lower()
+_CAPABILITIES = {on_host: _capabilities(on_host) for on_host in (False, True)}
 
 
 class MindsporeBackend:
-    """`unixent.Backend` for MindSpore tensors, eagerly; `unixent_mindspore._graph` serves compiled code."""
+    """`unixent.Backend` for MindSpore tensors, eagerly; `unixent_mindspore.compiled` serves compiled code."""
 
     name = "mindspore"
     version = ms.__version__
-    capabilities = Capabilities(
-        dtypes=frozenset(FLOATS),
-        transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
-        linear=True,
-        parallel=True,
-        batch_invariant=True,
-    )
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of the device that MindSpore computes on: the fused linear form is served in host memory only."""
+        return _CAPABILITIES[kernel.on_host()]
 
     def devices(self) -> tuple[str, ...]:
         return (str(ms.get_context("device_target")),)
@@ -73,7 +79,7 @@ class MindsporeBackend:
         return get_backend("numpy").first_nonfinite(to_host(array))
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        return _value(problem)
+        return _loss(problem)
 
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
@@ -81,7 +87,7 @@ class MindsporeBackend:
         return _value_and_grad(problem, grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
-        return _value(problem)
+        return _loss(problem)
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
@@ -89,58 +95,42 @@ class MindsporeBackend:
         return _value_and_grad(problem, grad_output, wrt)
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
-        refuse_shards()
+        refuse_automatic_parallel()
         return False
 
     def is_single_program(self) -> bool:
         return False
 
     def group_size(self, group: Any) -> int:
-        return size_of(group)
+        return group_size(group)
 
     def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
-        return gather(row, group)
+        return all_gather(row, group)
 
 
-def _value(problem: Problem | LinearProblem) -> Tensor | LossTerms:
-    inputs, plan = _eager(problem)
+def _loss(problem: Problem | LinearProblem) -> Tensor | LossTerms:
+    on_host = kernel.on_host()
+    inputs, spec = operands(problem, on_host)
     # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
-    compiles = ms.get_context("mode") == ms.GRAPH_MODE
+    never_recorded = ms.get_context("mode") == ms.GRAPH_MODE
     # A split loss forms its gradient with its value, where that may be asked for.
-    alone = compiles or (plan.formed and not _pynative_executor.requires_grad())
-    found = (eager_loss(plan) if alone and on_cpu() else eager_cell(plan, on_cpu()))(*inputs)
-    return LossTerms(*found) if problem.return_terms else found
+    value_alone = on_host and (never_recorded or (spec.saves_gradient and not is_recording()))
+    loss = (host_loss(spec) if value_alone else eager_cell(spec, on_host))(*inputs)
+    return LossTerms(*loss) if problem.return_terms else loss
 
 
 def _value_and_grad(
     problem: Problem | LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    inputs, plan = _eager(problem)
-    dtypes = {plan.name(i): plan.dtypes[i] for i in plan.wrt}
-    if on_cpu() and not _pynative_executor.requires_grad():
+    on_host = kernel.on_host()
+    inputs, spec = operands(problem, on_host)
+    if on_host and not is_recording():
         upstream = None if grad_output is None else to_host(grad_output)
-        loss, found = plan.differentiate(arrays_of(plan, inputs), upstream, wrt)
-        grads = tuple(from_host(grad, str(dtypes[name])) for grad, name in zip(found, wrt, strict=True))
-        return from_host(loss, plan.result), grads
+        loss, grads = numpy_value_and_grad(spec, host_arrays(spec, inputs), upstream, wrt)
+        dtypes = {name: str(spec.dtypes[i]) for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
+        tensors = tuple(from_host(grad, dtypes[name]) for grad, name in zip(grads, wrt, strict=True))
+        return from_host(loss, spec.result_dtype), tensors
     # Under a derivative, the gradient has to be one that can be differentiated again.
-    loss, found = pull(plan, on_cpu(), False)(*inputs, grad_output)
-    every = {plan.name(i): found[i] for i in plan.wrt}
-    return loss, tuple(every[name] for name in wrt)
-
-
-def _eager(problem: Problem | LinearProblem) -> tuple[tuple[Tensor, ...], Plan]:
-    """The inputs of a problem in the order of `INPUTS`, and its plan."""
-    normalizer = problem.normalizer
-    if isinstance(normalizer, float):
-        normalizer = Tensor(normalizer, DTYPES[problem.acc_dtype])
-    shared = (problem.target, problem.weight, problem.mask, normalizer)
-    if isinstance(problem, Problem):
-        inputs = (problem.logits, None, None, *shared)
-        positions = problem.logits.shape[: problem.axis] + problem.logits.shape[problem.axis + 1 :]
-    else:
-        inputs = (problem.hidden, problem.classifier, problem.bias, *shared)
-        positions = problem.hidden.shape[:-1]
-    dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in inputs)
-    # NumPy takes a batch without a position as it is; collectives and callbacks do not.
-    plan = Plan.of(problem, dtypes, vacant=not on_cpu() and 0 in positions)
-    return tuple(ABSENT if item is None else item for item in inputs), plan
+    loss, grads = value_and_grad_cell(spec, on_host, False)(grad_output, *inputs)
+    by_name = {name: grads[i] for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
+    return loss, tuple(by_name[name] for name in wrt)

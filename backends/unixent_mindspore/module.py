@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
 import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX, OnEmpty, Reduction, Validate
-from unixent_mindspore._groups import grid
+from unixent.arguments import CommonArguments
+from unixent.dispatch import logits_loss
+from unixent.functions import shows_keywords
+from unixent.options import LossKeywords
+from unixent_mindspore.collectives import grid
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CrossEntropyLoss(nn.Cell):
@@ -33,13 +43,16 @@ class CrossEntropyLoss(nn.Cell):
         calculate_per_token_loss: return the pair (numerator, denominator) instead of their quotient.
         weight: class weights (C,).
         axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in
-            `unixent.cross_entropy`.
+            `unixent.cross_entropy`; with ``calculate_per_token_loss``, ``reduction`` and ``on_empty`` have no effect
+            and are refused.
         dtype: dtype of the result, by name; None for float32, or float64 for float64 logits.
 
     Inputs:
         - **logits** - (N, C), or any shape with the classes along ``axis``; float16, bfloat16, float32 or float64.
         - **label** - class indices (N,) of any integer dtype, or probabilities of the shape of logits.
         - **input_mask** - position weights (N,), bool, integer or floating; None for ones.
+        - **normalizer** - a float or a 0-d tensor: the denominator of the mean (the global token count of a
+          gradient-accumulation step, say); None for the sum of the position weights.
 
     Raises:
         UnixentError: as `unixent.cross_entropy`; in compiled code while it is being compiled.
@@ -57,6 +70,7 @@ class CrossEntropyLoss(nn.Cell):
         [[-0.06920000165700912, 0.06920000165700912], [0.0, 0.0]]
     """
 
+    @shows_keywords(LossKeywords)
     def __init__(
         self,
         parallel_config: Any = None,
@@ -64,81 +78,39 @@ class CrossEntropyLoss(nn.Cell):
         calculate_per_token_loss: bool = False,
         *,
         weight: Any = None,
-        reduction: Reduction = "mean",
-        axis: int = -1,
-        ignore_index: int = DEFAULT_IGNORE_INDEX,
-        label_smoothing: float = 0.0,
-        z_loss: float = 0.0,
-        softcap: float | None = None,
-        on_empty: OnEmpty = "zero",
-        dtype: Any = None,
-        validate: Validate = "auto",
+        **options: Unpack[LossKeywords],
     ) -> None:
         super().__init__()
-        # Validates the options, and finds the bad position when asked to check.
         self.parallel_config = None if parallel_config is None else grid(parallel_config)
-        self.eager = unixent.CrossEntropyLoss(
-            self.parallel_config,
-            check_for_nan_in_loss_and_grad,
-            calculate_per_token_loss,
-            weight=weight,
-            reduction=reduction,
-            axis=axis,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            z_loss=z_loss,
-            softcap=softcap,
-            on_empty=on_empty,
-            dtype=dtype,
-            validate=validate,
+        # Checks the arguments, and names the first bad position when asked to look for one.
+        self.checked = unixent.CrossEntropyLoss(
+            self.parallel_config, check_for_nan_in_loss_and_grad, calculate_per_token_loss, weight=weight, **options
         )
         self.check_for_nan_in_loss_and_grad = bool(check_for_nan_in_loss_and_grad)
         self.calculate_per_token_loss = bool(calculate_per_token_loss)
         self.weight = weight if weight is None or isinstance(weight, Tensor) else Tensor(np.asarray(weight, np.float32))
-        options = self.eager.options
-        self.reduction, self.axis, self.ignore_index = options.reduction, options.axis, options.ignore_index
-        self.label_smoothing, self.z_loss, self.softcap = options.label_smoothing, options.z_loss, options.softcap
-        self.on_empty, self.dtype, self.validate = options.on_empty, options.dtype, options.validate
-
-    def construct(self, logits: Tensor, label: Tensor, input_mask: Tensor | None = None) -> Any:
-        dtype = self.dtype
-        if dtype is None:
-            dtype = "float64" if logits.dtype == ms.float64 else "float32"
-        if self.check_for_nan_in_loss_and_grad:  # @jit.cond: False
-            self.eager(logits, label, input_mask)
+        evaluated = self.checked.options
         if self.calculate_per_token_loss:
-            return unixent.loss_terms(
-                logits,
-                label,
-                weight=self.weight,
-                mask=input_mask,
-                axis=self.axis,
-                ignore_index=self.ignore_index,
-                label_smoothing=self.label_smoothing,
-                z_loss=self.z_loss,
-                softcap=self.softcap,
-                dtype=dtype,
-                validate=self.validate,
-                parallel=self.parallel_config,
-                backend="mindspore",
-            )
-        return unixent.cross_entropy(
-            logits,
+            evaluated = replace(evaluated, reduction="sum")
+        self.options = replace(evaluated, dtype=evaluated.dtype or "float32")
+        self.float64_options = replace(evaluated, dtype=evaluated.dtype or "float64")
+
+    def construct(self, logits: Tensor, label: Tensor, input_mask: Tensor | None = None, normalizer: Any = None) -> Any:
+        if self.check_for_nan_in_loss_and_grad:  # @jit.cond: False
+            self.checked(logits, label, input_mask, normalizer=normalizer)
+        options = self.options
+        if logits.dtype == ms.float64:
+            options = self.float64_options
+        common = CommonArguments(
             label,
-            weight=self.weight,
-            mask=input_mask,
-            axis=self.axis,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-            softcap=self.softcap,
-            on_empty=self.on_empty,
-            dtype=dtype,
-            validate=self.validate,
-            parallel=self.parallel_config,
-            backend="mindspore",
+            self.weight,
+            input_mask,
+            normalizer,
+            self.parallel_config,
+            self.calculate_per_token_loss,
+            "mindspore",
         )
+        return logits_loss(logits, common, options)
 
     def extend_repr(self) -> str:
-        return repr(self.eager).partition("(")[2][:-1]
+        return repr(self.checked).partition("(")[2][:-1]

@@ -1,0 +1,190 @@
+"""The checks of an eager call, made while compiling.
+
+A function marked `compile_time` runs as ordinary Python, on constants, of which shapes and dtypes are some.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from inspect import signature
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore.ops.primitive import constexpr
+
+import unixent
+from unixent import arguments, validation
+from unixent.arguments import CommonArguments, LinearArguments
+from unixent.errors import BackendError, OptionError
+from unixent.options import LossOptions
+from unixent.protocol import ArrayInfo
+from unixent.scores import Scores
+from unixent_mindspore import kernel
+from unixent_mindspore.backend import MindsporeBackend
+from unixent_mindspore.collectives import group_size
+from unixent_mindspore.logits.problem import LossSpec, dtype_name
+from unixent_mindspore.loss_cell import graph_cell, value_and_grad_cell
+
+
+@dataclass(frozen=True, slots=True)
+class TracedTensor:
+    """A tensor of the graph being compiled, as far as the checks go."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class FromTuple(nn.Cell):
+    """A cell that takes its inputs as a tuple: the compiler calls none with ``*inputs`` that compile-time code made."""
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, inputs: tuple[Any, ...]) -> Any:
+        return self.cell(*inputs)
+
+
+@lru_cache(maxsize=512)
+def from_tuple(spec: LossSpec, on_host: bool, with_grad: bool) -> FromTuple:
+    return FromTuple(value_and_grad_cell(spec, on_host, True) if with_grad else graph_cell(spec, on_host))
+
+
+class _Compiler(MindsporeBackend):
+    """The backend as the checks see it while a graph is compiled: no array has values, no process can be asked."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, ...]] = []
+
+    def owns(self, array: object) -> bool:
+        return isinstance(array, TracedTensor)
+
+    def describe(self, arrays: tuple[TracedTensor, ...]) -> tuple[ArrayInfo, ...]:
+        device = self.devices()[0]
+        return tuple(
+            [
+                ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=False, concrete=False)
+                for array in arrays
+            ]
+        )
+
+    def asarray(self, value: np.ndarray[Any, Any], like: Any) -> TracedTensor:
+        return TracedTensor(value.shape, value.dtype)
+
+    def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+        # A process that compiles must not wait for one that already has: the graph compares the rows when it runs.
+        self.rows.append(row)
+        return [row] * group_size(group)
+
+    def call_signature(self) -> tuple[int, int, int] | None:
+        """The call, positions and classes that this process would tell the others, if there are any."""
+        if not self.rows:
+            return None
+        row = self.rows[0]
+        # (refused, call, positions, classes) to the model group; without one, (refused, call, classes) to the tokens'.
+        return (row[1], row[2] if len(row) == 4 else 0, row[-1])
+
+
+def compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that the compiler calls with constants."""
+
+    @wraps(function)
+    def run(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except Exception:
+            # MindSpore dumps a graph that failed to compile, by default into the working directory.
+            os.environ.setdefault("MS_OM_PATH", tempfile.mkdtemp(prefix="unixent-"))
+            raise
+
+    return constexpr(run, check=False)  # type: ignore[no-any-return]
+
+
+@compile_time
+def constant(value: Any, name: str) -> Tensor:
+    """A Python number, list or NumPy array as a tensor, by the rules of an eager call."""
+    if isinstance(value, arguments.PYTHON_TYPES):
+        value = arguments.from_python(name, value)
+    return MindsporeBackend().asarray(np.asarray(value), None)
+
+
+@compile_time
+def loss_options(function: str, options: dict[str, Any]) -> LossOptions:
+    """The options among the arguments of one of the public functions."""
+    allowed = signature(getattr(unixent, function)).parameters
+    for name in options:
+        if name not in allowed:
+            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
+    return LossOptions(**options) if "reduction" in allowed else LossOptions(reduction="sum", **options)
+
+
+@compile_time
+def checked_loss(
+    infos: tuple[Any, ...],
+    number: float | None,
+    common: tuple[Any, ...],
+    options: LossOptions,
+    chunk: Any,
+    linear: bool,
+) -> Any:
+    """Check a call and return the cell that computes its loss; ``infos`` has shape and dtype of each of `INPUTS`."""
+    spec, _, _ = _checked(infos, number, common, options, chunk, linear)
+    return from_tuple(spec, kernel.on_host(), False)
+
+
+@compile_time
+def checked_value_and_grad(
+    infos: tuple[Any, ...],
+    number: float | None,
+    common: tuple[Any, ...],
+    options: LossOptions,
+    chunk: Any,
+    names: tuple[str, ...],
+    wrt: Any,
+    grad_output: Any,
+) -> Any:
+    """Check a call and return the cell that computes its loss and gradients; ``names`` are the scores' arguments."""
+    wanted = validation.check_wrt(wrt, (*names, "target"))
+    spec, scores, compiler = _checked(infos, number, common, options, chunk, names[0] == "hidden")
+    if "target" in wanted and spec.target_kind == "index":
+        listed = ", ".join(map(repr, names))
+        raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
+    validation.check_grad_output(compiler, None if grad_output is None else TracedTensor(*grad_output), scores, options)
+    return from_tuple(spec, kernel.on_host(), True)
+
+
+def _checked(
+    infos: tuple[Any, ...],
+    number: float | None,
+    common: tuple[Any, ...],
+    options: LossOptions,
+    chunk: Any,
+    linear: bool,
+) -> tuple[LossSpec, Scores, _Compiler]:
+    parallel, return_terms, backend = common
+    if backend not in (None, "mindspore"):
+        raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
+    traced = [None if item is None else TracedTensor(*item) for item in infos]
+    normalizer = number if traced[6] is None else traced[6]
+    given = CommonArguments(traced[3], traced[4], traced[5], normalizer, parallel, return_terms)
+    compiler = _Compiler()
+    if linear:
+        of_form = LinearArguments(traced[0], traced[1], traced[2], chunk)
+        problem, scores = validation.linear_problem(compiler, of_form, given, options)
+    else:
+        problem, scores = validation.logits_problem(compiler, traced[0], given, options)  # type: ignore[assignment]
+    dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
+    if number is not None:
+        dtypes[6] = problem.acc_dtype
+    return LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature()), scores, compiler
+
+
+@compile_time
+def grad_index(name: str, names: tuple[str, ...]) -> int:
+    """Where the gradient of an argument is among those of the first four inputs."""
+    return 3 if name == "target" else names.index(name)

@@ -1,0 +1,171 @@
+"""The loss in host memory in a compiled graph: the NumPy backend, called back through ``ops.Custom``.
+
+A callback takes no empty tensor and returns no 0-d one: a scalar travels as one element, and without a position nothing
+is called back. There are no branches here: in second derivatives, MindSpore loses their blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.ops import operations as P
+
+from unixent_mindspore.collectives import Array
+from unixent_mindspore.kernel import DTYPES
+from unixent_mindspore.logits.host import host_dtype, numpy_loss, numpy_value_and_grad
+from unixent_mindspore.logits.problem import LossSpec
+
+
+class _Callback(nn.Cell):
+    """What the passes share."""
+
+    def __init__(self, spec: LossSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.cast, self.reshape = P.Cast(), P.Reshape()
+        self.host_dtypes = tuple(DTYPES[host_dtype(name or "float32")] for name in spec.dtypes)
+
+    def operator(self, run: Callable[..., Any], shape: Callable[..., Any], dtype: Any) -> ops.Custom:
+        """``run`` as an operator, which takes its number of inputs from the signature."""
+        names = [Parameter(f"input_{i}", Parameter.POSITIONAL_ONLY) for i in range(len(self.host_dtypes))]
+        run.__signature__ = Signature(names)  # type: ignore[attr-defined]
+        return ops.Custom(run, shape, lambda *_: dtype, "pyfunc")
+
+    def called(self, inputs: tuple[Tensor, ...]) -> Any:
+        arrays: Any = ()
+        for item, dtype in zip(inputs, self.host_dtypes):  # noqa: B905 - the compiler knows no strict
+            arrays = arrays + (self.cast(item, dtype),)  # noqa: RUF005 - nor a star in a tuple
+        return self.call(*arrays)
+
+    def present(self, inputs: tuple[Array, ...]) -> list[Array | None]:
+        """The arrays on the other side."""
+        return [None if dtype is None else item for item, dtype in zip(inputs, self.spec.dtypes, strict=False)]
+
+
+class CallbackLoss(_Callback):
+    """The forward pass: `INPUTS` -> loss."""
+
+    def __init__(self, spec: LossSpec) -> None:
+        super().__init__(spec)
+        # Where the shape of the result ends and goes on in that of the logits.
+        self.front, self.back = (spec.axis, spec.axis + 1) if spec.per_position else (0, 1 << 30)
+        self.result_dtype = DTYPES[spec.result_dtype]
+        dtype = DTYPES[host_dtype(spec.result_dtype)]
+
+        def run(*inputs: Array) -> Any:
+            losses = numpy_loss(spec, self.present(inputs))
+            return tuple(map(np.atleast_1d, losses)) if spec.return_terms else np.atleast_1d(losses[0])
+
+        def shape(logits: Sequence[int], *_: Any) -> Any:
+            positions = (*logits[: self.front], *logits[self.back :]) or (1,)
+            return (positions, positions) if spec.return_terms else positions
+
+        self.call = self.operator(run, shape, (dtype, dtype) if spec.return_terms else dtype)
+
+    def construct(self, *inputs: Tensor) -> Any:
+        shape = inputs[0].shape[: self.front] + inputs[0].shape[self.back :]
+        return self.cast(self.reshape(self.called(inputs), shape), self.result_dtype)
+
+
+class CallbackTerms(CallbackLoss):
+    """The forward pass: `INPUTS` -> numerator and denominator."""
+
+    def construct(self, *inputs: Tensor) -> Any:
+        numerator, denominator = self.called(inputs)
+        return (
+            self.cast(self.reshape(numerator, ()), self.result_dtype),
+            self.cast(self.reshape(denominator, ()), self.result_dtype),
+        )
+
+
+class CallbackGradient(_Callback):
+    """The backward pass: `INPUTS` and the upstream gradient -> the gradients of the first four."""
+
+    def __init__(self, spec: LossSpec) -> None:
+        super().__init__(spec)
+        self.host_dtypes = (*self.host_dtypes, DTYPES[spec.acc_dtype])
+        self.dtypes = tuple(DTYPES[name or "float32"] for name in spec.dtypes[:4])
+
+        def run(*inputs: Array) -> Any:
+            grad_output = np.asarray(inputs[7]) if spec.per_position else np.reshape(inputs[7], ())
+            grads = iter(numpy_value_and_grad(spec, self.present(inputs), grad_output, spec.wrt_names)[1])
+            first = enumerate(inputs[:4])
+            return tuple(next(grads) if i in spec.wrt else np.zeros_like(np.atleast_1d(item)) for i, item in first)
+
+        def shape(*shapes: Any) -> Any:
+            return tuple(tuple(item) or (1,) for item in shapes[:4])
+
+        self.call = self.operator(run, shape, self.host_dtypes[:4])
+
+    def construct(self, *inputs: Tensor) -> Any:
+        grads = self.called(inputs)
+        return (
+            self.cast(grads[0], self.dtypes[0]),
+            self.cast(grads[1], self.dtypes[1]),
+            self.cast(grads[2], self.dtypes[2]),
+            self.cast(self.reshape(grads[3], inputs[3].shape), self.dtypes[3]),
+        )
+
+
+class CallbackLossAndGrad(_Callback):
+    """Both passes at once, for a loss that is one number: `INPUTS` -> loss, and its gradient for the logits."""
+
+    def __init__(self, spec: LossSpec) -> None:
+        super().__init__(spec)
+        self.result_dtype = DTYPES[spec.result_dtype]
+
+        def run(*inputs: Array) -> Any:
+            loss, grads = numpy_value_and_grad(spec, self.present(inputs), None, ("logits",))
+            return np.atleast_1d(loss), grads[0]
+
+        dtypes = DTYPES[host_dtype(spec.result_dtype)], self.host_dtypes[0]
+        self.call = self.operator(run, lambda logits, *_: ((1,), tuple(logits)), dtypes)
+
+    def construct(self, *inputs: Tensor) -> Any:
+        loss, grad = self.called(inputs)
+        return self.cast(self.reshape(loss, ()), self.result_dtype), grad
+
+
+class EmptyLoss(nn.Cell):
+    """The forward pass without a position."""
+
+    def __init__(self, spec: LossSpec) -> None:
+        super().__init__()
+        self.axis, self.per_position, self.return_terms = spec.axis, spec.per_position, spec.return_terms
+        self.mean = spec.options.reduction == "mean" and not spec.return_terms
+        self.has_normalizer = spec.dtypes[6] is not None
+        self.result_dtype = DTYPES[spec.result_dtype]
+        self.zero = Tensor(0, self.result_dtype)
+        self.empty_mean = Tensor(0 if spec.options.on_empty == "zero" else np.nan, self.result_dtype)
+        self.where, self.equal, self.zeros = P.Select(), P.Equal(), P.Zeros()
+
+    def construct(self, *inputs: Tensor) -> Any:
+        return self.loss(inputs[0].shape, inputs[6])
+
+    def loss(self, shape: tuple[int, ...], normalizer: Tensor) -> Any:
+        loss: Any = self.zero
+        if self.per_position:
+            loss = self.zeros(shape[: self.axis] + shape[self.axis + 1 :], self.result_dtype)
+        if self.return_terms:
+            loss = (self.zero, self.zero)
+        if self.mean:
+            loss = self.empty_mean
+        if self.mean and self.has_normalizer:
+            is_zero = self.equal(normalizer, self.zeros((), normalizer.dtype))
+            loss = self.where(is_zero, self.empty_mean, self.zero)
+        return loss
+
+
+class EmptyGradient(nn.Cell):
+    """The backward pass without a position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = P.ZerosLike()
+
+    def construct(self, *inputs: Tensor) -> Any:
+        return self.zeros(inputs[0]), self.zeros(inputs[1]), self.zeros(inputs[2]), self.zeros(inputs[3])
