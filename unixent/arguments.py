@@ -71,10 +71,10 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
         value = from_python(name, value)
     elif not isinstance(value, (np.ndarray, np.generic)) or isinstance(value, np.ma.MaskedArray):
         expected = "a NumPy array" if backend.name == "numpy" else f"a {backend.name} or NumPy array"
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        type_name = f"{type(value).__module__}.{type(value).__qualname__}"
         # Another framework's array has __array__ too, but converting it would cut its gradient silently.
         error = BackendError if hasattr(value, "dtype") and hasattr(value, "shape") else DTypeError
-        raise error(f"{name}: expected {expected}, since the call runs on the {backend.name} backend; got {kind}")
+        raise error(f"{name}: expected {expected}, since the call runs on the {backend.name} backend; got {type_name}")
     if value.dtype.name not in REALS:
         raise DTypeError(f"{name}: expected {_EXPECTED[REALS]}; got {value.dtype}")
     return backend.asarray(np.asarray(value), like)
@@ -82,17 +82,17 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
 
 def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument | None = None) -> dict[str, Argument]:
     """The arguments given (None: not given) as arrays of the backend, all on the device of the first of them."""
-    lead = None if first is None else first.array
+    like = None if first is None else first.array
     arrays: dict[str, Any] = {}
     for name, value in values.items():
         if value is None:
             continue
-        # What is of the type of the first is the backend's as well.
-        array = (
-            value if lead is not None and type(value) is type(lead) else as_backend_array(backend, name, value, lead)
-        )
-        arrays[name] = array
-        lead = array if lead is None else lead
+        if like is not None and type(value) is type(like):
+            arrays[name] = value  # the backend's as well
+        else:
+            arrays[name] = as_backend_array(backend, name, value, like)
+        if like is None:
+            like = arrays[name]
     infos = backend.describe(tuple(arrays.values()))
     arguments = dict(zip(arrays, map(Argument, arrays, arrays.values(), infos), strict=True))
     if first is None:

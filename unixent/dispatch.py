@@ -41,11 +41,13 @@ def select_backend(common: CommonArguments, scores: tuple[str, ...], *arrays: An
     for argument, array in zip(names, (*arrays, *common[:4]), strict=True):
         if array is None or isinstance(array, _ANY_BACKENDS):
             continue
+        if selected is not None and type(array) is type(selected[1]):
+            continue
         if selected is None:
             # What belongs to no backend is refused here as logits, and by the checks as anything else.
             backend = backend_of(array, argument) if argument == scores[0] else find_backend(type(array))
             selected = None if backend is None else (argument, array, backend)
-        elif type(array) is not type(selected[1]) and find_backend(type(array)) not in (None, selected[2]):
+        elif find_backend(type(array)) not in (None, selected[2]):
             raise BackendError(
                 f"{argument}: expected an array of {selected[2].name}, as {selected[0]} is, or a NumPy array; "
                 f"got {type(array).__module__}.{type(array).__qualname__}"

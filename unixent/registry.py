@@ -108,7 +108,7 @@ def _load_by_module(module: str) -> bool:
 
 
 # A compiler that traces the first call of a process can't follow a search for entry points. For torch's this attribute,
-# which `torch.compiler.assume_constant_result` sets, says to run the function and keep what it returns. What it found
+# which `torch.compiler.assume_constant_result` sets, says to run the function and keep what it returns; the backend
 # is read from a table afterwards.
 for _function in (_load_by_name, _load_by_module):
     setattr(_function, "_dynamo_marked_constant", True)  # noqa: B010 - a function has no such attribute, to a type checker
@@ -149,12 +149,15 @@ def backend_of(array: Any, argument: str = "logits") -> Backend:
         UnknownBackendError: no registered backend takes it.
         BackendUnavailableError: the one that does cannot be imported.
     """
-    backend = find_backend(type(array))
-    if backend is not None and backend.owns(array):
-        return backend
-    kind = f"{type(array).__module__}.{type(array).__qualname__}"
+    for base in type(array).__mro__:
+        module = base.__module__.partition(".")[0]
+        if _load_by_module(module):
+            backend = _BY_MODULE[module]
+            if backend is not None and backend.owns(array):
+                return backend
+    type_name = f"{type(array).__module__}.{type(array).__qualname__}"
     names = ", ".join(sorted(_entry_points()))
-    raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({names}); got {kind}")
+    raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({names}); got {type_name}")
 
 
 def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:

@@ -90,8 +90,8 @@ def _same(group: str, what: str, values: list[int]) -> ShapeError | OptionError 
     differing = [rank for rank, value in enumerate(values) if value != values[0]]
     if not differing:
         return None
-    kind = OptionError if what == "options" else ShapeError
-    return kind(
+    error_type = OptionError if what == "options" else ShapeError
+    return error_type(
         f"parallel: expected the same {what} on every process of the {group} group; "
         f"got others on process {differing[0]} than on process 0"
     )

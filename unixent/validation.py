@@ -68,14 +68,16 @@ def _checked_problem(
     given = {**given, "target": target, "weight": weight, "mask": mask, "normalizer": None if number else normalizer}
     config = None if parallel is None else _parallel_config(backend, parallel)
     if config is None:
-        _check_normalizer_option(normalizer, options)
+        if normalizer is not None:
+            _check_normalizer_option(normalizer, options)
         arguments = describe_arguments(backend, given)
         scores = check_scores_of(arguments)
         return form(**_problem_fields(backend, scores, arguments, common, options, None)), scores
     peers = cast(ParallelBackend, backend)
 
     def read() -> tuple[Scores, dict[str, Argument]]:
-        _check_normalizer_option(normalizer, options)
+        if normalizer is not None:
+            _check_normalizer_option(normalizer, options)
         arguments = describe_arguments(backend, given)
         return check_scores_of(arguments), arguments
 
@@ -149,9 +151,9 @@ def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...]
     """The kind of the target: "index" or "probability"."""
     dtype = target.info.dtype
     if dtype in INTEGERS:
-        kind, expected = "index", positions
+        target_kind, expected = "index", positions
     elif dtype in FLOATS:
-        kind, expected = "probability", shape
+        target_kind, expected = "probability", shape
     else:
         raise DTypeError(f"target: expected class indices (integer) or probabilities (floating); got {dtype}")
     if target.info.shape != expected:
@@ -159,9 +161,9 @@ def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...]
             f"target: expected class indices (integer) of shape {positions} or probabilities (floating) of shape "
             f"{shape}; got {dtype} of shape {target.info.shape}"
         )
-    if kind not in backend.capabilities.targets:
-        raise BackendError(f"target: the {backend.name} backend takes no {kind} targets")
-    return kind
+    if target_kind not in backend.capabilities.targets:
+        raise BackendError(f"target: the {backend.name} backend takes no {target_kind} targets")
+    return target_kind
 
 
 def _check_target_range(backend: Backend, target: Argument, classes: int, options: LossOptions) -> bool:
@@ -187,8 +189,6 @@ def _reads_values(info: ArrayInfo, options: LossOptions) -> bool:
 
 def _check_normalizer_option(value: Any, options: LossOptions) -> None:
     """That a normalizer is given to a mean only, and that one that is no array is a number that can be divided by."""
-    if value is None:
-        return
     if options.reduction != "mean":
         raise OptionError(f"normalizer: expected None, since reduction is {options.reduction!r}; got {value!r}")
     if isinstance(value, (bool, str, list, tuple)) or (

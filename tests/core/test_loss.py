@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import logging
+import typing
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import unixent
+from unixent.options import LossKeywords
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 LABEL = np.array([0, 3, 2, 1, 1], np.int32)
@@ -100,3 +104,46 @@ def test_an_infinite_sum_of_finite_losses_is_told_apart():
 def test_repr_shows_what_differs_from_the_defaults():
     shown = repr(unixent.CrossEntropyLoss(weight=np.ones(4), reduction="sum", backend="numpy"))
     assert shown == "CrossEntropyLoss(backend='numpy', reduction='sum', weight=...)"
+
+
+@pytest.mark.parametrize(("option", "value"), [("reduction", "none"), ("reduction", "sum"), ("on_empty", "raise")])
+def test_options_without_effect_on_the_terms_are_refused(option, value):
+    with pytest.raises(unixent.OptionError, match=f"{option}: expected .* with calculate_per_token_loss"):
+        unixent.CrossEntropyLoss(calculate_per_token_loss=True, **{option: value})
+
+
+def test_a_normalizer_of_terms_is_refused():
+    loss = unixent.CrossEntropyLoss(calculate_per_token_loss=True)
+    with pytest.raises(unixent.OptionError, match="normalizer: expected None with calculate_per_token_loss"):
+        loss(LOGITS, LABEL, normalizer=5.0)
+    assert loss(LOGITS, LABEL).denominator == len(LABEL)
+
+
+def test_unknown_options_of_any_call_are_type_errors():
+    for call in (unixent.cross_entropy, unixent.loss_terms, unixent.value_and_grad):
+        with pytest.raises(TypeError, match="smoothing"):
+            call(LOGITS, LABEL, smoothing=0.1)
+    with pytest.raises(TypeError, match="reduction"):
+        unixent.loss_terms(LOGITS, LABEL, reduction="mean")
+    with pytest.raises(TypeError, match="axis"):
+        unixent.linear_cross_entropy(LOGITS, LOGITS, LABEL, axis=0)
+    with pytest.raises(TypeError, match="smoothing"):
+        unixent.CrossEntropyLoss(smoothing=0.1)
+    with pytest.raises(TypeError, match="positional"):
+        unixent.LossOptions("mean")
+
+
+def test_signatures_show_every_option_with_its_default():
+    options = {field.name: field.default for field in dataclasses.fields(unixent.LossOptions)}
+    shown = inspect.signature(unixent.cross_entropy).parameters
+    assert {name: shown[name].default for name in options} == options
+    assert "options" not in shown
+    assert set(options) - set(inspect.signature(unixent.loss_terms).parameters) == {"reduction", "on_empty"}
+    assert set(options) - set(inspect.signature(unixent.linear_cross_entropy).parameters) == {"axis"}
+    assert set(options) == set(typing.get_type_hints(LossKeywords))
+
+
+def test_dtypes_are_named_as_a_framework_prints_them_and_not_otherwise():
+    assert unixent.LossOptions(dtype="torch.float32").dtype == "float32"
+    with pytest.raises(unixent.OptionError, match=r"dtype: expected .* got 'foo\.bar\.float32'"):
+        unixent.LossOptions(dtype="foo.bar.float32")

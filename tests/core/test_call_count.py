@@ -1,0 +1,50 @@
+"""A warm call stays a call that a person can follow: few Python calls of ours between the user and the arithmetic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import unixent
+
+LOGITS = np.random.default_rng(0).normal(size=(64, 500)).astype(np.float32)
+TARGET = np.random.default_rng(1).integers(500, size=64)
+
+
+def calls_of_ours(call: Callable[[], Any]) -> int:
+    """How many Python functions of unixent and its backends a warm call enters, the generated ones of classes apart."""
+    packages = ["unixent", *(f"unixent_{name}" for name in ("numpy", "torch", "jax", "mindspore") if find_spec(name))]
+    folders = tuple(str(Path(str(import_module(name).__file__)).parent) for name in packages)
+    count = 0
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        nonlocal count
+        count += event == "call" and frame.f_code.co_filename.startswith(folders)
+
+    for _ in range(3):
+        call()
+    previous = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        call()
+    finally:
+        sys.setprofile(previous)
+    return count
+
+
+def test_numpy() -> None:
+    assert calls_of_ours(lambda: unixent.cross_entropy(LOGITS, TARGET)) <= 61
+    assert calls_of_ours(lambda: unixent.value_and_grad(LOGITS, TARGET)) <= 61
+
+
+def test_jax() -> None:
+    jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
+    logits, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
+    assert calls_of_ours(lambda: unixent.cross_entropy(logits, target)) <= 32
