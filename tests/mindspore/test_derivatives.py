@@ -44,68 +44,68 @@ def gradients(target, options, logits=LOGITS, wrt="logits"):
     return unixent.value_and_grad(logits, target, wrt=wrt, **options)[1]
 
 
-def bent(target, options):
+def expected_hvp(target, options):
     """The Hessian times DIRECTION, by central differences."""
     ahead = gradients(target, options, LOGITS + STEP * DIRECTION)
     return (ahead - gradients(target, options, LOGITS - STEP * DIRECTION)) / (2 * STEP)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_grad(recipe, form):
+def test_gradients_equal_the_numpy_backend(recipe, form):
     target, options, loss = recipe
 
-    def slope(logits, target):
+    def grad(logits, target):
         return ms.grad(loss)(logits, target)
 
-    found = in_form(slope, form)(ms.Tensor(LOGITS), ms.Tensor(target))
-    np.testing.assert_allclose(found.asnumpy(), gradients(target, options), rtol=1e-13)
+    computed = in_form(grad, form)(ms.Tensor(LOGITS), ms.Tensor(target))
+    np.testing.assert_allclose(computed.asnumpy(), gradients(target, options), rtol=1e-13)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_grad_of_probabilities(form):
+def test_gradients_for_probabilities_equal_the_numpy_backend(form):
     target, options = PROBABILITY, {"reduction": "sum"}
 
     def loss(logits, target):
         return unixent.cross_entropy(logits, target, reduction="sum")
 
-    def slope(logits, target):
+    def grad(logits, target):
         return ms.grad(loss, 1)(logits, target)
 
-    found = in_form(slope, form)(ms.Tensor(LOGITS), ms.Tensor(target))
+    computed = in_form(grad, form)(ms.Tensor(LOGITS), ms.Tensor(target))
     expected = gradients(target, options, wrt="target")
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-13)
+    np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-13)
 
 
-def test_value_and_grad_and_grad_operation():
+def test_value_and_grad_and_grad_operation_equal_the_numpy_backend():
     def loss(logits, target):
         return unixent.cross_entropy(logits, target)
 
     inputs = ms.Tensor(LOGITS), ms.Tensor(INDEX)
-    value, slope = ms.value_and_grad(loss)(*inputs)
+    value, grad = ms.value_and_grad(loss)(*inputs)
     expected = unixent.value_and_grad(LOGITS, INDEX)
     np.testing.assert_allclose(value.asnumpy(), expected[0], rtol=1e-14)
-    np.testing.assert_allclose(slope.asnumpy(), expected[1], rtol=1e-14)
+    np.testing.assert_allclose(grad.asnumpy(), expected[1], rtol=1e-14)
     scaled = ms.ops.GradOperation(sens_param=True)(loss)(*inputs, ms.Tensor(2.5, ms.float64))
     np.testing.assert_allclose(scaled.asnumpy(), 2.5 * expected[1], rtol=1e-14)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_second_order(recipe, form):
+def test_second_derivatives_equal_differences(recipe, form):
     target, options, loss = recipe
     direction = ms.Tensor(DIRECTION)
 
     def along(logits, target):
         return (ms.grad(loss)(logits, target) * direction).sum()
 
-    def bend(logits, target):
+    def hvp(logits, target):
         return ms.grad(along)(logits, target)
 
-    found = in_form(bend, form)(ms.Tensor(LOGITS), ms.Tensor(target))
-    np.testing.assert_allclose(found.asnumpy(), bent(target, options), rtol=1e-6, atol=1e-9)
+    computed = in_form(hvp, form)(ms.Tensor(LOGITS), ms.Tensor(target))
+    np.testing.assert_allclose(computed.asnumpy(), expected_hvp(target, options), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_second_order_of_a_function_of_the_mean(form):
+def test_second_derivatives_of_a_function_of_the_mean_equal_differences(form):
     """The upstream gradient depends on the logits too: MindSpore alone gives 0 for the Hessian of x.sum() ** 2."""
     target, direction = ms.Tensor(INDEX), ms.Tensor(DIRECTION)
 
@@ -115,17 +115,17 @@ def test_second_order_of_a_function_of_the_mean(form):
     def along(logits):
         return (ms.grad(square)(logits) * direction).sum()
 
-    def bend(logits):
+    def hvp(logits):
         return ms.grad(along)(logits)
 
-    value, slope = unixent.value_and_grad(LOGITS, INDEX)
-    expected = 2 * slope * (slope * DIRECTION).sum() + 2 * value * bent(INDEX, {})
-    found = in_form(bend, form)(ms.Tensor(LOGITS))
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-6, atol=1e-9)
+    value, grad = unixent.value_and_grad(LOGITS, INDEX)
+    expected = 2 * grad * (grad * DIRECTION).sum() + 2 * value * expected_hvp(INDEX, {})
+    computed = in_form(hvp, form)(ms.Tensor(LOGITS))
+    np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_mixed_second_order_of_probabilities(form):
+def test_mixed_second_derivatives_for_probabilities_equal_the_formula(form):
     """d/dq of <d loss/dx, v> = (1 - s) w (<p, v> - v), per position and unit of mask."""
 
     def loss(logits, target):
@@ -134,16 +134,16 @@ def test_mixed_second_order_of_probabilities(form):
     def along(logits, target):
         return (ms.grad(loss)(logits, target) * ms.Tensor(DIRECTION)).sum()
 
-    def bend(logits, target):
+    def hvp(logits, target):
         return ms.grad(along, 1)(logits, target)
 
     softmax = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     expected = (softmax * DIRECTION).sum(1, keepdims=True) - DIRECTION
-    found = in_form(bend, form)(ms.Tensor(LOGITS), ms.Tensor(PROBABILITY))
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-12)
+    computed = in_form(hvp, form)(ms.Tensor(LOGITS), ms.Tensor(PROBABILITY))
+    np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-12)
 
 
-def test_third_order_is_refused():
+def test_third_derivatives_are_refused():
     target = ms.Tensor(INDEX)
 
     def loss(logits):
@@ -159,7 +159,7 @@ def test_third_order_is_refused():
         ms.grad(second)(ms.Tensor(LOGITS))
 
 
-def test_jvp(recipe):
+def test_jvp_equals_differences(recipe):
     target, options, _ = recipe
     own = {name: ms.Tensor(value) if isinstance(value, np.ndarray) else value for name, value in options.items()}
     target_ = ms.Tensor(target)
@@ -174,33 +174,34 @@ def test_jvp(recipe):
     np.testing.assert_allclose(tangent.asnumpy(), (ahead - behind) / (2 * STEP), rtol=1e-6, atol=1e-9)
 
 
-def test_vmap_and_vmap_of_grad():
+def test_vmap_and_vmap_of_grad_equal_one_call_each():
     def loss(logits, target):
         return unixent.cross_entropy(logits, target, label_smoothing=0.1)
 
-    def slope(logits, target):
+    def grad(logits, target):
         return ms.grad(loss)(logits, target)
 
-    logits, target = RNG.normal(size=(3, *SHAPE)), RNG.integers(7, size=(3, 4))
+    rng = np.random.default_rng(12)
+    logits, target = rng.normal(size=(3, *SHAPE)), rng.integers(7, size=(3, 4))
     pairs = [unixent.value_and_grad(x, y, label_smoothing=0.1) for x, y in zip(logits, target, strict=True)]
     inputs = ms.Tensor(logits), ms.Tensor(target)
     np.testing.assert_allclose(ms.vmap(loss)(*inputs).asnumpy(), [value for value, _ in pairs], rtol=1e-13)
-    np.testing.assert_allclose(ms.vmap(slope)(*inputs).asnumpy(), [slope for _, slope in pairs], rtol=1e-13)
+    np.testing.assert_allclose(ms.vmap(grad)(*inputs).asnumpy(), [grad for _, grad in pairs], rtol=1e-13)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_explicit_gradient_is_differentiable(form):
+def test_value_and_grad_is_differentiable(form):
     """`unixent.value_and_grad` under `mindspore.grad` gives a gradient that depends on the logits."""
     target = ms.Tensor(INDEX)
 
     def along(logits):
         return (unixent.value_and_grad(logits, target)[1] * ms.Tensor(DIRECTION)).sum()
 
-    def bend(logits):
+    def hvp(logits):
         return ms.grad(along)(logits)
 
-    found = in_form(bend, form)(ms.Tensor(LOGITS))
-    np.testing.assert_allclose(found.asnumpy(), bent(INDEX, {}), rtol=1e-6, atol=1e-9)
+    computed = in_form(hvp, form)(ms.Tensor(LOGITS))
+    np.testing.assert_allclose(computed.asnumpy(), expected_hvp(INDEX, {}), rtol=1e-6, atol=1e-9)
 
 
 def test_weight_as_a_parameter_that_is_trained_is_refused():

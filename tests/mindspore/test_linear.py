@@ -27,7 +27,7 @@ def at(distance):
     return [array + distance * direction for array, direction in zip(ARRAYS, DIRECTIONS, strict=True)]
 
 
-def bent(target, options):
+def expected_hvp(target, options):
     """The Hessian times DIRECTIONS, by central differences."""
 
     def gradients(distance):
@@ -44,14 +44,14 @@ def second_order(target, options):
         return unixent.linear_cross_entropy(hidden, classifier, target_, bias=bias, **given)
 
     def along(hidden, classifier, bias):
-        found = ms.grad(loss, (0, 1, 2))(hidden, classifier, bias)
-        total = (found[0] * directions[0]).sum() + (found[1] * directions[1]).sum()
-        return total + (found[2] * directions[2]).sum()
+        computed = ms.grad(loss, (0, 1, 2))(hidden, classifier, bias)
+        total = (computed[0] * directions[0]).sum() + (computed[1] * directions[1]).sum()
+        return total + (computed[2] * directions[2]).sum()
 
-    def bend(hidden, classifier, bias):
+    def hvp(hidden, classifier, bias):
         return ms.grad(along, (0, 1, 2))(hidden, classifier, bias)
 
-    return bend
+    return hvp
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def second_order(target, options):
     [(INDEX, {}), (INDEX, {**EVERYTHING, "normalizer": 3.0}), (PROBABILITY, {**EVERYTHING, "reduction": "sum"})],
     ids=["plain", "every option", "probabilities"],
 )
-def test_second_order(target, options):
-    found = second_order(target, options)(*map(ms.Tensor, ARRAYS))
-    for got, expected in zip(found, bent(target, options), strict=True):
+def test_second_derivatives_equal_differences(target, options):
+    computed = second_order(target, options)(*map(ms.Tensor, ARRAYS))
+    for got, expected in zip(computed, expected_hvp(target, options), strict=True):
         np.testing.assert_allclose(got.asnumpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_second_order_in_compiled_code():
-    found = ms.jit(second_order(INDEX, {}))(*map(ms.Tensor, ARRAYS))
-    for got, expected in zip(found, bent(INDEX, {}), strict=True):
+def test_second_derivatives_equal_differences_in_compiled_code():
+    computed = ms.jit(second_order(INDEX, {}))(*map(ms.Tensor, ARRAYS))
+    for got, expected in zip(computed, expected_hvp(INDEX, {}), strict=True):
         np.testing.assert_allclose(got.asnumpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_second_order_of_a_function_of_the_mean():
+def test_second_derivatives_of_a_function_of_the_mean_equal_differences():
     """The upstream gradient depends on hidden too."""
     hidden, classifier, target, direction = ms.Tensor(ARRAYS[0]), ms.Tensor(ARRAYS[1]), ms.Tensor(INDEX), DIRECTIONS[0]
 
@@ -81,25 +81,25 @@ def test_second_order_of_a_function_of_the_mean():
     def along(hidden):
         return (ms.grad(square)(hidden) * ms.Tensor(direction)).sum()
 
-    def slope(hidden):
-        value, found = unixent.linear_value_and_grad(hidden, ARRAYS[1], INDEX, wrt="hidden")
-        return 2 * value * found
+    def grad(hidden):
+        value, computed = unixent.linear_value_and_grad(hidden, ARRAYS[1], INDEX, wrt="hidden")
+        return 2 * value * computed
 
-    expected = (slope(ARRAYS[0] + STEP * direction) - slope(ARRAYS[0] - STEP * direction)) / (2 * STEP)
+    expected = (grad(ARRAYS[0] + STEP * direction) - grad(ARRAYS[0] - STEP * direction)) / (2 * STEP)
     np.testing.assert_allclose(ms.grad(along)(hidden).asnumpy(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_nothing_comes_from_a_position_that_is_switched_off():
+def test_an_inactive_position_contributes_exactly_zero():
     hidden = ARRAYS[0].copy()
     hidden[0, 1] = np.nan
-    found = second_order(INDEX, {})(ms.Tensor(hidden), *map(ms.Tensor, ARRAYS[1:]))
-    expected = bent(INDEX, {})
+    computed = second_order(INDEX, {})(ms.Tensor(hidden), *map(ms.Tensor, ARRAYS[1:]))
+    expected = expected_hvp(INDEX, {})
     expected[0][0, 1] = 0
-    for got, due in zip(found, expected, strict=True):
+    for got, due in zip(computed, expected, strict=True):
         np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-6, atol=1e-8)
 
 
-def test_jvp():
+def test_jvp_equals_the_gradient_along_the_tangent():
     target = ms.Tensor(INDEX)
 
     def loss(hidden, classifier, bias):
@@ -107,12 +107,12 @@ def test_jvp():
 
     tangent = ms.jvp(loss, tuple(map(ms.Tensor, ARRAYS)), tuple(map(ms.Tensor, DIRECTIONS)))[1]
     hidden, classifier, bias = ARRAYS
-    slopes = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, wrt=NAMES)[1]
-    expected = sum((slope * direction).sum() for slope, direction in zip(slopes, DIRECTIONS, strict=True))
+    grads = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, wrt=NAMES)[1]
+    expected = sum((grad * direction).sum() for grad, direction in zip(grads, DIRECTIONS, strict=True))
     np.testing.assert_allclose(tangent.asnumpy(), expected, rtol=1e-12)
 
 
-def test_third_order_is_refused():
+def test_third_derivatives_are_refused():
     classifier, target = ms.Tensor(ARRAYS[1]), ms.Tensor(INDEX)
 
     def loss(hidden):

@@ -70,9 +70,9 @@ def check(logits: Any, target: Any, options: dict[str, Any], rtol: float = 1e-12
     def both(x, t):
         return unixent.value_and_grad(x, t, wrt=wrt, **given), ms.grad(tripled, (0, 1))(x, t)
 
-    (mine, my_grads), taped = both(x, t)
-    close(mine, loss[ROWS] if options.get("reduction") == "none" else loss, what, rtol)
-    for got, tape, expected in zip(my_grads, taped, grads, strict=False):
+    (local_loss, local_grads), taped = both(x, t)
+    close(local_loss, loss[ROWS] if options.get("reduction") == "none" else loss, what, rtol)
+    for got, tape, expected in zip(local_grads, taped, grads, strict=False):
         assert got.dtype == tape.dtype == (x if got.shape == x.shape else t).dtype
         close(got, expected[ROWS, COLUMNS], what, rtol)
         close(tape, 3 * expected[ROWS, COLUMNS], what, rtol)
@@ -104,8 +104,8 @@ def check_terms() -> None:
     def terms(x, t):
         return unixent.loss_terms(x, t, parallel=CONFIG)
 
-    found = terms(tensor(LOGITS[ROWS, COLUMNS]), tensor(INDEX[ROWS]))
-    for got, expected in zip(found, unixent.loss_terms(LOGITS, INDEX), strict=True):
+    computed = terms(tensor(LOGITS[ROWS, COLUMNS]), tensor(INDEX[ROWS]))
+    for got, expected in zip(computed, unixent.loss_terms(LOGITS, INDEX), strict=True):
         close(got, expected, "terms", 1e-12)
 
 
@@ -162,9 +162,9 @@ def check_cell() -> None:
     cell = unixent_mindspore.CrossEntropyLoss(CONFIG, label_smoothing=0.1)
     x, t, mask = tensor(LOGITS[ROWS, COLUMNS].astype(np.float32)), tensor(INDEX[ROWS]), tensor(MASK[ROWS])
     loss, got = ms.value_and_grad(cell)(x, t, mask)
-    expected, slope = unixent.value_and_grad(LOGITS.astype(np.float32), INDEX, mask=MASK, label_smoothing=0.1)
+    expected, grad = unixent.value_and_grad(LOGITS.astype(np.float32), INDEX, mask=MASK, label_smoothing=0.1)
     close(loss, expected, "cell", 3e-6)
-    close(got, slope[ROWS, COLUMNS], "cell gradient", 3e-5)
+    close(got, grad[ROWS, COLUMNS], "cell gradient", 3e-5)
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
@@ -186,12 +186,12 @@ def check_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
         t = tensor(target[ROWS, COLUMNS] if target.ndim == 2 else target[ROWS])
         for options in OPTIONS:
             given = options | {"parallel": CONFIG} | ({"mask": options["mask"][ROWS]} if "mask" in options else {})
-            loss, slope = unixent.value_and_grad(logits, target, **options)
-            mine, got = unixent.value_and_grad(x, t, **given)
-            np.testing.assert_allclose(mine.asnumpy(), loss, rtol=1e-5)
-            np.testing.assert_allclose(got.asnumpy(), slope[ROWS, COLUMNS], rtol=1e-4, atol=1e-6)
+            loss, grad = unixent.value_and_grad(logits, target, **options)
+            local_loss, got = unixent.value_and_grad(x, t, **given)
+            np.testing.assert_allclose(local_loss.asnumpy(), loss, rtol=1e-5)
+            np.testing.assert_allclose(got.asnumpy(), grad[ROWS, COLUMNS], rtol=1e-4, atol=1e-6)
             taped = ms.grad(lambda x, t=t, given=given: 2.0 * unixent.cross_entropy(x, t, **given))(x)
-            np.testing.assert_allclose(taped.asnumpy(), 2 * slope[ROWS, COLUMNS], rtol=1e-4, atol=2e-6)
+            np.testing.assert_allclose(taped.asnumpy(), 2 * grad[ROWS, COLUMNS], rtol=1e-4, atol=2e-6)
 
 
 def main() -> None:

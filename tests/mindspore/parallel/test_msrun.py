@@ -30,12 +30,12 @@ def free_port() -> int:
 
 def started(mark: str) -> list[int]:
     """The processes of a run: msrun gives each worker a session of its own, so only their environment tells."""
-    found = []
+    computed = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-    return found
+                computed.append(int(entry.name))
+    return computed
 
 
 def msrun(folder: Path, script: Path, *arguments: object, workers: int, timeout: float) -> tuple[int, str, str]:

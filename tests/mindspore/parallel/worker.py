@@ -84,18 +84,18 @@ def check_logits(logits: Any, target: Any, options: dict[str, Any], rtol: float 
     loss, grads = unixent.value_and_grad(logits, target, wrt=wrt, **options, **upstream)
     x, t, given = tensor(logits[ROWS, COLUMNS]), tensor(target[ROWS, COLUMNS] if probabilities else target[ROWS]), {}
     given = {"parallel": CONFIG, **local(options)}
-    mine, my_grads = unixent.value_and_grad(x, t, wrt=wrt, **given, **here)
-    close(mine, loss[ROWS] if none else loss, what, rtol)
+    local_loss, local_grads = unixent.value_and_grad(x, t, wrt=wrt, **given, **here)
+    close(local_loss, loss[ROWS] if none else loss, what, rtol)
     alone = unixent.cross_entropy(x, t, **given)
-    np.testing.assert_array_equal(alone.asnumpy(), mine.asnumpy())
+    np.testing.assert_array_equal(alone.asnumpy(), local_loss.asnumpy())
     weights = here.get("grad_output", ms.Tensor(1.0, alone.dtype))
 
     def scalar(x: ms.Tensor, t: ms.Tensor) -> ms.Tensor:
         return (unixent.cross_entropy(x, t, **given) * weights).sum()
 
     taped = ms.grad(scalar, (0, 1) if probabilities else 0)(x, t)
-    for found in (my_grads, taped if probabilities else (taped,)):
-        for got, expected in zip(found, grads, strict=True):
+    for computed in (local_grads, taped if probabilities else (taped,)):
+        for got, expected in zip(computed, grads, strict=True):
             assert got.dtype == (x if got.shape == x.shape else t).dtype
             close(got, expected[ROWS, COLUMNS].astype(float), what, rtol)
 
@@ -110,21 +110,21 @@ def check_linear(target: Any, options: dict[str, Any]) -> None:
     own = tensor(target[ROWS, COLUMNS] if probabilities else target[ROWS])
     given = {"parallel": CONFIG, "chunk": None if none else 3, **local(options)}
     here = {"grad_output": tensor(UPSTREAM[ROWS])} if none else {}
-    mine, my_grads = unixent.linear_value_and_grad(*arrays[:2], own, bias=arrays[2], wrt=wrt, **given, **here)
-    close(mine, loss[ROWS] if none else loss, f"linear {options}")
-    weights = here.get("grad_output", ms.Tensor(1.0, mine.dtype))
+    local_loss, local_grads = unixent.linear_value_and_grad(*arrays[:2], own, bias=arrays[2], wrt=wrt, **given, **here)
+    close(local_loss, loss[ROWS] if none else loss, f"linear {options}")
+    weights = here.get("grad_output", ms.Tensor(1.0, local_loss.dtype))
 
     def scalar(h: ms.Tensor, c: ms.Tensor, b: ms.Tensor, t: ms.Tensor) -> ms.Tensor:
         return (unixent.linear_cross_entropy(h, c, t, bias=b, **given) * weights).sum()
 
     taped = ms.grad(scalar, (0, 1, 2, 3) if probabilities else (0, 1, 2))(*arrays, own)
-    for found in (my_grads, taped):
-        close(found[0], grads[0][ROWS], f"linear {options} hidden")
+    for computed in (local_grads, taped):
+        close(computed[0], grads[0][ROWS], f"linear {options} hidden")
         # The classifier's gradient of this process's positions; summed over the token group it is the whole one.
-        for got, expected in zip(found[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
+        for got, expected in zip(computed[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
             close(summed(got), expected, f"linear {options} classifier")
         if probabilities:
-            close(found[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
+            close(computed[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
 
 
 def summed(gradient: ms.Tensor) -> Any:
@@ -244,11 +244,11 @@ def check_faults() -> None:
 def check_second_order() -> None:
     x, t = tensor(LOGITS[ROWS, COLUMNS]), tensor(INDEX[ROWS])
 
-    def slope(x: ms.Tensor) -> ms.Tensor:
+    def grad(x: ms.Tensor) -> ms.Tensor:
         return ms.grad(lambda x: unixent.cross_entropy(x, t, parallel=CONFIG))(x).sum()
 
     with pytest.raises(NotImplementedError, match="one derivative of a loss that is split"):
-        ms.grad(slope)(x).asnumpy()
+        ms.grad(grad)(x).asnumpy()
 
 
 class MindFormersConfig:
@@ -260,10 +260,10 @@ class MindFormersConfig:
 def check_cell() -> None:
     cell = CrossEntropyLoss(MindFormersConfig())
     x, t, mask = tensor(LOGITS[ROWS, COLUMNS].astype(np.float32)), tensor(INDEX[ROWS]), tensor(MASK[ROWS])
-    expected, slope = unixent.value_and_grad(LOGITS.astype(np.float32), INDEX, mask=MASK)
+    expected, grad = unixent.value_and_grad(LOGITS.astype(np.float32), INDEX, mask=MASK)
     loss, got = ms.value_and_grad(cell)(x, t, mask)
     close(loss, expected, "cell", 3e-6)
-    close(got, slope[ROWS, COLUMNS], "cell gradient", 3e-5)
+    close(got, grad[ROWS, COLUMNS], "cell gradient", 3e-5)
 
 
 def main() -> None:

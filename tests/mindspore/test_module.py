@@ -10,10 +10,10 @@ from mindspore import nn
 import unixent
 from unixent_mindspore import CrossEntropyLoss
 
-RNG = np.random.default_rng(9)
-LOGITS = RNG.normal(size=(6, 5)).astype(np.float32)
-LABEL = RNG.integers(5, size=6).astype(np.int32)
+LOGITS = np.random.default_rng(9).normal(size=(6, 5)).astype(np.float32)
+LABEL = np.array([4, 0, 2, 1, 3, 2], np.int32)
 MASK = np.array([1, 0, 1, 0.5, 1, 0], np.float32)
+FEATURES = np.random.default_rng(10).normal(size=(6, 3)).astype(np.float32)
 INPUTS = ms.Tensor(LOGITS), ms.Tensor(LABEL), ms.Tensor(MASK)
 
 
@@ -25,18 +25,18 @@ def documented(logits, label, mask):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_masked_mean_in_float32(dtype):
+def test_the_loss_is_the_masked_mean_in_float32(dtype):
     logits = ms.Tensor(LOGITS).astype(getattr(ms, dtype))
-    found = CrossEntropyLoss()(logits, *INPUTS[1:])
-    assert found.dtype == ms.float32
-    assert found.shape == ()
+    computed = CrossEntropyLoss()(logits, *INPUTS[1:])
+    assert computed.dtype == ms.float32
+    assert computed.shape == ()
     expected = documented(logits.astype(ms.float32).asnumpy(), LABEL, MASK)
-    np.testing.assert_allclose(found.asnumpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-6)
     gradient = ms.grad(CrossEntropyLoss())(logits, *INPUTS[1:])
     assert gradient.dtype == logits.dtype
 
 
-def test_per_token_terms_and_an_empty_mask():
+def test_per_token_terms_are_those_of_the_mean_and_an_empty_mask_gives_zero():
     numerator, denominator = CrossEntropyLoss(calculate_per_token_loss=True)(*INPUTS)
     np.testing.assert_allclose(float(numerator) / float(denominator), documented(LOGITS, LABEL, MASK), rtol=1e-6)
     empty = ms.Tensor(np.zeros(6, np.float32))
@@ -55,7 +55,7 @@ def test_per_token_terms_and_an_empty_mask():
     ],
     ids=str,
 )
-def test_what_the_original_documents_and_lacks(options):
+def test_options_that_the_original_only_documents_have_their_effect(options):
     cell = CrossEntropyLoss(**options)
 
     @ms.jit
@@ -67,7 +67,42 @@ def test_what_the_original_documents_and_lacks(options):
     np.testing.assert_allclose(compiled(*INPUTS).asnumpy(), expected, rtol=1e-6)
 
 
-def test_a_nan_is_told_with_its_position():
+@pytest.mark.parametrize("normalizer", [7, 7.0, ms.Tensor(7.0, ms.float32)], ids=["int", "float", "tensor"])
+def test_a_normalizer_replaces_the_denominator(normalizer):
+    cell = CrossEntropyLoss(label_smoothing=0.1)
+    expected = unixent.cross_entropy(LOGITS, LABEL, mask=MASK, label_smoothing=0.1, normalizer=7.0)
+
+    @ms.jit
+    def compiled(logits, label, mask):
+        return cell(logits, label, mask, normalizer=normalizer)
+
+    np.testing.assert_allclose(cell(*INPUTS, normalizer).asnumpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(compiled(*INPUTS).asnumpy(), expected, rtol=1e-6)
+
+
+def test_a_normalizer_replaces_the_denominator_in_graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    computed = CrossEntropyLoss()(*INPUTS, normalizer=ms.Tensor(7.0, ms.float32))
+    expected = unixent.cross_entropy(LOGITS, LABEL, mask=MASK, normalizer=7.0)
+    np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-6)
+
+
+def test_what_has_no_effect_beside_per_token_terms_is_refused():
+    cell = CrossEntropyLoss(calculate_per_token_loss=True)
+
+    @ms.jit
+    def compiled(logits, label):
+        return cell(logits, label, normalizer=5.0)
+
+    for loss in (lambda *inputs: cell(*inputs, normalizer=5.0), compiled):
+        with pytest.raises(unixent.OptionError, match="normalizer: expected None"):
+            loss(*INPUTS[:2])
+    for options in ({"reduction": "none"}, {"on_empty": "raise"}):
+        with pytest.raises(unixent.OptionError, match=f"{next(iter(options))}: expected .* with calculate_per_token_l"):
+            CrossEntropyLoss(calculate_per_token_loss=True, **options)
+
+
+def test_a_nan_raises_with_its_position():
     logits = LOGITS.copy()
     logits[2, 1] = np.nan
     with pytest.raises(unixent.NonFiniteError, match=r"position \(2,\)"):
@@ -91,7 +126,7 @@ class Classifier(nn.Cell):
 
 
 @pytest.mark.parametrize("form", ["eager", "jit"])
-def test_a_value_and_grad_training_step(form):
+def test_training_steps_by_value_and_grad_lower_the_loss(form):
     network = Classifier()
     optimizer = nn.SGD(network.trainable_params(), 0.5)
     forward = ms.value_and_grad(network, None, optimizer.parameters)
@@ -102,18 +137,18 @@ def test_a_value_and_grad_training_step(form):
         return loss
 
     step = ms.jit(step) if form == "jit" else step
-    features = ms.Tensor(RNG.normal(size=(6, 3)).astype(np.float32))
+    features = ms.Tensor(FEATURES)
     losses = [float(step(features, INPUTS[1])) for _ in range(4)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("mode", [ms.PYNATIVE_MODE, ms.GRAPH_MODE])
-def test_with_loss_cell(mode):
+def test_training_steps_by_with_loss_cell_lower_the_loss(mode):
     ms.set_context(mode=mode)
     network = nn.Dense(3, 5)
     train = nn.TrainOneStepCell(nn.WithLossCell(network, CrossEntropyLoss()), nn.SGD(network.trainable_params(), 0.5))
-    features = ms.Tensor(RNG.normal(size=(6, 3)).astype(np.float32))
+    features = ms.Tensor(FEATURES)
     losses = [float(train(features, INPUTS[1])) for _ in range(4)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]

@@ -1,4 +1,4 @@
-"""The arithmetic in primitives, which accelerators use, held to the NumPy backend on CPU."""
+"""The kernel composed of primitives, which accelerators use, compared with the NumPy backend on CPU."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ OPTIONS = [
 
 
 def cases():
-    for options, reduction, sides in itertools.product(OPTIONS, ("none", "sum", "mean"), (False, True)):
-        yield INDEX, {**options, "reduction": reduction}, sides
-        yield PROBABILITY, {**options, "reduction": reduction, "ignore_index": -100}, sides
+    for options, reduction, weighted in itertools.product(OPTIONS, ("none", "sum", "mean"), (False, True)):
+        yield INDEX, {**options, "reduction": reduction}, weighted
+        yield PROBABILITY, {**options, "reduction": reduction, "ignore_index": -100}, weighted
 
 
-@pytest.mark.parametrize(("target", "options", "sides"), cases(), ids=str)
-def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, sides):
-    weight, mask = (WEIGHT, MASK) if sides else (None, None)
+@pytest.mark.parametrize(("target", "options", "weighted"), cases(), ids=str)
+def test_loss_and_gradient_equal_the_numpy_backend(target, options, weighted):
+    weight, mask = (WEIGHT, MASK) if weighted else (None, None)
     arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
     given = CommonArguments(arrays[1], arrays[2], arrays[3])
     problem, _ = validation.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
@@ -51,11 +51,11 @@ def test_value_and_gradient_are_those_of_the_numpy_backend(target, options, side
     cell = composed_cell(spec, "float64")
 
     wrt = ("logits", "target") if target is PROBABILITY else ("logits",)
-    expected, slopes = unixent.value_and_grad(
+    expected, grads = unixent.value_and_grad(
         LOGITS, target, weight=weight, mask=mask, wrt=wrt, validate="off", **options
     )
     np.testing.assert_allclose(cell(*inputs).asnumpy(), expected, rtol=1e-12, atol=0)
-    found = cell.gradient(*inputs, ms.mint.ones(expected.shape, dtype=ms.float64), ABSENT)
-    for name, slope in zip(wrt, slopes, strict=True):
-        got = found[{"logits": 0, "target": 3}[name]].asnumpy()
-        np.testing.assert_allclose(got, slope, rtol=1e-11, atol=1e-300)
+    computed = cell.gradient(*inputs, ms.mint.ones(expected.shape, dtype=ms.float64), ABSENT)
+    for name, grad in zip(wrt, grads, strict=True):
+        got = computed[{"logits": 0, "target": 3}[name]].asnumpy()
+        np.testing.assert_allclose(got, grad, rtol=1e-11, atol=1e-300)

@@ -22,7 +22,7 @@ X, Y = ms.Tensor(np.ones((2, 3)), ms.float32), ms.Tensor([0, 1], ms.int32)
         (None, "model_group: expected a group of 2 processes"),
     ],
 )
-def test_a_group_that_is_none(group, text):
+def test_what_is_no_group_raises_eagerly_and_while_compiling(group, text):
     config = unixent.ParallelConfig(model_parallel=2, model_group=group)
     with pytest.raises(unixent.BackendError, match=text):
         unixent.cross_entropy(X, Y, parallel=config)
@@ -36,7 +36,7 @@ def test_a_group_that_is_none(group, text):
 
 
 @pytest.mark.parametrize("mode", ["semi_auto_parallel", "auto_parallel"])
-def test_modes_that_split_by_themselves(mode):
+def test_modes_that_split_tensors_by_themselves_are_refused(mode):
     config = unixent.ParallelConfig(model_parallel=2, model_group="classes")
     ms.set_auto_parallel_context(parallel_mode=mode)
     try:
@@ -52,6 +52,6 @@ def test_a_config_of_one_process_needs_no_group():
     np.testing.assert_allclose(CrossEntropyLoss(alone)(X, Y).asnumpy(), np.log(3), rtol=1e-6)
 
 
-def test_degrees_without_processes():
+def test_degrees_without_processes_are_refused():
     with pytest.raises(unixent.BackendError, match="start the processes with msrun"):
         CrossEntropyLoss(SimpleNamespace(data_parallel=1, model_parallel=2))

@@ -14,8 +14,7 @@ import pytest
 import unixent
 import unixent_mindspore  # noqa: F401 - tells MindSpore's compiler of unixent
 
-RNG = np.random.default_rng(3)
-LOGITS = RNG.normal(size=(4, 5)).astype(np.float32)
+LOGITS = np.random.default_rng(3).normal(size=(4, 5)).astype(np.float32)
 INDEX = np.array([0, 4, 2, 2], np.int32)
 
 
@@ -36,9 +35,24 @@ def compiled(**options):
         (unixent.BackendError, "backend: expected None or 'mindspore'", {"backend": "torch"}, (4,)),
     ],
 )
-def test_errors_while_compiling_are_unixents_own(error, text, options, shape):
+def test_errors_while_compiling_are_those_of_an_eager_call(error, text, options, shape):
     with pytest.raises(error, match=text):
         compiled(**options)(ms.Tensor(LOGITS), ms.Tensor(np.zeros(shape, np.int32)))
+    assert not Path("rank_0").exists()
+
+
+def test_unknown_keywords_are_refused_while_compiling():
+    @ms.jit
+    def misspelled(logits, target):
+        return unixent.cross_entropy(logits, target, label_smoothin=0.1)
+
+    @ms.jit
+    def reduced_terms(logits, target):
+        return unixent.loss_terms(logits, target, reduction="sum")
+
+    for loss, name in ((misspelled, "label_smoothin"), (reduced_terms, "reduction")):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            loss(ms.Tensor(LOGITS), ms.Tensor(INDEX))
     assert not Path("rank_0").exists()
 
 
@@ -49,12 +63,12 @@ def test_an_index_out_of_range_is_nan_in_value_and_gradient():
     def both(logits):
         return unixent.value_and_grad(logits, target, reduction="none")
 
-    loss, gradient = (found.asnumpy() for found in both(ms.Tensor(LOGITS)))
+    loss, gradient = (computed.asnumpy() for computed in both(ms.Tensor(LOGITS)))
     np.testing.assert_array_equal(np.isnan(loss), [False, True, True, False])
     np.testing.assert_array_equal(np.isnan(gradient).all(1), [False, True, True, False])
 
 
-def test_lists_numbers_and_numpy_arrays_beside_tensors():
+def test_lists_numbers_and_numpy_arrays_are_taken_beside_tensors():
     weight = np.linspace(1, 2, 5)
 
     @ms.jit
@@ -65,46 +79,47 @@ def test_lists_numbers_and_numpy_arrays_beside_tensors():
     np.testing.assert_allclose(loss(ms.Tensor(LOGITS)).asnumpy(), expected, rtol=1e-6)
 
 
-def test_terms_are_a_pair():
+def test_loss_terms_are_a_pair():
     @ms.jit
     def mean(logits, target):
         numerator, denominator = unixent.loss_terms(logits, target)
         return numerator / denominator
 
-    found = mean(ms.Tensor(LOGITS), ms.Tensor(INDEX)).asnumpy()
-    np.testing.assert_allclose(found, unixent.cross_entropy(LOGITS, INDEX), rtol=1e-6)
+    computed = mean(ms.Tensor(LOGITS), ms.Tensor(INDEX)).asnumpy()
+    np.testing.assert_allclose(computed, unixent.cross_entropy(LOGITS, INDEX), rtol=1e-6)
 
 
 @pytest.mark.parametrize("wrt", ["logits", "target", ("target", "logits")], ids=str)
-def test_value_and_grad(wrt):
-    probabilities = RNG.dirichlet(np.ones(5), size=4).astype(np.float32)
+def test_value_and_grad_equals_the_numpy_backend(wrt):
+    probabilities = np.random.default_rng(4).dirichlet(np.ones(5), size=4).astype(np.float32)
 
     @ms.jit
     def both(logits, target, upstream):
         return unixent.value_and_grad(logits, target, grad_output=upstream, wrt=wrt)
 
-    found = both(ms.Tensor(LOGITS), ms.Tensor(probabilities), ms.Tensor(2.0, ms.float32))[1]
+    computed = both(ms.Tensor(LOGITS), ms.Tensor(probabilities), ms.Tensor(2.0, ms.float32))[1]
     expected = unixent.value_and_grad(LOGITS, probabilities, grad_output=np.float32(2), wrt=wrt)[1]
-    for got, due in zip(*((found, expected) if isinstance(wrt, tuple) else ((found,), (expected,))), strict=True):
+    for got, due in zip(*((computed, expected) if isinstance(wrt, tuple) else ((computed,), (expected,))), strict=True):
         np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [None, 3])
-def test_linear_value_and_grad(chunk):
-    hidden, classifier, bias = (RNG.normal(size=shape) for shape in ((4, 3), (5, 3), (5,)))
+def test_linear_value_and_grad_equals_the_numpy_backend(chunk):
+    rng = np.random.default_rng(5)
+    hidden, classifier, bias = (rng.normal(size=shape) for shape in ((4, 3), (5, 3), (5,)))
 
     @ms.jit
     def both(hidden, classifier, bias, target):
         return unixent.linear_value_and_grad(hidden, classifier, target, bias=bias, chunk=chunk)
 
-    loss, found = both(*(ms.Tensor(item) for item in (hidden, classifier, bias, INDEX)))
+    loss, computed = both(*(ms.Tensor(item) for item in (hidden, classifier, bias, INDEX)))
     value, expected = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=chunk)
     np.testing.assert_allclose(loss.asnumpy(), value, rtol=1e-14)
-    for got, due in zip(found, expected, strict=True):
+    for got, due in zip(computed, expected, strict=True):
         np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-13)
 
 
-def test_graph_mode():
+def test_calls_from_python_in_graph_mode_equal_the_numpy_backend():
     ms.set_context(mode=ms.GRAPH_MODE)
     inputs = ms.Tensor(LOGITS), ms.Tensor(INDEX)
     loss, gradient = unixent.value_and_grad(*inputs)
@@ -115,14 +130,14 @@ def test_graph_mode():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_targets_that_would_crash_a_gather_are_refused_eagerly(value):
+def test_targets_that_would_crash_a_gather_raise_eagerly(value):
     for bad in (5, -1, np.iinfo(np.int32).max, np.iinfo(np.int32).min):
         target = np.array([0, 1, 2, bad], np.int32)
         with pytest.raises(unixent.TargetRangeError, match=r"target: .* position \(3,\)"):
             unixent.cross_entropy(ms.Tensor(np.full_like(LOGITS, value)), ms.Tensor(target))
 
 
-def test_without_the_adapter_the_compiler_refuses(tmp_path):
+def test_a_call_compiled_before_the_backend_is_imported_is_refused(tmp_path):
     """Nothing is registered before the adapter is imported; what must not happen is a wrong number."""
     program = """
         import mindspore as ms, numpy as np, unixent
