@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ from unixent_jax.logits import reduction as logits
 from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
 from unixent_jax.vocab_parallel import reduction as over_mesh
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
+
+_PLATFORM = attrgetter("platform")
 
 
 class JaxBackend:
@@ -43,7 +46,7 @@ class JaxBackend:
         return isinstance(array, jax.Array)
 
     def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
-        return tuple([_info(array) for array in arrays])
+        return tuple(map(_info, arrays))
 
     def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
         kept = jax.dtypes.canonicalize_dtype(value.dtype)
@@ -119,10 +122,10 @@ def _info(array: Array) -> ArrayInfo:
     if isinstance(array, jax.core.Tracer):
         return ArrayInfo(array.shape, array.dtype.name, "", readable=False, concrete=False)
     devices = array.sharding.device_set
-    readable = array.is_fully_addressable and all(device.platform == "cpu" for device in devices)
+    readable = array.is_fully_addressable and {*map(_PLATFORM, devices)} == {"cpu"}
     # An uncommitted array goes wherever the others are.
-    where = ", ".join(sorted(map(str, devices))) if array.committed else ""
-    return ArrayInfo(array.shape, array.dtype.name, where, readable)
+    names = ", ".join(sorted(map(str, devices))) if array.committed else ""
+    return ArrayInfo(array.shape, array.dtype.name, names, readable)
 
 
 def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshSpec, str, LossArrays]:

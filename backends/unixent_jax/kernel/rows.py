@@ -73,7 +73,11 @@ def exp_and_stats(x: Array, pivot: Array, classes: ClassAxis) -> tuple[Array, Ro
 
 
 def row_stats(shift: Array, pivot_logit: Array, sum_rest: Array) -> RowStats:
-    """The scalars from the shift, the pivot's logit and the sum of the other exponentials."""
+    """The scalars from the shift, the pivot's logit and the sum of the other exponentials.
+
+    `unixent.semantics.row_stats` says the same for all frameworks. Its care of pivots that lead by more than 60, which
+    the shift rules out here, has XLA hold two more numbers a row, and value and gradient need more memory than optax.
+    """
     pivot_logit = jnp.where(pivot_logit == jnp.inf, jnp.nan, pivot_logit)
     high = shift - pivot_logit
     back = high - shift
