@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -67,7 +68,4 @@ def reduce(
         numerator, denominator = sum_scalars(axes, numerator, jnp.sum(denominators))
     else:
         (numerator,), denominator = sum_scalars(axes, numerator), normalizer
-    is_empty = denominator == 0
-    if spec.on_empty == "zero":
-        return jnp.where(is_empty, 0, numerator / jnp.where(is_empty, 1, denominator))
-    return numerator / jnp.where(is_empty, jnp.nan, denominator)
+    return semantics.mean_of(jnp, numerator, denominator, 0.0 if spec.on_empty == "zero" else math.nan)
