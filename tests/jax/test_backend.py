@@ -14,34 +14,34 @@ from jax.experimental import checkify
 import unixent
 
 X = jnp.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
-STRAY = jnp.array([0, 3])
+OUT_OF_RANGE = jnp.array([0, 3])
 
 
-def test_a_stray_index_raises_where_it_can_be_read() -> None:
+def test_an_out_of_range_index_raises_where_it_can_be_read() -> None:
     with pytest.raises(unixent.TargetRangeError, match=r"got 3 at position \(1,\)"):
-        unixent.cross_entropy(X, STRAY)
+        unixent.cross_entropy(X, OUT_OF_RANGE)
     with pytest.raises(unixent.TargetRangeError):
-        jax.grad(unixent.cross_entropy)(X, STRAY)
+        jax.grad(unixent.cross_entropy)(X, OUT_OF_RANGE)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_stray_index_is_nan_under_a_trace(smoothing: float) -> None:
+def test_an_out_of_range_index_is_nan_under_a_trace(smoothing: float) -> None:
     loss = jax.jit(lambda x, y: unixent.cross_entropy(x, y, reduction="none", label_smoothing=smoothing))
-    grad = jax.jit(jax.grad(lambda x, y: unixent.cross_entropy(x, y, label_smoothing=smoothing)))(X, STRAY)
-    assert np.isnan(loss(X, STRAY)).tolist() == [False, True]
+    grad = jax.jit(jax.grad(lambda x, y: unixent.cross_entropy(x, y, label_smoothing=smoothing)))(X, OUT_OF_RANGE)
+    assert np.isnan(loss(X, OUT_OF_RANGE)).tolist() == [False, True]
     assert np.isnan(grad).tolist() == [[False] * 3, [True] * 3]
 
 
-def test_a_stray_index_is_reported_through_checkify() -> None:
+def test_an_out_of_range_index_is_reported_through_checkify() -> None:
     full = checkify.checkify(jax.jit(jax.grad(lambda x, y: unixent.cross_entropy(x, y, validate="full"))))
-    error, _ = full(X, STRAY)
+    error, _ = full(X, OUT_OF_RANGE)
     assert "got 3 at flat position 1" in str(error.get())
     error, _ = full(X, jnp.array([0, -100]))
     assert error.get() is None
 
 
 def test_without_checkify_full_validation_traces() -> None:
-    loss = jax.jit(lambda x, y: unixent.cross_entropy(x, y, validate="full"))(X, STRAY)
+    loss = jax.jit(lambda x, y: unixent.cross_entropy(x, y, validate="full"))(X, OUT_OF_RANGE)
     assert np.isnan(loss)
 
 

@@ -58,23 +58,23 @@ KINDS = ("index", "probability")
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "chunk"),
+    ("options", "target_kind", "chunk"),
     [
-        *((name, kind, 5) for name in OPTIONS for kind in KINDS),
+        *((name, target_kind, 5) for name in OPTIONS for target_kind in KINDS),
         *(("smoothing", KINDS[i % 2], chunk) for i, chunk in enumerate((None, 1, N, 1000))),
         ("none", "probability", None),
     ],
 )
-def test_equals_the_unfused_form(wide: None, options: str, kind: str, chunk: int | None) -> None:
+def test_equals_the_unfused_form(wide: None, options: str, target_kind: str, chunk: int | None) -> None:
     keywords = dict(OPTIONS[options])
     upstream = keywords.pop("grad_output", None)
-    arrays = jax.tree.map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if kind == "index" else PROBABILITIES))
-    wrt = ("hidden", "classifier", "bias", "target")[: 3 if kind == "index" else 4]
+    arrays = jax.tree.map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if target_kind == "index" else PROBABILITIES))
+    wrt = ("hidden", "classifier", "bias", "target")[: 3 if target_kind == "index" else 4]
 
     @jax.jit
     def both(*given: Any) -> Any:
-        value, pull = jax.vjp(lambda *own: unfused(*own, *given[len(own) :], **keywords), *given[: len(wrt)])
-        return value, pull(jnp.ones_like(value) if upstream is None else jnp.asarray(upstream))
+        value, vjp = jax.vjp(lambda *own: unfused(*own, *given[len(own) :], **keywords), *given[: len(wrt)])
+        return value, vjp(jnp.ones_like(value) if upstream is None else jnp.asarray(upstream))
 
     expected = both(*arrays)
     hidden, classifier, bias, target = arrays
@@ -84,10 +84,10 @@ def test_equals_the_unfused_form(wide: None, options: str, kind: str, chunk: int
     equal(got, expected)
 
 
-@pytest.mark.parametrize(("options", "kind"), [(name, KINDS[i % 2]) for i, name in enumerate(OPTIONS)])
-def test_the_value_alone_equals_the_unfused_form(wide: None, options: str, kind: str) -> None:
+@pytest.mark.parametrize(("options", "target_kind"), [(name, KINDS[i % 2]) for i, name in enumerate(OPTIONS)])
+def test_the_value_alone_equals_the_unfused_form(wide: None, options: str, target_kind: str) -> None:
     keywords = {name: value for name, value in OPTIONS[options].items() if name != "grad_output"}
-    arrays = tuple(map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if kind == "index" else PROBABILITIES)))
+    arrays = tuple(map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if target_kind == "index" else PROBABILITIES)))
     equal(fused(*arrays, chunk=5, **keywords), unfused(*arrays, **keywords))
 
 
@@ -127,12 +127,12 @@ CASES = [("index", 0.0, "mean"), ("probability", 0.2, "mean"), ("index", 0.0, "n
 
 @pytest.mark.parametrize(
     # Two of the three in turn: each transform meets two, and each of them two transforms in three.
-    ("transform", "kind", "smoothing", "reduction"),
+    ("transform", "target_kind", "smoothing", "reduction"),
     [(name, *CASES[(i + j) % 3]) for i, name in enumerate(TRANSFORMS) for j in range(2)],
 )
-def test_transform(wide: None, transform: str, kind: str, smoothing: float, reduction: str) -> None:
+def test_transform(wide: None, transform: str, target_kind: str, smoothing: float, reduction: str) -> None:
     rows = slice(0, 5)
-    target = (INDEX if kind == "index" else PROBABILITIES)[rows]
+    target = (INDEX if target_kind == "index" else PROBABILITIES)[rows]
     options = {"mask": MASK[rows], "z_loss": 0.1, "softcap": 3.0, "label_smoothing": smoothing, "reduction": reduction}
     arrays = tuple(map(jnp.asarray, (HIDDEN[rows], CLASSIFIER, BIAS)))
     change = TRANSFORMS[transform]
@@ -218,13 +218,13 @@ def test_export_round_trip_with_a_symbolic_batch(chunk: int | None) -> None:
     )
     exported = export.export(jax.jit(jax.value_and_grad(loss, (0, 1))))(*shapes)
     arrays = (jnp.asarray(HIDDEN, "float32"), jnp.asarray(CLASSIFIER, "float32"), INDEX)
-    found = export.deserialize(exported.serialize()).call(*arrays)
-    equal(found, jax.value_and_grad(loss, (0, 1))(*arrays), rtol=1e-5, atol=1e-7)
+    actual = export.deserialize(exported.serialize()).call(*arrays)
+    equal(actual, jax.value_and_grad(loss, (0, 1))(*arrays), rtol=1e-5, atol=1e-7)
 
 
-def error(found: Any, exact: Any) -> float:
+def error(actual: Any, exact: Any) -> float:
     """Root of the summed squares."""
-    return float(np.linalg.norm(np.asarray(found, float) - np.asarray(exact, float)))
+    return float(np.linalg.norm(np.asarray(actual, float) - np.asarray(exact, float)))
 
 
 HALF_CASES: dict[str, dict[str, Any]] = {
@@ -249,11 +249,11 @@ def test_half_precision_is_no_worse_than_the_unfused_form(wide: None, options: s
     ours, theirs = all_of(fused), all_of(unfused)
     for dtype, scale in itertools.product(("float16", "bfloat16"), (0.3, 1.0, 4.0)):
         arrays = [jnp.asarray(array, dtype) for array in (HIDDEN * scale, CLASSIFIER, BIAS)]
-        exact, *found = (
+        exact, *actual = (
             (value, *grads)
             for value, grads in (theirs(*(array.astype("float64") for array in arrays)), ours(*arrays), theirs(*arrays))
         )
-        for name, truth, *results in zip(("loss", "hidden", "classifier", "bias"), exact, *found, strict=True):
+        for name, truth, *results in zip(("loss", "hidden", "classifier", "bias"), exact, *actual, strict=True):
             own, other = (error(result, truth) for result in results)
             # The one rounding that a result in half precision cannot be without, where both are down to that.
             least = error(jnp.asarray(truth, dtype), truth)
@@ -267,16 +267,16 @@ def test_half_precision_is_that_of_the_inputs_alone(dtype: str, reduction: str) 
     hidden = jnp.asarray(RNG.normal(size=(4096, 8)), dtype)
     classifier = jnp.asarray(RNG.normal(size=(16, 8)), dtype)
     target = jnp.asarray(RNG.integers(16, size=4096), "int32")
-    _, slopes = unixent.linear_value_and_grad(hidden, classifier, target, chunk=64, reduction=reduction)
+    _, grads = unixent.linear_value_and_grad(hidden, classifier, target, chunk=64, reduction=reduction)
     _, expected = unixent.linear_value_and_grad(
         hidden.astype("float32"), classifier.astype("float32"), target, reduction=reduction
     )
-    for slope, exact in zip(slopes, expected, strict=True):
-        assert slope.dtype == dtype
+    for grad, exact in zip(grads, expected, strict=True):
+        assert grad.dtype == dtype
         unit, smallest = float(jnp.finfo(dtype).eps) / 2, float(jnp.finfo(dtype).smallest_subnormal)
         # One rounding to half precision, and those of the float32 sums on both sides.
         sums = 8 * 2.0**-24 * float(jnp.max(jnp.abs(exact)))
-        np.testing.assert_allclose(slope.astype("float32"), exact, rtol=unit, atol=smallest + sums)
+        np.testing.assert_allclose(grad.astype("float32"), exact, rtol=unit, atol=smallest + sums)
 
 
 def test_no_array_of_the_size_of_the_logits(single_device: None) -> None:

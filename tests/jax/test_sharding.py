@@ -53,19 +53,19 @@ def test_sums_alone_cross_devices(layout: str, options: str, mode: str) -> None:
         target = np.moveaxis(target, -1, axis)
     else:
         target, target_spec = indices.astype(np.int32), positions
-    sides = {}
+    extra = {}
     if keywords.pop("weight", False):
-        sides["weight"] = (np.linspace(0.5, 1, shape[axis], dtype=np.float32), P())
+        extra["weight"] = (np.linspace(0.5, 1, shape[axis], dtype=np.float32), P())
     if keywords.pop("mask", False):
-        sides["mask"] = (rng.random(indices.shape).astype(np.float32), positions)
+        extra["mask"] = (rng.random(indices.shape).astype(np.float32), positions)
 
-    def loss(x: Any, t: Any, sides: Any) -> Any:
-        return unixent.cross_entropy(x, t, axis=axis, **sides, **keywords)
+    def loss(x: Any, t: Any, extra: Any) -> Any:
+        return unixent.cross_entropy(x, t, axis=axis, **extra, **keywords)
 
-    whole = {name: value for name, (value, _) in sides.items()}
-    expected, slope = jax.jit(jax.value_and_grad(loss))(host, target, whole)
+    whole = {name: value for name, (value, _) in extra.items()}
+    expected, expected_grad = jax.jit(jax.value_and_grad(loss))(host, target, whole)
     with jax.set_mesh(mesh):
-        put = {name: jax.device_put(value, NamedSharding(mesh, where)) for name, (value, where) in sides.items()}
+        put = {name: jax.device_put(value, NamedSharding(mesh, where)) for name, (value, where) in extra.items()}
         x = jax.device_put(host, NamedSharding(mesh, spec))
         t = jax.device_put(target, NamedSharding(mesh, target_spec))
         compiled = jax.jit(jax.value_and_grad(loss)).lower(x, t, put).compile()
@@ -74,7 +74,7 @@ def test_sums_alone_cross_devices(layout: str, options: str, mode: str) -> None:
     assert MOVES.findall(compiled.as_text()) == []
     assert gradient.sharding.is_equivalent_to(x.sharding, len(shape))
     np.testing.assert_allclose(value, expected, rtol=2e-6)
-    np.testing.assert_allclose(gradient, slope, rtol=2e-5, atol=1e-8)
+    np.testing.assert_allclose(gradient, expected_grad, rtol=2e-5, atol=1e-8)
 
 
 def test_the_pattern_finds_a_collected_row() -> None:
@@ -96,6 +96,6 @@ def test_inside_shard_map_over_positions() -> None:
 
     whole = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P())
     loss, grad = jax.value_and_grad(whole)(x, y)
-    expected, slope = jax.value_and_grad(unixent.cross_entropy)(x, y)
+    expected, expected_grad = jax.value_and_grad(unixent.cross_entropy)(x, y)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(grad, slope, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)

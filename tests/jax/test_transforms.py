@@ -103,10 +103,10 @@ def every(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, t: {name: change(f)(x, t) for name, change in TRANSFORMS.items()}
 
 
-@pytest.mark.parametrize(("kind", "options", "traced"), CASES)
-def test_transforms(kind: str, options: str, traced: bool) -> None:
+@pytest.mark.parametrize(("target_kind", "options", "traced"), CASES)
+def test_transforms(target_kind: str, options: str, traced: bool) -> None:
     x, y, q = _inputs()
-    target = y if kind == "index" else q
+    target = y if target_kind == "index" else q
     function = every(lambda x, t: ours(x, t, **OPTIONS[options]))
     expected = jax.jit(every(lambda x, t: reference(x, t, **OPTIONS[options])))(x, target)
     got = (jax.jit(function) if traced else function)(x, target)
@@ -139,7 +139,7 @@ def test_mixed_second_derivative() -> None:
         close(got, expected, name)
 
 
-def test_second_derivatives_of_a_dead_row_are_zero_whatever_it_holds() -> None:
+def test_second_derivatives_of_an_inactive_row_are_zero() -> None:
     x, y, _ = _inputs()
     x = x.at[2].set(jnp.nan)
     hessian = jax.hessian(lambda x: unixent.cross_entropy(x, y, z_loss=0.1, softcap=5.0))(x)
@@ -159,9 +159,9 @@ def test_export_round_trip_with_a_symbolic_batch(monkeypatch: pytest.MonkeyPatch
     x = jax.random.normal(jax.random.key(0), (3, 512), "float32")
     y = jnp.array([0, 511, 7], "int32")
     loss, grad = export.deserialize(exported.serialize()).call(x, y)
-    expected, slope = jax.value_and_grad(unixent.cross_entropy)(x, y)
+    expected, expected_grad = jax.value_and_grad(unixent.cross_entropy)(x, y)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(grad, slope, rtol=1e-5)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5)
 
 
 def test_one_trace_per_shape_and_options() -> None:

@@ -34,15 +34,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "empty": {"mask": np.zeros((B, S))},
     "empty, nan": {"mask": np.zeros((B, S)), "on_empty": "nan"},
 }
-SIDES = ("weight", "mask", "upstream")
+EXTRA = ("weight", "mask", "upstream")
 
 
-def build(kind: str, options: str, dtype: str = "float32") -> Call:
+def build(target_kind: str, options: str, dtype: str = "float32") -> Call:
     given = dict(OPTIONS[options])
     narrow = np.asarray(jax.numpy.zeros(0, dtype)).dtype
-    sides = {name: given.pop(name).astype("float32") for name in SIDES if name in given}
-    target = INDEX if kind == "index" else PROBABILITIES.astype("float32")
-    return Call(LOGITS.astype(narrow), target, options=given, **sides)
+    extra = {name: given.pop(name).astype("float32") for name in EXTRA if name in given}
+    target = INDEX if target_kind == "index" else PROBABILITIES.astype("float32")
+    return Call(LOGITS.astype(narrow), target, options=given, **extra)
 
 
 @pytest.fixture(scope="session")

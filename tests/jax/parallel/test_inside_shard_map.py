@@ -33,8 +33,8 @@ def arrays_of(call: Call) -> dict[str, Any]:
 
 
 def places(call: Call) -> dict[str, P]:
-    found = {**PLACES, "target": FULL if call.target.dtype.kind == "f" else P("data")}
-    return {name: found[name] for name in arrays_of(call)}
+    specs = {**PLACES, "target": FULL if call.target.dtype.kind == "f" else P("data")}
+    return {name: specs[name] for name in arrays_of(call)}
 
 
 def over_devices(mesh: Any, call: Call, function: Callable[..., Any], out: Any) -> Any:
@@ -47,17 +47,17 @@ def result_place(call: Call) -> P:
     return P("data") if call.options.get("reduction") == "none" else P()
 
 
-def check(call: Call, asks: Any, found: Any) -> None:
-    for part, got in zip(expect.expected(call, asks), found, strict=True):
+def check(call: Call, asks: Any, actual: Any) -> None:
+    for part, got in zip(expect.expected(call, asks), actual, strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_value_and_gradients_are_those_of_the_whole(mesh, axes, call, kind, options):
-    given = call(kind, options)
-    wrt = ("logits", "target")[: 1 if kind == "index" else 2]
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_value_and_gradients_are_those_of_the_whole(mesh, axes, call, target_kind, options):
+    given = call(target_kind, options)
+    wrt = ("logits", "target")[: 1 if target_kind == "index" else 2]
 
     def own(arrays: Any) -> Any:
         upstream = arrays.pop("upstream", None)
@@ -65,7 +65,7 @@ def test_value_and_gradients_are_those_of_the_whole(mesh, axes, call, kind, opti
 
     loss, grads = over_devices(mesh, given, own, (result_place(given), (FULL,) * len(wrt)))
     check(given, "logits gradient", (loss, grads[0]))
-    if kind == "probability":
+    if target_kind == "probability":
         check(given, "target gradient", (loss, grads[1]))
 
 
@@ -82,15 +82,15 @@ def test_halves_have_float32_statistics(mesh, axes, call, options, dtype):
 
 def test_terms(mesh, axes, call):
     given = call("index", "smoothing")
-    found = over_devices(mesh, given, lambda own: unixent.loss_terms(**own, **given.options, parallel=axes), P())
-    check(given, "terms", found)
+    actual = over_devices(mesh, given, lambda own: unixent.loss_terms(**own, **given.options, parallel=axes), P())
+    check(given, "terms", actual)
 
 
 @pytest.mark.parametrize("options", ["none", "smoothing", "z-loss and softcap"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_taken_outside_and_inside(mesh, axes, call, kind, options):
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_gradient_taken_outside_and_inside(mesh, axes, call, target_kind, options):
     """Both are the gradient of the global loss: the transpose of shard_map counts each sum once."""
-    given = call(kind, options)
+    given = call(target_kind, options)
 
     def loss(logits: Any, arrays: Any) -> Any:
         weights = arrays.pop("upstream", 1.0)
@@ -112,8 +112,8 @@ def test_gradient_taken_outside_and_inside(mesh, axes, call, kind, options):
         return jax.grad(lambda logits: whole({**arrays, "logits": logits}))(arrays["logits"]), within(arrays)
 
     expected = expect.expected(given, "logits gradient")[1]
-    for found in both({name: jnp.asarray(array) for name, array in arrays_of(given).items()}):
-        assert expected.compare(np.asarray(found)).ok
+    for actual in both({name: jnp.asarray(array) for name, array in arrays_of(given).items()}):
+        assert expected.compare(np.asarray(actual)).ok
 
 
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
@@ -126,11 +126,11 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_transforms(wide, mesh, axes, call, kind):
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_transforms(wide, mesh, axes, call, target_kind):
     """Of the whole shard_map, against the same of the whole loss: all as one program, which takes half as long."""
-    given = call(kind, "z-loss and softcap")
-    given = replace(given, options={**given.options, "label_smoothing": 0.1 if kind == "probability" else 0.0})
+    given = call(target_kind, "z-loss and softcap")
+    given = replace(given, options={**given.options, "label_smoothing": 0.1 if target_kind == "probability" else 0.0})
     arrays = {
         name: jnp.asarray(array, array.dtype if name == "target" else float)
         for name, array in {**arrays_of(given), "logits": given.logits[:, :1]}.items()
@@ -138,8 +138,8 @@ def test_transforms(wide, mesh, axes, call, kind):
     arrays["target"] = arrays["target"][:, :1]
 
     def split(logits: Any) -> Any:
-        def own(mine: Any) -> Any:
-            return unixent.cross_entropy(**mine, **given.options, parallel=axes)
+        def own(local: Any) -> Any:
+            return unixent.cross_entropy(**local, **given.options, parallel=axes)
 
         return jax.shard_map(own, mesh=mesh, in_specs=(places(given),), out_specs=P())({**arrays, "logits": logits})
 
@@ -149,16 +149,16 @@ def test_transforms(wide, mesh, axes, call, kind):
     def every(f: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(lambda x: {name: change(f)(x) for name, change in TRANSFORMS.items()})
 
-    found, expected = every(split)(arrays["logits"]), every(whole)(arrays["logits"])
+    actual, expected = every(split)(arrays["logits"]), every(whole)(arrays["logits"])
     for name in TRANSFORMS:
         close = partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13, err_msg=name)
-        jax.tree.map(close, found[name], expected[name])
+        jax.tree.map(close, actual[name], expected[name])
 
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}])
-@pytest.mark.parametrize("kind", KINDS)
-def test_special_values_on_one_device(mesh, axes, call, kind, options):
-    given = call(kind, "none")
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_special_values_on_one_device(mesh, axes, call, target_kind, options):
+    given = call(target_kind, "none")
     logits, target = given.logits.copy(), given.target.copy()
     logits[0, 0, 7] = np.nan
     logits[0, 2, 1] = np.inf
@@ -169,7 +169,7 @@ def test_special_values_on_one_device(mesh, axes, call, kind, options):
     logits[3, 1] = np.nan
     mask = np.ones(given.mask.shape, np.float32)
     mask[3, 1] = 0
-    if kind == "index":
+    if target_kind == "index":
         target[2, 1] = 12  # out of range: expected where the truth is NaN
         target[3, 0] = 3
     given = replace(given, logits=logits, target=target, mask=mask, options={"reduction": "none", **options})
@@ -180,7 +180,7 @@ def test_special_values_on_one_device(mesh, axes, call, kind, options):
 
     loss, grad = over_devices(mesh, given, own, (P("data"), FULL))
     check(given, "logits gradient", (loss, grad))
-    for position in [(0, 0), (0, 2), (1, 0), *([(2, 1)] if kind == "index" else [])]:
+    for position in [(0, 0), (0, 2), (1, 0), *([(2, 1)] if target_kind == "index" else [])]:
         assert np.isnan(loss[position])
         assert np.isnan(grad[position]).all()
 
@@ -188,20 +188,20 @@ def test_special_values_on_one_device(mesh, axes, call, kind, options):
 def messages(compiled: Any) -> list[tuple[str, int]]:
     """The collectives of a compiled program, with the number of elements of what each gives."""
     pattern = re.compile(r"= (.*?) (all-[\w-]+?|collective-[\w-]+?|reduce-scatter)(?:-start)?\(")
-    found = []
+    reduced = []
     for shapes, name in pattern.findall(compiled.as_text()):
         sizes = re.findall(r"\w+\[([\d,]*)\]", shapes)
-        found.append((name, sum(int(np.prod([int(n) for n in size.split(",") if n])) for size in sizes)))
-    return found
+        reduced.append((name, sum(int(np.prod([int(n) for n in size.split(",") if n])) for size in sizes)))
+    return reduced
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "numbers"),
+    ("target_kind", "options", "numbers"),
     [("index", {}, 3), ("index", {"label_smoothing": 0.1}, 7), ("probability", {}, 7)],
 )
-def test_what_crosses_devices(mesh, axes, call, kind, options, numbers):
+def test_what_crosses_devices(mesh, axes, call, target_kind, options, numbers):
     """3 numbers a position with class indices, 7 for a mixed target; none for the gradient, and two for the mean."""
-    given = replace(call(kind, "plain"), options=options)
+    given = replace(call(target_kind, "plain"), options=options)
 
     def own(arrays: Any) -> Any:
         return unixent.value_and_grad(**arrays, **options, parallel=axes)

@@ -45,24 +45,24 @@ PLACES = {
 GATHERS = re.compile(r"= .*?\b(all-gather|all-to-all|collective-permute|reduce-scatter)")
 
 
-def build(kind: str, options: str, bias: bool = True, dtype: str = "float32") -> Call:
+def build(target_kind: str, options: str, bias: bool = True, dtype: str = "float32") -> Call:
     given = dict(OPTIONS[options])
-    sides = {name: given.pop(name) for name in ("weight", "mask", "upstream") if name in given}
+    extra = {name: given.pop(name) for name in ("weight", "mask", "upstream") if name in given}
     narrow = np.asarray(jnp.zeros(0, dtype)).dtype
     arrays = {"hidden": HIDDEN.astype(narrow), "classifier": CLASSIFIER.astype(narrow)}
     if bias:
         arrays["bias"] = BIAS.astype(narrow)
-    return Call(None, INDEX if kind == "index" else PROBABILITIES, options=given, **arrays, **sides)
+    return Call(None, INDEX if target_kind == "index" else PROBABILITIES, options=given, **arrays, **extra)
 
 
 def arrays_of(call: Call) -> dict[str, Any]:
-    found = {**call.arrays(), **({} if call.upstream is None else {"upstream": call.upstream})}
-    return {name: jnp.asarray(array) for name, array in found.items()}
+    arrays = {**call.arrays(), **({} if call.upstream is None else {"upstream": call.upstream})}
+    return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
 def places(call: Call) -> dict[str, P]:
-    found = {**PLACES, "target": P("data", "model") if call.target.ndim == 2 else P("data")}
-    return {name: found[name] for name in arrays_of(call)}
+    specs = {**PLACES, "target": P("data", "model") if call.target.ndim == 2 else P("data")}
+    return {name: specs[name] for name in arrays_of(call)}
 
 
 def gradients(call: Call, config: ParallelConfig, arrays: dict[str, Any]) -> Any:
@@ -74,18 +74,18 @@ def gradients(call: Call, config: ParallelConfig, arrays: dict[str, Any]) -> Any
     )
 
 
-def check(call: Call, found: Any) -> None:
-    loss, grads = found
+def check(call: Call, actual: Any) -> None:
+    loss, grads = actual
     for part, got in zip(expect.expected(call, "linear gradients"), (loss, *grads), strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_inside_shard_map(mesh, axes, kind, options):
+@pytest.mark.parametrize("target_kind", KINDS)
+def test_inside_shard_map(mesh, axes, target_kind, options):
     """Each gradient is that of the global loss, summed once over what its argument is the same on."""
-    given = build(kind, options)
+    given = build(target_kind, options)
     own = places(given)
     out = (P("data") if options == "none" else P(), tuple(own[name] for name in given.differentiable()))
 
@@ -119,25 +119,25 @@ def test_gradient_taken_outside(mesh, axes, options):
         return loss if upstream is None else lax.psum(jnp.sum(loss * upstream), "data")
 
     whole = jax.shard_map(total, mesh=mesh, in_specs=(places(given),), out_specs=P())
-    found = jax.jit(jax.grad(lambda own: whole({**arrays, **own})))({name: arrays[name] for name in names})
+    actual = jax.jit(jax.grad(lambda own: whole({**arrays, **own})))({name: arrays[name] for name in names})
     for part, name in zip(expect.expected(given, "linear gradients")[1:], names, strict=True):
-        assert part.compare(np.asarray(found[name])).ok, name
+        assert part.compare(np.asarray(actual[name])).ok, name
 
 
 @pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize(("kind", "options"), [("index", "all"), ("index", "none"), ("probability", "all")])
-def test_over_a_mesh(kind, options, mode):
+@pytest.mark.parametrize(("target_kind", "options"), [("index", "all"), ("index", "none"), ("probability", "all")])
+def test_over_a_mesh(target_kind, options, mode):
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(mode, mode))
     config = ParallelConfig.from_mesh(mesh, data="data", model="model")
-    given = build(kind, options)
+    given = build(target_kind, options)
     own = places(given)
     arrays = {name: jax.device_put(x, NamedSharding(mesh, own[name])) for name, x in arrays_of(given).items()}
     compiled = jax.jit(lambda arrays: gradients(given, config, arrays)).lower(arrays).compile()
     assert GATHERS.findall(compiled.as_text()) == []
     loss, grads = compiled(arrays)
     check(given, (loss, grads))
-    for name, slope in zip(given.differentiable(), grads, strict=True):
-        assert slope.sharding.is_equivalent_to(arrays[name].sharding, slope.ndim), name
+    for name, grad in zip(given.differentiable(), grads, strict=True):
+        assert grad.sharding.is_equivalent_to(arrays[name].sharding, grad.ndim), name
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
@@ -157,17 +157,17 @@ def test_what_does_not_divide_is_filled_up(mesh, jit):
     check(given, (jax.jit(function) if jit else function)(arrays_of(given)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target_kind", KINDS)
 @pytest.mark.parametrize("transform", ["jvp", "hessian"])
-def test_forward_mode_and_second_order(wide, mesh, axes, kind, transform):
-    given = build(kind, "all")
+def test_forward_mode_and_second_order(wide, mesh, axes, target_kind, transform):
+    given = build(target_kind, "all")
     names = given.differentiable()[:3]
     arrays = {name: x.astype(float) if x.dtype.kind == "f" else x for name, x in arrays_of(given).items()}
     own = {name: arrays.pop(name) for name in names}
 
     def split(own: Any) -> Any:
-        def part(mine: Any) -> Any:
-            return unixent.linear_cross_entropy(**mine, **given.options, chunk=3, parallel=axes)
+        def part(local: Any) -> Any:
+            return unixent.linear_cross_entropy(**local, **given.options, chunk=3, parallel=axes)
 
         return jax.shard_map(part, mesh=mesh, in_specs=(places(given),), out_specs=P())({**arrays, **own})
 
@@ -179,8 +179,8 @@ def test_forward_mode_and_second_order(wide, mesh, axes, kind, transform):
         return lambda own: jax.jvp(f, (own,), (jax.tree.map(jnp.cos, own),))
 
     change = along if transform == "jvp" else jax.hessian
-    found, expected = (jax.jit(change(f))(own) for f in (split, whole))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, expected)
+    actual, expected = (jax.jit(change(f))(own) for f in (split, whole))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), actual, expected)
 
 
 def test_a_gradient_crosses_devices_once_and_not_chunk_by_chunk(mesh, axes):

@@ -30,8 +30,8 @@ def config_of(mesh: Mesh) -> ParallelConfig:
     return ParallelConfig.from_mesh(mesh, data="data", context="context", model="model")
 
 
-def check(call: Call, asks: Any, found: Any) -> None:
-    for part, got in zip(expect.expected(call, asks), found, strict=True):
+def check(call: Call, asks: Any, actual: Any) -> None:
+    for part, got in zip(expect.expected(call, asks), actual, strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
@@ -63,13 +63,13 @@ def arrays_of(call: Call) -> dict[str, Any]:
 
 @MODES
 @pytest.mark.parametrize(
-    ("kind", "options"), [("index", "none"), ("index", "smoothing"), ("probability", "z-loss and softcap")]
+    ("target_kind", "options"), [("index", "none"), ("index", "smoothing"), ("probability", "z-loss and softcap")]
 )
-def test_batch_sequence_and_classes_in_their_places(call, kind, options, mode):
+def test_batch_sequence_and_classes_in_their_places(call, target_kind, options, mode):
     """Only sums cross devices, and the gradient lies where the logits do."""
-    mesh, given = cube(mode), even(call(kind, options))
+    mesh, given = cube(mode), even(call(target_kind, options))
     full = P("data", "context", "model")
-    places = {"logits": full, "target": full if kind == "probability" else P("data", "context"), "weight": P()}
+    places = {"logits": full, "target": full if target_kind == "probability" else P("data", "context"), "weight": P()}
     arrays = {
         name: jax.device_put(array, NamedSharding(mesh, places.get(name, P("data", "context"))))
         for name, array in arrays_of(given).items()
@@ -77,31 +77,33 @@ def test_batch_sequence_and_classes_in_their_places(call, kind, options, mode):
     with jax.set_mesh(mesh):
         compiled = jax.jit(lambda arrays: grad(given, config_of(mesh), arrays)).lower(arrays).compile()
     assert GATHERS.findall(compiled.as_text()) == []
-    loss, slope = compiled(arrays)
-    check(given, "logits gradient", (loss, slope))
-    assert slope.sharding.is_equivalent_to(arrays["logits"].sharding, 3)
+    loss, logits_grad = compiled(arrays)
+    check(given, "logits gradient", (loss, logits_grad))
+    assert logits_grad.sharding.is_equivalent_to(arrays["logits"].sharding, 3)
     assert loss.sharding.is_fully_replicated == (given.options.get("reduction") != "none")
 
 
 # Half of all combinations, in which any three of the four meet in every way.
 UNEVEN = [
-    (kind, options, jit, (AxisType.Auto, AxisType.Explicit)[(i + j + jit) % 2])
-    for i, kind in enumerate(("index", "probability"))
+    (target_kind, options, jit, (AxisType.Auto, AxisType.Explicit)[(i + j + jit) % 2])
+    for i, target_kind in enumerate(("index", "probability"))
     for j, options in enumerate(("none", "smoothing"))
     for jit in (False, True)
 ]
 
 
-@pytest.mark.parametrize(("kind", "options", "jit", "mode"), UNEVEN)
-def test_what_does_not_divide_is_filled_up(call, kind, options, jit, mode):
+@pytest.mark.parametrize(("target_kind", "options", "jit", "mode"), UNEVEN)
+def test_what_does_not_divide_is_filled_up(call, target_kind, options, jit, mode):
     """Three steps and eleven classes over two by two; arrays that lie on no mesh yet."""
     if mode == AxisType.Explicit and not hasattr(jax, "reshard"):
         pytest.skip("jax 0.7 cannot differentiate through filling up under an explicit mesh, and says so")
-    mesh, given = cube(mode), call(kind, options)
+    mesh, given = cube(mode), call(target_kind, options)
     given = replace(
         given,
         logits=given.logits[..., :11],
-        target=given.target[..., :11] if kind == "probability" else np.where(given.target == 11, 3, given.target),
+        target=given.target[..., :11]
+        if target_kind == "probability"
+        else np.where(given.target == 11, 3, given.target),
         weight=None if given.weight is None else given.weight[:11],
     )
     function = lambda arrays: grad(given, config_of(mesh), arrays)  # noqa: E731
@@ -162,9 +164,9 @@ def test_vmap_over_the_mesh(call):
     """Four losses at a time, each of them over all devices."""
     given = call("index", "plain")
     config = config_of(cube(AxisType.Auto))
-    found = jax.vmap(lambda x, y: unixent.cross_entropy(x, y, parallel=config))(given.logits, given.target)
+    actual = jax.vmap(lambda x, y: unixent.cross_entropy(x, y, parallel=config))(given.logits, given.target)
     expected = jax.vmap(unixent.cross_entropy)(jnp.asarray(given.logits), given.target)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_values_that_can_be_read_are(call):

@@ -29,9 +29,9 @@ WEIGHT, MASK = RNG.random(C).astype(np.float32), RNG.random(N).astype(np.float32
 HIDDEN, CLASSIFIER = (RNG.normal(size=size).astype(np.float32) for size in ((N, D), (C, D)))
 
 
-def check(call: Call, asks: Any, found: Any, mesh: Any) -> None:
+def check(call: Call, asks: Any, actual: Any, mesh: Any) -> None:
     collect = jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, P()))
-    for part, got in zip(expect.expected(call, asks), found, strict=True):
+    for part, got in zip(expect.expected(call, asks), actual, strict=True):
         comparison = part.compare(np.asarray(collect(got)))
         assert comparison.ok, (RANK, part.name, comparison)
 
@@ -53,14 +53,14 @@ def main() -> None:
 
         logits = put(LOGITS, "data", "model")
         targets = {"index": put(INDEX, "data"), "probability": put(PROBABILITIES, "data", "model")}
-        for kind, target in targets.items():
+        for target_kind, target in targets.items():
             for options in ({}, {"label_smoothing": 0.2}):
                 # The whole class weight and a mask, as each process has them: NumPy arrays.
-                sides = {"weight": WEIGHT, "mask": MASK}
-                truth = Call(LOGITS, INDEX if kind == "index" else PROBABILITIES, options=options, **sides)
+                extra = {"weight": WEIGHT, "mask": MASK}
+                truth = Call(LOGITS, INDEX if target_kind == "index" else PROBABILITIES, options=options, **extra)
                 function = partial(unixent.value_and_grad, parallel=config, **options)
-                check(truth, "logits gradient", function(logits, target, **sides), mesh)
-                check(truth, "logits gradient", jax.jit(function)(logits, target, **sides), mesh)
+                check(truth, "logits gradient", function(logits, target, **extra), mesh)
+                check(truth, "logits gradient", jax.jit(function)(logits, target, **extra), mesh)
         truth = Call(None, INDEX, hidden=HIDDEN, classifier=CLASSIFIER, options={"z_loss": 0.1})
         fused = jax.jit(partial(unixent.linear_value_and_grad, parallel=config, z_loss=0.1))
         loss, grads = fused(put(HIDDEN, "data"), put(CLASSIFIER, "model"), targets["index"])
