@@ -58,10 +58,10 @@ PEERS = (
 
 def find(name: str) -> Peer:
     """The peer of a name."""
-    found = {peer.name: peer for peer in PEERS}
-    if name not in found:
-        raise LookupError(f"no peer is called {name!r}; expected one of {', '.join(map(repr, found))}")
-    return found[name]
+    by_name = {peer.name: peer for peer in PEERS}
+    if name not in by_name:
+        raise LookupError(f"no peer is called {name!r}; expected one of {', '.join(map(repr, by_name))}")
+    return by_name[name]
 
 
 def in_order(reports: Iterable[Report]) -> list[Report]:

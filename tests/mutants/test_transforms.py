@@ -28,20 +28,20 @@ FAULTS = {name: faults(name) for name in INSTALLED}
 def test_caught(framework: str, name: str) -> None:
     fault = FAULTS[framework][name]
     assert fault.loss.__doc__
-    found = noticed(fault)
-    assert found is not None, f"{fault.loss.__doc__} goes unnoticed"
-    assert (found.mode, found.feature in fault.features) == (fault.mode, True)
-    assert found.units > 1
+    result = noticed(fault)
+    assert result is not None, f"{fault.loss.__doc__} goes unnoticed"
+    assert (result.mode, result.feature in fault.features) == (fault.mode, True)
+    assert result.units > 1
 
 
-@pytest.mark.parametrize("kind", ["backward", "forward", "vmap"])
+@pytest.mark.parametrize("transform", ["backward", "forward", "vmap"])
 @pytest.mark.parametrize("framework", INSTALLED)
-def test_a_right_loss_is_right_under_every_transform(framework: str, kind: str) -> None:
+def test_the_reference_loss_matches_under_every_transform(framework: str, transform: str) -> None:
     harness = load(framework)
-    name = BACKWARD[framework] if kind == "backward" else kind
+    name = BACKWARD[framework] if transform == "backward" else transform
     (mode,) = (each for each in harness.modes if each.name == name)
     plain: Any = import_module(f"unixent_mutants.transforms_{framework}").plain
-    features = ("second derivatives",) if kind == "backward" else ("class indices", "softcap")
+    features = ("second derivatives",) if transform == "backward" else ("class indices", "softcap")
     chosen = [case for case in catalogue(features=features) if applies(case, mode)]
     verdicts = {case.id: run_case(case, Subject(harness, wrap(plain), mode)) for case in chosen}
     assert {id: r.detail for id, r in verdicts.items() if not r.verdict.ok} == {}

@@ -17,12 +17,12 @@ SLOW = {"cut-cross-entropy", "liger-kernel"}
 
 @pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
 def peer(request: pytest.FixtureRequest) -> Peer:
-    found: Peer = request.param
-    if found.absent():
-        pytest.skip(found.absent())
-    if found.name in SLOW:
+    requested: Peer = request.param
+    if requested.absent():
+        pytest.skip(requested.absent())
+    if requested.name in SLOW:
         pytest.skip("compiles for minutes on a CPU: run it with `python benchmarks/peers`")
-    return found
+    return requested
 
 
 def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> None:
@@ -36,7 +36,7 @@ def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> 
         assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts
 
 
-def test_names_are_found_and_mistakes_told() -> None:
+def test_peers_go_by_name_and_an_unknown_one_lists_them() -> None:
     assert [peers.find(peer.name) for peer in PEERS] == list(PEERS)
     with pytest.raises(LookupError, match="expected one of 'torch cross_entropy'"):
         peers.find("torch")
@@ -45,7 +45,7 @@ def test_names_are_found_and_mistakes_told() -> None:
 def test_implementations_know_their_own_names() -> None:
     for peer in PEERS:
         if not peer.absent() and peer.harness.endswith("arrays_numpy:harness"):
-            found, harness = resolve(peer.path, peer.harness)
-            assert (found.name, harness.name) == (peer.name, "numpy")
+            implementation, harness = resolve(peer.path, peer.harness)
+            assert (implementation.name, harness.name) == (peer.name, "numpy")
             logits, target = np.log(np.array([[0.25, 0.75], [0.5, 0.5]])), np.array([0, 1])
-            assert float(found.loss(logits, target)) == pytest.approx((np.log(4) + np.log(2)) / 2)
+            assert float(implementation.loss(logits, target)) == pytest.approx((np.log(4) + np.log(2)) / 2)

@@ -76,11 +76,11 @@ def test_html_holds_its_data_and_names_no_other_file(mixed: Report) -> None:
 def test_files_are_written_and_read_back(mixed: Report, tmp_path: Path) -> None:
     written = {path.name for path in report.write(tmp_path / "out", [mixed])}
     assert written == {"index.html", "mine-loss.json", "mine-loss.xml", "mine-loss.md"}
-    assert [repr(found) for found in report.read(tmp_path / "out")] == [repr(mixed)]
+    assert [repr(each) for each in report.read(tmp_path / "out")] == [repr(mixed)]
     with pytest.raises(ValueError, match="expected JSON reports"):
         report.read(tmp_path)
 
 
 def test_settled_explanations_leave_no_candidates() -> None:
-    found = run("subjects:over_positions", "numpy", features=["class weights"], isolate=False)
-    assert {r.candidates for r in found.cases} == {()}
+    settled = run("subjects:over_positions", "numpy", features=["class weights"], isolate=False)
+    assert {r.candidates for r in settled.cases} == {()}

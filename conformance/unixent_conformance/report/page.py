@@ -16,7 +16,7 @@ from unixent_conformance.dialects import BY_NAME
 from unixent_conformance.results import Report, Result, Verdict
 
 ORDER = (Verdict.MATCHES, Verdict.DIALECT, Verdict.REFUSES, Verdict.WRONG, Verdict.CRASHED)
-# Cases of one kind in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
+# Cases of one verdict in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
 TEXTS, REPROS = 12, 2
 
 
@@ -70,19 +70,19 @@ def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
 
 def _alike(results: Sequence[Result]) -> dict[tuple[Verdict, tuple[str, ...]], list[Result]]:
     """Results by verdict and dialects, in the order of the legend."""
-    found: dict[tuple[Verdict, tuple[str, ...]], list[Result]] = {}
+    groups: dict[tuple[Verdict, tuple[str, ...]], list[Result]] = {}
     for result in sorted(results, key=lambda r: ORDER.index(r.verdict)):
-        found.setdefault((result.verdict, result.dialects), []).append(result)
-    return found
+        groups.setdefault((result.verdict, result.dialects), []).append(result)
+    return groups
 
 
 def _group(key: tuple[Verdict, tuple[str, ...]], alike: Sequence[Result], strings: Table) -> dict[str, Any]:
     verdict, dialects = key
     cases: list[list[Any]] = []
     for result in alike:
-        # The reasons of refusals repeat, and are shown each once; other texts tell each its own numbers.
-        told = result.detail and (verdict is Verdict.REFUSES or len(cases) < TEXTS)
-        text = strings(result.detail) if told else -1
+        # The reasons of refusals repeat, and take up room once; every other text has numbers of its own.
+        keep = result.detail and (verdict is Verdict.REFUSES or len(cases) < TEXTS)
+        text = strings(result.detail) if keep else -1
         repro = strings(result.repro) if result.repro and len(cases) < REPROS else -1
         units = float(f"{result.units:.2g}") if math.isfinite(result.units) else None
         cases.append([strings(result.id), units, strings(result.mode), text, repro])

@@ -37,14 +37,14 @@ class Fault:
         return self.loss.__module__.rsplit("_", 1)[-1]
 
 
-_FOUND: list[Fault] = []
+_FAULTS: list[Fault] = []
 
 
 def fault(mode: str, *features: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a wrong loss."""
 
     def register(loss: Callable[..., Any]) -> Callable[..., Any]:
-        _FOUND.append(Fault(loss, mode, features))
+        _FAULTS.append(Fault(loss, mode, features))
         return loss
 
     return register
@@ -53,7 +53,7 @@ def fault(mode: str, *features: str) -> Callable[[Callable[..., Any]], Callable[
 def faults(framework: str) -> dict[str, Fault]:
     """The wrong implementations of a framework, by name."""
     import_module(f"unixent_mutants.transforms_{framework}")
-    return {found.name: found for found in _FOUND if found.framework == framework}
+    return {fault.name: fault for fault in _FAULTS if fault.framework == framework}
 
 
 def noticed(fault: Fault) -> Result | None:

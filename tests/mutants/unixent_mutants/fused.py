@@ -33,11 +33,11 @@ class LastChunkOverlaps(PlainLinear):
 class MeanOverTheChunk(PlainLinear):
     """The gradient is divided by the chunk's own denominator."""
 
-    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+    def grad_scale(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
         if self.options["reduction"] != "mean" or self.options["normalizer"] is not None:
-            return super().pull(ups, factor, rows, d)
+            return super().grad_scale(ups, factor, rows, d)
         own = d[rows].sum()
-        return super().pull(ups, 1 / own if own else own, rows, d)
+        return super().grad_scale(ups, 1 / own if own else own, rows, d)
 
 
 @mutant("fused linear chunks")
@@ -56,32 +56,32 @@ class MeanOfChunkMeans(PlainLinear):
 class UpstreamOfTheFirstChunk(PlainLinear):
     """Every chunk takes the upstream gradients of the first one's positions."""
 
-    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
-        return super().pull(np.roll(ups, rows.start), factor, rows, d)
+    def grad_scale(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+        return super().grad_scale(np.roll(ups, rows.start), factor, rows, d)
 
 
 @mutant("fused linear chunks")
 class ClassifierGradientOfTheLastChunk(PlainLinear):
     """Overwritten where it should be added to."""
 
-    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
-        return super().classifier_gradient(np.zeros_like(total), flow, states, given)
+    def classifier_gradient(self, total: Array, logits_grad: Array, states: Array, given: Inputs) -> Array:
+        return super().classifier_gradient(np.zeros_like(total), logits_grad, states, given)
 
 
 @mutant("fused linear chunks")
 class BiasGradientOfTheLastChunk(PlainLinear):
     """The same for the bias."""
 
-    def bias_gradient(self, total: Array, flow: Array) -> Array:
-        return super().bias_gradient(np.zeros_like(total), flow)
+    def bias_gradient(self, total: Array, logits_grad: Array) -> Array:
+        return super().bias_gradient(np.zeros_like(total), logits_grad)
 
 
 @mutant("fused linear half precision")
 class ClassifierGradientInHalf(PlainLinear):
     """The sum over chunks is kept in the classifier's own half precision."""
 
-    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
-        own = super().classifier_gradient(total, flow, states, given)
+    def classifier_gradient(self, total: Array, logits_grad: Array, states: Array, given: Inputs) -> Array:
+        own = super().classifier_gradient(total, logits_grad, states, given)
         return own.astype(given.classifier.dtype).astype(own.dtype)
 
 
@@ -97,19 +97,19 @@ class LogitsInHalf(PlainLinear):
 class LogitsGradientInHalf(PlainLinear):
     """Rounded to half precision before the two products: small entries of a mean over many positions vanish."""
 
-    def flow(self, flow: Array, given: Inputs) -> Array:
-        return flow.astype(given.hidden.dtype).astype(flow.dtype)
+    def finish_logits_grad(self, logits_grad: Array, given: Inputs) -> Array:
+        return logits_grad.astype(given.hidden.dtype).astype(logits_grad.dtype)
 
 
 @mutant("fused linear")
 class HiddenGradientInHalf(PlainLinear):
     """The sum over tiles of classes is kept in the half precision of hidden."""
 
-    def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+    def hidden_gradient(self, logits_grad: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
         total = np.zeros(given.hidden.shape, given.hidden.dtype)
         for first in range(0, len(given.classifier), 4):
             tile = slice(first, first + 4)
-            total = (total.astype(acc) + flow[:, tile] @ given.classifier[tile].astype(acc)).astype(total.dtype)
+            total = (total.astype(acc) + logits_grad[:, tile] @ given.classifier[tile].astype(acc)).astype(total.dtype)
         return total.astype(acc)
 
 
@@ -125,7 +125,7 @@ class BiasForgotten(PlainLinear):
 class BiasGradientMissing(PlainLinear):
     """The bias never learns."""
 
-    def bias_gradient(self, total: Array, flow: Array) -> Array:
+    def bias_gradient(self, total: Array, logits_grad: Array) -> Array:
         return total
 
 
@@ -133,8 +133,8 @@ class BiasGradientMissing(PlainLinear):
 class BiasInsideTheProduct(PlainLinear):
     """The bias scales the rows of the classifier."""
 
-    def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
-        own = flow if given.bias is None else flow * given.bias.astype(acc)
+    def hidden_gradient(self, logits_grad: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        own = logits_grad if given.bias is None else logits_grad * given.bias.astype(acc)
         return super().hidden_gradient(np.asarray(own), given, acc)
 
 
@@ -149,8 +149,8 @@ class ClassifierRoundedToHidden(PlainLinear):
 
 
 @mutant("fused linear special values")
-class UncountedStatesReachTheClassifier(PlainLinear):
-    """0 times what an uncounted hidden state holds: NaN from where nothing should come."""
+class InactiveStatesReachTheClassifier(PlainLinear):
+    """0 times what an inactive hidden state holds: NaN from where nothing should come."""
 
     def states(self, hidden: Array, v: Array, acc: np.dtype[Any]) -> Array:
         return hidden.astype(acc)
@@ -166,11 +166,11 @@ class BiasMadeFinite(PlainLinear):
 
 
 @mutant("fused linear special values")
-class StraysLeaveTheClassifierAlone(PlainLinear):
+class OutOfRangeLeavesTheClassifierAlone(PlainLinear):
     """An unread index out of range makes the value NaN, and adds nothing to the gradients."""
 
-    def flow(self, flow: Array, given: Inputs) -> Array:
-        return np.asarray(np.where(np.isnan(flow).all(axis=1, keepdims=True), 0, flow))
+    def finish_logits_grad(self, logits_grad: Array, given: Inputs) -> Array:
+        return np.asarray(np.where(np.isnan(logits_grad).all(axis=1, keepdims=True), 0, logits_grad))
 
 
 @mutant("fused linear bad input")

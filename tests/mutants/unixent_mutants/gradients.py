@@ -74,8 +74,8 @@ class SmallGradientsDropped(Plain):
 
 
 @mutant("ignore_index", "uncounted rows", "mask")
-class GradientAtUncountedRows(Plain):
-    """Uncounted rows lose their loss, not their gradient."""
+class GradientAtInactiveRows(Plain):
+    """Inactive rows lose their loss, not their gradient."""
 
     def position_gradients(self, stats: Stats, t: Array, v: Array) -> Array:
         return super().position_gradients(stats, t, np.where(v == 0, 1, v).astype(v.dtype))
@@ -139,17 +139,17 @@ class PenaltyWithoutItsTwo(Plain):
 class CapNotInTheGradient(Plain):
     """The gradient stops at the capped logits."""
 
-    def slope(self, x: Array) -> Array:
+    def softcap_grad(self, x: Array) -> Array:
         return np.ones_like(x)
 
 
 @mutant("softcap")
-class CapSlopeCancels(Plain):
+class CapGradientCancels(Plain):
     """1 - tanh^2, which is 0 where the cap is saturated."""
 
-    def slope(self, x: Array) -> Array:
+    def softcap_grad(self, x: Array) -> Array:
         a = self.options["softcap"]
-        return super().slope(x) if a is None else np.asarray(1 - np.tanh(x / x.dtype.type(a)) ** 2)
+        return super().softcap_grad(x) if a is None else np.asarray(1 - np.tanh(x / x.dtype.type(a)) ** 2)
 
 
 @mutant("class probabilities", "class weights")
@@ -165,7 +165,7 @@ class TargetGradientForgetsSmoothing(Plain):
     """dl/dq = w L, without 1 - s."""
 
     def target_gradients(self, stats: Stats, w: Array, v: Array) -> Array:
-        return np.asarray(v[:, None] * self.times(np.broadcast_to(w, stats.p.shape), stats.surprise))
+        return np.asarray(v[:, None] * self.times(np.broadcast_to(w, stats.p.shape), stats.nll))
 
 
 @mutant("class probabilities")
@@ -174,5 +174,5 @@ class TargetGradientIsMinusLogits(Plain):
 
     def target_gradients(self, stats: Stats, w: Array, v: Array) -> Array:
         return super().target_gradients(
-            Stats(stats.p, stats.rest, stats.surprise - stats.lse[:, None], stats.lse), w, v
+            Stats(stats.p, stats.one_minus_p, stats.nll - stats.lse[:, None], stats.lse), w, v
         )

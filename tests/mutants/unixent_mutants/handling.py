@@ -79,7 +79,7 @@ class OneClassIsBinary(Plain):
         right = super().statistics(x)
         if x.shape[1] != 1:
             return right
-        return Stats(right.p, right.rest, np.log1p(np.exp(-x)), right.lse)
+        return Stats(right.p, right.one_minus_p, np.log1p(np.exp(-x)), right.lse)
 
 
 @mutant("axis and shape", "class indices")
@@ -136,7 +136,7 @@ class CompanyChangesTheBits(Plain):
     def statistics(self, x: Array) -> Stats:
         centre = x.dtype.type(0 if not np.isfinite(x).all() else x.mean())
         right = super().statistics(x - centre)
-        return Stats(right.p, right.rest, right.surprise, right.lse + centre)
+        return Stats(right.p, right.one_minus_p, right.nll, right.lse + centre)
 
 
 @mutant("invariances")

@@ -78,27 +78,27 @@ class PlainLinear(Plain):
         indices = given.target.ndim == 1
         y = given.target if indices else np.zeros(n, np.int64)
         ignored = self.ignored(y) if indices else np.zeros(n, bool)
-        v = self.counted(self.mask(given.mask, n, acc), ignored)
+        v = self.position_weight(self.mask(given.mask, n, acc), ignored)
         w = self.weight(given.weight, classes, acc)
-        strays = self.strays(y, classes, ignored)
-        self.stray_policy(strays)
+        out_of_range = self.out_of_range(y, classes, ignored)
+        self.check_range(out_of_range)
         q = self.one_hot(y, classes, acc) if indices else given.target.astype(acc)
-        return v, np.where(strays, v, self.denominators(v, w, q, indices))
+        return v, np.where(out_of_range, v, self.denominators(v, w, q, indices))
 
-    def flow(self, flow: Array, given: Inputs) -> Array:
+    def finish_logits_grad(self, logits_grad: Array, given: Inputs) -> Array:
         """The gradient of a chunk's logits."""
-        return flow
+        return logits_grad
 
-    def hidden_gradient(self, flow: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
-        return np.asarray(flow @ given.classifier.astype(acc))
+    def hidden_gradient(self, logits_grad: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        return np.asarray(logits_grad @ given.classifier.astype(acc))
 
-    def classifier_gradient(self, total: Array, flow: Array, states: Array, given: Inputs) -> Array:
-        return np.asarray(total + flow.T @ states)
+    def classifier_gradient(self, total: Array, logits_grad: Array, states: Array, given: Inputs) -> Array:
+        return np.asarray(total + logits_grad.T @ states)
 
-    def bias_gradient(self, total: Array, flow: Array) -> Array:
-        return np.asarray(total + flow.sum(axis=0))
+    def bias_gradient(self, total: Array, logits_grad: Array) -> Array:
+        return np.asarray(total + logits_grad.sum(axis=0))
 
-    def pull(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
+    def grad_scale(self, ups: Array, factor: Any, rows: slice, d: Array) -> Array:
         """What a chunk's losses are multiplied by on the way to the value."""
         return np.asarray(ups[rows] * factor)
 
@@ -128,19 +128,21 @@ class PlainLinear(Plain):
             part = given.part(rows)
             states = self.states(part.hidden, v[rows], acc)
             logits = self.logits(states, part, acc)
-            pull = self.pull(ups, factor, rows, d)
+            grad_scale = self.grad_scale(ups, factor, rows, d)
             # One chunk as a call of its own: no reduction, errors already raised, the accumulation dtype throughout.
             self.options = {**outer, "reduction": "none", "dtype": acc.name, "normalizer": None, "validate": "off"}
             target = part.target if part.target.ndim == 1 else part.target.astype(acc)
-            losses[rows], flow = self.solve(logits, target, part.weight, part.mask, pull, "logits", False)
-            flow = self.flow(flow, part)
+            losses[rows], logits_grad = self.solve(logits, target, part.weight, part.mask, grad_scale, "logits", False)
+            logits_grad = self.finish_logits_grad(logits_grad, part)
             if "target" in wrt:
-                _, grads["target"][rows] = self.solve(logits, target, part.weight, part.mask, pull, "target", False)
+                _, grads["target"][rows] = self.solve(
+                    logits, target, part.weight, part.mask, grad_scale, "target", False
+                )
             self.options = outer
-            own = self.hidden_gradient(flow, part, acc)
-            grads["hidden"][rows] = self.silence(own, v[rows])
-            grads["classifier"] = self.classifier_gradient(grads["classifier"], flow, states, part)
-            grads["bias"] = self.bias_gradient(grads["bias"], flow)
+            own = self.hidden_gradient(logits_grad, part, acc)
+            grads["hidden"][rows] = self.zero_inactive(own, v[rows])
+            grads["classifier"] = self.classifier_gradient(grads["classifier"], logits_grad, states, part)
+            grads["bias"] = self.bias_gradient(grads["bias"], logits_grad)
         value, _ = self.reduced(losses, d, given)
         return self.finish(value, outer["dtype"] or given.hidden.dtype), grads
 

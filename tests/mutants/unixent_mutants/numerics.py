@@ -34,7 +34,10 @@ class FlushesToZero(Plain):
     def statistics(self, x: Array) -> Stats:
         right = super().statistics(x)
         return Stats(
-            right.p, right.rest, np.where(np.isnan(right.lse)[:, None], np.nan, right.lse[:, None] - x), right.lse
+            right.p,
+            right.one_minus_p,
+            np.where(np.isnan(right.lse)[:, None], np.nan, right.lse[:, None] - x),
+            right.lse,
         )
 
 
@@ -44,7 +47,7 @@ class OneMinusP(Plain):
 
     def statistics(self, x: Array) -> Stats:
         right = super().statistics(x)
-        return Stats(right.p, 1 - right.p, right.surprise, right.lse)
+        return Stats(right.p, 1 - right.p, right.nll, right.lse)
 
 
 @mutant("confident rows")
@@ -53,13 +56,13 @@ class GapRounded(Plain):
 
     def statistics(self, x: Array) -> Stats:
         right = super().statistics(x)
-        held = np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]
+        is_max = np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]
         e = np.exp(x - x.max(axis=1, keepdims=True))
-        r = np.where(held, 0, e).sum(axis=1)
+        r = np.where(is_max, 0, e).sum(axis=1)
         r = np.where(np.isnan(right.lse), np.nan, r).astype(x.dtype)
-        surprise = (x.max(axis=1, keepdims=True) - x) + np.log1p(r)[:, None]
-        rest = np.where(held, (r / (1 + r))[:, None], right.rest)
-        return Stats(right.p, rest, surprise, right.lse)
+        nll = (x.max(axis=1, keepdims=True) - x) + np.log1p(r)[:, None]
+        one_minus_p = np.where(is_max, (r / (1 + r))[:, None], right.one_minus_p)
+        return Stats(right.p, one_minus_p, nll, right.lse)
 
 
 @mutant("confident rows")
@@ -68,7 +71,7 @@ class EpsilonInTheLog(Plain):
 
     def statistics(self, x: Array) -> Stats:
         right = super().statistics(x)
-        return Stats(right.p, right.rest, -np.log(right.p + x.dtype.type(1e-7)), right.lse)
+        return Stats(right.p, right.one_minus_p, -np.log(right.p + x.dtype.type(1e-7)), right.lse)
 
 
 @mutant("confident rows", "minus infinity")
@@ -79,7 +82,7 @@ class ClipsProbabilities(Plain):
         right = super().statistics(x)
         tiny = x.dtype.type(1e-7)
         clipped = -np.log(np.clip(right.p, tiny, 1 - tiny))
-        return Stats(right.p, right.rest, clipped, right.lse)
+        return Stats(right.p, right.one_minus_p, clipped, right.lse)
 
 
 @mutant("class indices", "large inputs")
@@ -143,7 +146,7 @@ class OneMaximumPerBlock(Plain):
         right = super().statistics(x)
         top = np.broadcast_to(x.max(), len(x))
         lost = naive(x, top).lse
-        return Stats(right.p, right.rest, lost[:, None] - x, lost)
+        return Stats(right.p, right.one_minus_p, lost[:, None] - x, lost)
 
 
 @mutant("NaN")
@@ -174,8 +177,8 @@ class MinusInfinityIsLarge(Plain):
 class MinusInfinityIsNaN(Plain):
     """0 times infinity is NaN: a class without weight poisons the row (optax #896)."""
 
-    def times(self, t: Array, surprise: Array) -> Array:
-        return np.asarray(t * surprise)
+    def times(self, t: Array, nll: Array) -> Array:
+        return np.asarray(t * nll)
 
 
 @mutant("minus infinity", "NaN")
@@ -187,10 +190,10 @@ class NaNToNumber(Plain):
 
 
 @mutant("uncounted rows")
-class SilencedByMultiplication(Plain):
-    """Uncounted rows are multiplied by 0: NaN stays NaN."""
+class InactiveMultipliedByZero(Plain):
+    """Inactive rows are multiplied by 0: NaN stays NaN."""
 
-    def silence(self, rows: Array, v: Array) -> Array:
+    def zero_inactive(self, rows: Array, v: Array) -> Array:
         return rows
 
 
@@ -226,7 +229,7 @@ class PenaltyOfTheMaximum(Plain):
 
     def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
         top = stats.lse + np.log(stats.p.max(axis=1)) if stats.p.size else stats.lse
-        return super().position_losses(Stats(stats.p, stats.rest, stats.surprise, top), t, v)
+        return super().position_losses(Stats(stats.p, stats.one_minus_p, stats.nll, top), t, v)
 
 
 @mutant("z-loss")
@@ -249,7 +252,7 @@ class PenaltyWeighed(Plain):
 
 @mutant("z-loss")
 class PenaltyAtIgnoredPositions(Plain):
-    """The z-loss is taken of every position, counted or not."""
+    """The z-loss is taken of every position, active or not."""
 
     def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
         return np.where(v == 0, self.penalty(stats.lse), super().position_losses(stats, t, v)).astype(v.dtype)

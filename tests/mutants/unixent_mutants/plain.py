@@ -40,8 +40,8 @@ class Stats:
     """What the logits alone decide, per row."""
 
     p: Array
-    rest: Array  # 1 - p
-    surprise: Array  # L
+    one_minus_p: Array
+    nll: Array  # L
     lse: Array
 
 
@@ -69,17 +69,17 @@ class Plain:
     def ignored(self, y: Array) -> Array:
         return np.asarray(y == self.options["ignore_index"])
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
         return np.asarray(~ignored & ((y < 0) | (y >= classes)))
 
-    def stray_policy(self, strays: Array) -> None:
-        if strays.any() and self.options["validate"] != "off":
-            raise IndexError(f"target: out of range at position {int(np.argmax(strays))}")
+    def check_range(self, out_of_range: Array) -> None:
+        if out_of_range.any() and self.options["validate"] != "off":
+            raise IndexError(f"target: out of range at position {int(np.argmax(out_of_range))}")
 
     def mask(self, mask: Array | None, n: int, acc: np.dtype[Any]) -> Array:
         return np.ones(n, acc) if mask is None else mask.reshape(-1).astype(acc)
 
-    def counted(self, v: Array, ignored: Array) -> Array:
+    def position_weight(self, v: Array, ignored: Array) -> Array:
         return np.where(ignored, 0, v).astype(v.dtype)
 
     def weight(self, weight: Array | None, classes: int, acc: np.dtype[Any]) -> Array:
@@ -88,7 +88,7 @@ class Plain:
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
         return np.asarray(np.arange(classes) == y[:, None], dtype=acc)
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
         return np.asarray(w * ((1 - s) * q + s / q.dtype.type(q.shape[1])))
 
@@ -101,7 +101,7 @@ class Plain:
         a = self.options["softcap"]
         return x if a is None else np.asarray(x.dtype.type(a) * np.tanh(x / x.dtype.type(a)))
 
-    def slope(self, x: Array) -> Array:
+    def softcap_grad(self, x: Array) -> Array:
         a = self.options["softcap"]
         if a is None:
             return np.ones_like(x)
@@ -109,9 +109,9 @@ class Plain:
         return np.asarray(4 * decay / (1 + decay) ** 2)
 
     def statistics(self, x: Array) -> Stats:
-        held = np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]
-        top = x[held]
-        others = np.where(held, -np.inf, x)
+        is_max = np.arange(x.shape[1]) == np.argmax(x, axis=1)[:, None]
+        top = x[is_max]
+        others = np.where(is_max, -np.inf, x)
         peak = others.max(axis=1)
         shift = np.where(peak > -np.inf, peak, 0).astype(x.dtype)
         e = np.exp(others - shift[:, None])
@@ -122,27 +122,27 @@ class Plain:
         decay = np.exp(hi) * (1 + lo)
         t = r * decay
         t = np.where(np.isfinite(top) | np.isnan(t), t, np.nan).astype(x.dtype)
-        p = np.where(held, 1, e * decay[:, None]) / (1 + t)[:, None]
-        rest = np.where(held, (t / (1 + t))[:, None], 1 - p)
-        return Stats(p, rest, (top[:, None] - x) + np.log1p(t)[:, None], top + np.log1p(t))
+        p = np.where(is_max, 1, e * decay[:, None]) / (1 + t)[:, None]
+        one_minus_p = np.where(is_max, (t / (1 + t))[:, None], 1 - p)
+        return Stats(p, one_minus_p, (top[:, None] - x) + np.log1p(t)[:, None], top + np.log1p(t))
 
     def sum_classes(self, e: Array) -> Array:
         return np.asarray(e.sum(axis=1))
 
-    def times(self, t: Array, surprise: Array) -> Array:
+    def times(self, t: Array, nll: Array) -> Array:
         """t L with 0 inf = 0."""
-        return np.asarray(np.where(t == 0, 0, t * np.where(t == 0, 0, surprise)).astype(t.dtype))
+        return np.asarray(np.where(t == 0, 0, t * np.where(t == 0, 0, nll)).astype(t.dtype))
 
     def penalty(self, lse: Array) -> Array:
         z = self.options["z_loss"]
         return np.asarray(lse.dtype.type(z) * lse**2 if z else np.zeros_like(lse))
 
     def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
-        rows = v * (self.times(t, stats.surprise).sum(axis=1) + self.penalty(stats.lse))
+        rows = v * (self.times(t, stats.nll).sum(axis=1) + self.penalty(stats.lse))
         rows = np.where(np.isnan(stats.lse), np.nan, rows)
-        return self.silence(rows, v)
+        return self.zero_inactive(rows, v)
 
-    def silence(self, rows: Array, v: Array) -> Array:
+    def zero_inactive(self, rows: Array, v: Array) -> Array:
         return np.where((v == 0).reshape(-1, *[1] * (rows.ndim - 1)), 0, rows).astype(rows.dtype)
 
     def others(self, t: Array) -> Array:
@@ -153,10 +153,10 @@ class Plain:
         return np.asarray(np.where(largest, rest, t.max(axis=1, keepdims=True) + (rest - small)))
 
     def position_gradients(self, stats: Stats, t: Array, v: Array) -> Array:
-        flow = stats.p * self.others(t) - t * stats.rest
+        logits_grad = stats.p * self.others(t) - t * stats.one_minus_p
         if self.options["z_loss"]:
-            flow = flow + self.penalty_gradient(stats)
-        return np.asarray(v[:, None] * flow)
+            logits_grad = logits_grad + self.penalty_gradient(stats)
+        return np.asarray(v[:, None] * logits_grad)
 
     def penalty_gradient(self, stats: Stats) -> Array:
         z = stats.lse.dtype.type(2 * self.options["z_loss"])
@@ -165,7 +165,7 @@ class Plain:
     def target_gradients(self, stats: Stats, w: Array, v: Array) -> Array:
         s = w.dtype.type(1 - self.options["label_smoothing"])
         factor = np.broadcast_to(w * s, stats.p.shape)
-        return np.asarray(v[:, None] * self.times(factor, stats.surprise))
+        return np.asarray(v[:, None] * self.times(factor, stats.nll))
 
     # Steps after the arithmetic
 
@@ -193,7 +193,7 @@ class Plain:
         return np.broadcast_to(np.asarray(1 if up is None else up).astype(acc).reshape(-1), (n,))
 
     def scale(self, gradients: Array, up: Array, factor: Any, v: Array) -> Array:
-        return self.silence((up * factor)[:, None] * gradients, v)
+        return self.zero_inactive((up * factor)[:, None] * gradients, v)
 
     def finish(self, value: Any, dtype: Any) -> Array:
         return np.asarray(value).astype(self.dtype(dtype))
@@ -218,21 +218,21 @@ class Plain:
         indices = target.dtype.kind in "iu"
         y = target.reshape(-1) if indices else np.zeros(n, np.int64)
         ignored = self.ignored(y) if indices else np.zeros(n, bool)
-        strays = self.strays(y, classes, ignored)
-        self.stray_policy(strays)
-        v = self.counted(self.mask(mask, n, acc), ignored)
+        out_of_range = self.out_of_range(y, classes, ignored)
+        self.check_range(out_of_range)
+        v = self.position_weight(self.mask(mask, n, acc), ignored)
         w = self.weight(weight, classes, acc)
         q = self.one_hot(y, classes, acc) if indices else self.rows(target, o["axis"]).astype(acc)
-        t = self.coefficients(q, w, indices)
+        t = self.target_coefs(q, w, indices)
         d = self.denominators(v, w, q, indices)
         losses, gradients = np.zeros(n, acc), np.zeros((n, classes), acc)
         for block in self.blocks(n):
             wide = raw[block].astype(acc)
             stats = self.statistics(self.cap(wide))
-            losses[block] = np.where(strays[block], np.nan, self.position_losses(stats, t[block], v[block]))
+            losses[block] = np.where(out_of_range[block], np.nan, self.position_losses(stats, t[block], v[block]))
             if wrt == "logits":
-                flow = self.position_gradients(stats, t[block], v[block]) * self.slope(wide)
-                gradients[block] = np.where(strays[block, None], np.nan, flow)
+                logits_grad = self.position_gradients(stats, t[block], v[block]) * self.softcap_grad(wide)
+                gradients[block] = np.where(out_of_range[block, None], np.nan, logits_grad)
             elif wrt == "target":
                 gradients[block] = self.target_gradients(stats, w, v[block])
         if terms:
@@ -250,8 +250,8 @@ class Plain:
         if wrt == "target" and indices:
             raise ValueError("wrt")
         check_upstream(up, np.moveaxis(x, axis, -1).shape[:-1], o["reduction"])
-        live = np.where(strays, 1, v)
-        scaled = self.scale(gradients, self.upstream(up, n, acc), factor, live)
+        row_weight = np.where(out_of_range, 1, v)  # NaN stays at a row of weight 0
+        scaled = self.scale(gradients, self.upstream(up, n, acc), factor, row_weight)
         dtype = self.gradient_dtype(x) if wrt == "logits" else target.dtype
         return value, self.finish(self.unrows(scaled, x.shape, axis), dtype)
 

@@ -54,8 +54,8 @@ class MaskAsBool(Plain):
 class MaskAppliedTwice(Plain):
     """The losses are scaled by the mask once per position and once more when summed."""
 
-    def counted(self, v: Array, ignored: Array) -> Array:
-        return np.asarray(super().counted(v, ignored) ** 2)
+    def position_weight(self, v: Array, ignored: Array) -> Array:
+        return np.asarray(super().position_weight(v, ignored) ** 2)
 
 
 @mutant("mask", "class indices")
@@ -128,14 +128,14 @@ class EmptyMeanByCount(Plain):
     """Looks for positions that count, not at the denominator: weights of 0 divide by zero."""
 
     def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
-        if denominator == 0 and self.any_counted:
+        if denominator == 0 and self.any_active:
             return numerator / denominator, 1 / denominator
         return super().mean(numerator, denominator)
 
-    def counted(self, v: Array, ignored: Array) -> Array:
-        counted = super().counted(v, ignored)
-        self.any_counted = bool(counted.any())
-        return counted
+    def position_weight(self, v: Array, ignored: Array) -> Array:
+        weight = super().position_weight(v, ignored)
+        self.any_active = bool(weight.any())
+        return weight
 
 
 @mutant("large inputs")

@@ -22,7 +22,7 @@ def parts(size: int) -> list[slice]:
 
 def shift_lse(stats: Stats, change: Array) -> Stats:
     """The statistics of rows whose log-normaliser came out wrong by ``change``."""
-    return Stats(stats.p * np.exp(-change)[:, None], stats.rest, stats.surprise + change[:, None], stats.lse + change)
+    return Stats(stats.p * np.exp(-change)[:, None], stats.one_minus_p, stats.nll + change[:, None], stats.lse + change)
 
 
 @mutant("class indices", "class probabilities")
@@ -70,7 +70,7 @@ class TargetsOfOtherPartsAreZero(Plain):
 class SmoothingOverThePart(Plain):
     """The uniform part is spread over the classes of one process and averaged there (Megatron-LM #737)."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
         first = parts(q.shape[1])[0]
         local = np.zeros_like(q)
@@ -121,10 +121,10 @@ class MeanOfTheParts(Plain):
 
     def sum_positions(self, rows: Array) -> Any:
         d = self._denominators
-        shares = [d[part].sum() for part in parts(len(d))]
-        if self.options["reduction"] != "mean" or rows is d or not all(shares):
+        sums = [d[part].sum() for part in parts(len(d))]
+        if self.options["reduction"] != "mean" or rows is d or not all(sums):
             return super().sum_positions(rows)
-        means = [rows[part].sum() / share for part, share in zip(parts(len(d)), shares, strict=True)]
+        means = [rows[part].sum() / own for part, own in zip(parts(len(d)), sums, strict=True)]
         return rows.dtype.type(np.mean(means) * d.sum())
 
 

@@ -14,8 +14,8 @@ from unixent_mutants.plain import Plain, Stats, mutant
 class WrapsNegativeTargets(Plain):
     """-1 is the last class, as in Python's indexing."""
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
-        return super().strays(y, classes, ignored | ((y < 0) & (y >= -classes)))
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
+        return super().out_of_range(y, classes, ignored | ((y < 0) & (y >= -classes)))
 
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
         return super().one_hot(np.where(y < 0, y % classes, y), classes, acc)
@@ -25,37 +25,37 @@ class WrapsNegativeTargets(Plain):
 class ClampsTargets(Plain):
     """A target of C or more is the last class: what jax.numpy's gather does."""
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
-        return super().strays(y, classes, ignored | (y >= classes))
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
+        return super().out_of_range(y, classes, ignored | (y >= classes))
 
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
         return super().one_hot(np.minimum(y, classes - 1), classes, acc)
 
 
 @mutant("out-of-range targets")
-class StraysAreIgnored(Plain):
+class OutOfRangeIsIgnored(Plain):
     """A target out of range adds nothing and says nothing: a one-hot row of zeros."""
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
         return np.zeros(len(y), bool)
 
 
 @mutant("out-of-range targets")
-class StraysNeverRaise(Plain):
+class OutOfRangeNeverRaises(Plain):
     """NaN even where the values can be read."""
 
-    def stray_policy(self, strays: Array) -> None:
+    def check_range(self, out_of_range: Array) -> None:
         pass
 
 
 @mutant("out-of-range targets")
-class MaskedStraysPass(Plain):
+class MaskedOutOfRangePasses(Plain):
     """A mask of 0 hides a target that is no class."""
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
         mask = self.options["mask"]
         hidden = np.zeros(len(y), bool) if mask is None else np.asarray(mask).reshape(-1) == 0
-        return super().strays(y, classes, ignored | hidden)
+        return super().out_of_range(y, classes, ignored | hidden)
 
 
 @mutant("out-of-range targets", "ignore_index")
@@ -89,9 +89,9 @@ class IgnoredStillCounted(Plain):
     def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
         return super().denominators(self.before, w, q, indices)
 
-    def counted(self, v: Array, ignored: Array) -> Array:
+    def position_weight(self, v: Array, ignored: Array) -> Array:
         self.before = v
-        return super().counted(v, ignored)
+        return super().position_weight(v, ignored)
 
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
         return super().one_hot(np.where(self.ignored(y) & ((y < 0) | (y >= classes)), 0, y), classes, acc)
@@ -101,8 +101,8 @@ class IgnoredStillCounted(Plain):
 class TargetsTo32Bits(Plain):
     """64-bit targets are cut to 32 bits: 2**32 + 1 is class 1."""
 
-    def strays(self, y: Array, classes: int, ignored: Array) -> Array:
-        return super().strays(y.astype(np.int32), classes, ignored)
+    def out_of_range(self, y: Array, classes: int, ignored: Array) -> Array:
+        return super().out_of_range(y.astype(np.int32), classes, ignored)
 
     def one_hot(self, y: Array, classes: int, acc: np.dtype[Any]) -> Array:
         return super().one_hot(y.astype(np.int32), classes, acc)
@@ -140,26 +140,26 @@ class TargetsTo16Bits(Plain):
 class ProbabilitiesNormalised(Plain):
     """Probability targets are divided by their sum."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         total = q.sum(axis=1, keepdims=True)
-        return super().coefficients(q if indices else q / np.where(total == 0, 1, total), w, indices)
+        return super().target_coefs(q if indices else q / np.where(total == 0, 1, total), w, indices)
 
 
 @mutant("class probabilities")
 class ProbabilitiesToTheLargest(Plain):
     """Probability targets are cut to their largest class."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         hard = (np.arange(q.shape[1]) == np.argmax(q, axis=1)[:, None]).astype(q.dtype)
-        return super().coefficients(hard if q.size else q, w, indices)
+        return super().target_coefs(hard if q.size else q, w, indices)
 
 
 @mutant("class weights")
 class WeightsForgottenForProbabilities(Plain):
     """weight acts on class indices only."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
-        return super().coefficients(q, w if indices else np.ones_like(w), indices)
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
+        return super().target_coefs(q, w if indices else np.ones_like(w), indices)
 
 
 @mutant("class weights")
@@ -175,7 +175,7 @@ class WeightsNormalised(Plain):
 class SmoothingOverTheOthers(Plain):
     """s/(C - 1) to each of the other classes, as in some papers."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
         return np.asarray(w * ((1 - s) * q + s * (1 - q) / q.dtype.type(max(q.shape[1] - 1, 1))))
 
@@ -184,7 +184,7 @@ class SmoothingOverTheOthers(Plain):
 class SmoothingForgetsWeights(Plain):
     """The uniform part is not weighed, as pytorch #104776 would have it: another definition than ours and torch's."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
         return np.asarray(w * (1 - s) * q + s / q.dtype.type(q.shape[1]))
 
@@ -193,16 +193,16 @@ class SmoothingForgetsWeights(Plain):
 class SmoothingByTheTargetsWeight(Plain):
     """The whole row is weighed by w_y, the uniform part too."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         own = np.broadcast_to((q @ w)[:, None], q.shape) if indices else w
-        return super().coefficients(q, own, indices)
+        return super().target_coefs(q, own, indices)
 
 
 @mutant("label smoothing")
 class SmoothingOnTop(Plain):
     """The uniform part is added without taking 1 - s from the target."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
         s = q.dtype.type(self.options["label_smoothing"])
         return np.asarray(w * (q + s / q.dtype.type(q.shape[1])))
 
@@ -211,8 +211,8 @@ class SmoothingOnTop(Plain):
 class SmoothingForgottenForProbabilities(Plain):
     """Probability targets are not smoothed."""
 
-    def coefficients(self, q: Array, w: Array, indices: bool) -> Array:
-        return super().coefficients(q, w, indices) if indices else np.asarray(w * q)
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
+        return super().target_coefs(q, w, indices) if indices else np.asarray(w * q)
 
 
 @mutant("label smoothing")
@@ -220,16 +220,16 @@ class SmoothingInTheDenominator(Plain):
     """The smoothed weights are what the mean divides by."""
 
     def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
-        return np.asarray(v * self.coefficients(q, w, indices).sum(axis=1)) if indices else v
+        return np.asarray(v * self.target_coefs(q, w, indices).sum(axis=1)) if indices else v
 
 
 @mutant("label smoothing", "uncounted rows")
 class SmoothingAtIgnoredPositions(Plain):
     """The uniform part is added before positions are ignored, and stays (pytorch #73205)."""
 
-    def silence(self, rows: Array, v: Array) -> Array:
+    def zero_inactive(self, rows: Array, v: Array) -> Array:
         return rows
 
     def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
         smooth = v.dtype.type(self.options["label_smoothing"] / t.shape[1])
-        return super().position_losses(stats, t, v) + np.where(v == 0, smooth * stats.surprise.sum(axis=1), 0)
+        return super().position_losses(stats, t, v) + np.where(v == 0, smooth * stats.nll.sum(axis=1), 0)

@@ -47,21 +47,21 @@ def reduced(
     target: Array,
     mask: Any,
     reduction: str,
-    of_rows: Any,
+    row_losses: Any,
     ignore_index: int = -100,
     dtype: str | None = None,
 ) -> Array:
-    """The reduction of what `of_rows` makes of logits and target coefficients, NaN at an index out of range."""
+    """The reduction of what `row_losses` makes of logits and target target_coefs, NaN at an index out of range."""
     classes = x.shape[-1]
     v = jnp.ones(x.shape[:-1]) if mask is None else mask.astype("float64")
     if jnp.issubdtype(target.dtype, jnp.floating):
-        t, strays = target.astype("float64"), jnp.zeros(v.shape, bool)
+        t, out_of_range = target.astype("float64"), jnp.zeros(v.shape, bool)
     else:
         v = jnp.where(target == ignore_index, 0, v)
-        strays = (target != ignore_index) & ((target < 0) | (target >= classes))
+        out_of_range = (target != ignore_index) & ((target < 0) | (target >= classes))
         t = (jnp.arange(classes) == target[..., None]).astype("float64")
     wide = jnp.where((v != 0)[..., None], x.astype("float64"), 0)
-    losses = jnp.where(strays, jnp.nan, v * of_rows(wide, t))
+    losses = jnp.where(out_of_range, jnp.nan, v * row_losses(wide, t))
     result = dtype or x.dtype
     if reduction == "none":
         return losses.astype(result)
@@ -91,13 +91,13 @@ def with_backward(backward: Any) -> Any:
     """`rows` with a rule of its own: backward(x, t, upstream) is the gradient of x."""
 
     @jax.custom_vjp
-    def of_rows(x: Array, t: Array) -> Array:
+    def row_losses(x: Array, t: Array) -> Array:
         return rows(x, t)
 
-    of_rows.defvjp(
+    row_losses.defvjp(
         lambda x, t: (rows(x, t), (x, t)), lambda saved, up: (backward(*saved, up), jnp.zeros_like(saved[1]))
     )
-    return of_rows
+    return row_losses
 
 
 @fault("forward", "class indices")
@@ -105,20 +105,20 @@ def forward_mode_gives_zero(logits: Array, target: Array, *, reduction: str = "m
     """The rule's linear map is 0 forward; what is transposed for a gradient is right."""
 
     @jax.custom_jvp
-    def of_rows(x: Array, t: Array) -> Array:
+    def row_losses(x: Array, t: Array) -> Array:
         return rows(x, t)
 
-    @of_rows.defjvp
+    @row_losses.defjvp
     def tangent(primals: Any, tangents: Any) -> Any:
-        slope = softmax_gradient(*primals)
+        grad = softmax_gradient(*primals)
         return rows(*primals), linear_call(
-            lambda slope, moved: jnp.zeros(moved.shape[:-1]),
-            lambda slope, up: up[..., None] * slope,
-            slope,
+            lambda grad, moved: jnp.zeros(moved.shape[:-1]),
+            lambda grad, up: up[..., None] * grad,
+            grad,
             tangents[0],
         )
 
-    return reduced(logits, target, None, reduction, of_rows)
+    return reduced(logits, target, None, reduction, row_losses)
 
 
 @fault("forward", "softcap")
@@ -133,11 +133,11 @@ def forward_mode_forgets_the_cap(
 
     @cap.defjvp
     def tangent(primals: Any, tangents: Any) -> Any:
-        slope = 1.0 if softcap is None else 1 / jnp.cosh(primals[0] / softcap) ** 2
+        grad = 1.0 if softcap is None else 1 / jnp.cosh(primals[0] / softcap) ** 2
         return cap(*primals), linear_call(
-            lambda slope, moved: moved,
-            lambda slope, up: up * slope,
-            jnp.broadcast_to(slope, primals[0].shape),
+            lambda grad, moved: moved,
+            lambda grad, up: up * grad,
+            jnp.broadcast_to(grad, primals[0].shape),
             *tangents,
         )
 
@@ -155,7 +155,7 @@ def gradient_saved_as_a_constant(logits: Array, target: Array, *, reduction: str
 def curvature_without_the_cap(
     logits: Array, target: Array, *, softcap: float | None = None, reduction: str = "mean"
 ) -> Array:
-    """The cap's slope is held constant where the gradient is differentiated."""
+    """The cap's grad is is_max constant where the gradient is differentiated."""
 
     def capped(x: Array) -> Array:
         if softcap is None:
@@ -185,9 +185,9 @@ def cotangent_keeps_its_dtype(
 
     def backward(saved: Any, up: Array) -> Any:
         x, y = saved
-        slope = jax.vjp(lambda x: plain(x, y, reduction=reduction), x)[1](jnp.ones(up.shape, x.dtype))[0]
+        grad = jax.vjp(lambda x: plain(x, y, reduction=reduction), x)[1](jnp.ones(up.shape, x.dtype))[0]
         up = up.reshape(*up.shape, *[1] * (x.ndim - up.ndim))
-        return (slope.astype(up.dtype) * up).astype(x.dtype), None
+        return (grad.astype(up.dtype) * up).astype(x.dtype), None
 
     loss.defvjp(lambda x, y: (loss(x, y), (x, y)), backward)
     return loss(logits, target)
@@ -199,10 +199,10 @@ def penalty_on_a_stopped_normaliser(
 ) -> Array:
     """stop_gradient on the log-normaliser of the z-loss: a value without a gradient."""
 
-    def of_rows(x: Array, t: Array) -> Array:
+    def row_losses(x: Array, t: Array) -> Array:
         return rows(x, t) + z_loss * jax.nn.logsumexp(jax.lax.stop_gradient(x), -1) ** 2
 
-    return reduced(logits, target, None, reduction, of_rows)
+    return reduced(logits, target, None, reduction, row_losses)
 
 
 @fault("grad", "class probabilities")

@@ -19,19 +19,19 @@ def plain(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     return reduced(logits, target, reduction, rows)
 
 
-def reduced(logits: Tensor, target: Tensor, reduction: str, of_rows: Any) -> Tensor:
-    """The reduction of what `of_rows` makes of logits and target coefficients."""
+def reduced(logits: Tensor, target: Tensor, reduction: str, row_losses: Any) -> Tensor:
+    """The reduction of what `row_losses` makes of logits and target target_coefs."""
     x = logits.astype(ms.float64)
-    counted = ops.ones(x.shape[:-1], ms.bool_) if target.is_floating_point() else target != -100
-    x = ops.where(counted.expand_dims(-1), x, ops.zeros_like(x))
+    active = ops.ones(x.shape[:-1], ms.bool_) if target.is_floating_point() else target != -100
+    x = ops.where(active.expand_dims(-1), x, ops.zeros_like(x))
     if target.is_floating_point():
         t = target.astype(ms.float64)
     else:
         t = (ops.arange(x.shape[-1]) == target.expand_dims(-1)).astype(ms.float64)
-    losses = ops.where(counted, of_rows(x, t), ops.zeros(counted.shape, ms.float64))
+    losses = ops.where(active, row_losses(x, t), ops.zeros(active.shape, ms.float64))
     if reduction == "none":
         return losses.astype(logits.dtype)
-    total = counted.astype(ms.float64).sum() if reduction == "mean" else 1.0
+    total = active.astype(ms.float64).sum() if reduction == "mean" else 1.0
     return (losses.sum() / total).astype(logits.dtype)
 
 
@@ -47,8 +47,8 @@ class Rows(nn.Cell):
         return rows(x, t)
 
     def bprop(self, x: Tensor, t: Tensor, out: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        slope = ops.stop_gradient(ops.softmax(x, -1) * t.sum(axis=-1, keepdims=True) - t)
-        return up.expand_dims(-1) * slope, ops.zeros_like(t)
+        grad = ops.stop_gradient(ops.softmax(x, -1) * t.sum(axis=-1, keepdims=True) - t)
+        return up.expand_dims(-1) * grad, ops.zeros_like(t)
 
 
 @fault("grad", "second derivatives")
@@ -63,10 +63,10 @@ def penalty_on_a_stopped_normaliser(
 ) -> Tensor:
     """stop_gradient on the log-normaliser of the z-loss: a value without a gradient."""
 
-    def of_rows(x: Tensor, t: Tensor) -> Tensor:
+    def row_losses(x: Tensor, t: Tensor) -> Tensor:
         return rows(x, t) + z_loss * ops.logsumexp(ops.stop_gradient(x), -1) ** 2
 
-    return reduced(logits, target, reduction, of_rows)
+    return reduced(logits, target, reduction, row_losses)
 
 
 @fault("grad", "class probabilities")

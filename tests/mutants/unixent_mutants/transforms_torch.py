@@ -29,18 +29,18 @@ def plain(
     return reduced(logits, target, mask, reduction, ignore_index, lambda x, t: rows(x, t, z_loss, softcap))
 
 
-def reduced(x: Tensor, target: Tensor, mask: Any, reduction: str, ignore_index: int, of_rows: Any) -> Tensor:
-    """The reduction of what `of_rows` makes of logits and target coefficients, NaN at an index out of range."""
+def reduced(x: Tensor, target: Tensor, mask: Any, reduction: str, ignore_index: int, row_losses: Any) -> Tensor:
+    """The reduction of what `row_losses` makes of logits and target target_coefs, NaN at an index out of range."""
     classes = x.shape[-1]
     v = torch.ones(x.shape[:-1], dtype=torch.float64) if mask is None else mask.double()
     if target.is_floating_point():
-        t, strays = target.double(), torch.zeros_like(v, dtype=torch.bool)
+        t, out_of_range = target.double(), torch.zeros_like(v, dtype=torch.bool)
     else:
         v = torch.where(target == ignore_index, 0, v)
-        strays = (target != ignore_index) & ((target < 0) | (target >= classes))
+        out_of_range = (target != ignore_index) & ((target < 0) | (target >= classes))
         t = (torch.arange(classes) == target[..., None]).double()
-    counted = (v != 0)[..., None]
-    losses = torch.where(strays, torch.nan, v * of_rows(torch.where(counted, x.double(), 0), t))
+    active = (v != 0)[..., None]
+    losses = torch.where(out_of_range, torch.nan, v * row_losses(torch.where(active, x.double(), 0), t))
     if reduction == "none":
         return losses.to(x.dtype)
     if reduction == "sum":
@@ -140,7 +140,7 @@ def gradient_saved_as_a_constant(logits: Tensor, target: Tensor, *, reduction: s
 def curvature_without_the_cap(
     logits: Tensor, target: Tensor, *, softcap: float | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """The cap's slope is held constant where the gradient is differentiated."""
+    """The cap's grad is is_max constant where the gradient is differentiated."""
 
     def capped(x: Tensor) -> Tensor:
         if softcap is None:
@@ -280,6 +280,6 @@ def compiled_without_the_branch(
     """`if (target == ignore_index).any()` cannot be asked while tracing, so the mean is divided by all positions."""
     total = plain(logits, target, reduction=reduction, ignore_index=ignore_index)
     if torch.compiler.is_compiling() and reduction == "mean":
-        counted = (target != ignore_index).sum()
-        return (total.double() * counted / target.numel()).to(total.dtype)
+        active = (target != ignore_index).sum()
+        return (total.double() * active / target.numel()).to(total.dtype)
     return total
