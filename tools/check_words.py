@@ -76,7 +76,8 @@ def complaints(path: Path) -> Iterator[str]:
         if name.strip("_") in ALONE:
             words[name] = ALONE[name.strip("_")]
         for word, better in words.items():
-            yield f"{path.relative_to(ROOT)}:{line}: `{name}`: instead of {word!r}, {better}"
+            place = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+            yield f"{place}:{line}: `{name}`: instead of {word!r}, {better}"
 
 
 def main(arguments: list[str]) -> int:
