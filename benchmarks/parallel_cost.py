@@ -89,13 +89,13 @@ def seconds(world: Any, forms: list[Callable[[], Any]], rounds: int) -> list[flo
     """Medians, the forms in turn; all processes start each call together."""
     times: list[list[float]] = [[] for _ in forms]
     for _ in range(rounds):
-        for form, found in zip(forms, times, strict=True):
+        for form, form_seconds in zip(forms, times, strict=True):
             world.Barrier()
             start = time.perf_counter()
             form()
             world.Barrier()
-            found.append(time.perf_counter() - start)
-    return [statistics.median(found) for found in times]
+            form_seconds.append(time.perf_counter() - start)
+    return [statistics.median(form_seconds) for form_seconds in times]
 
 
 def measure(world: Any, classes: int, positions: int, rounds: int) -> None:

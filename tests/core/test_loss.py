@@ -94,7 +94,7 @@ def test_a_bad_gradient_of_a_finite_loss_is_named():
         loss(logits, np.array([0, 0]))
 
 
-def test_an_infinite_sum_of_finite_losses_is_told_apart():
+def test_an_infinite_sum_of_finite_losses_has_its_own_message():
     logits = np.tile(np.array([0, 3], np.float16), (70_000, 1))
     loss = unixent.CrossEntropyLoss(None, True, reduction="sum")
     with pytest.raises(unixent.NonFiniteError, match="though every position's own loss is finite"):

@@ -21,8 +21,8 @@ def accumulate(batches: list[tuple[Any, Any]]) -> float:
 
 
 def installed() -> list[str]:
-    found: tuple[unixent.BackendStatus, ...] = unixent.backends()
-    return [status.name for status in found if status.installed]
+    statuses: tuple[unixent.BackendStatus, ...] = unixent.backends()
+    return [status.name for status in statuses if status.installed]
 
 
 backend: Backend = NumpyBackend()
@@ -31,4 +31,4 @@ loss = unixent.CrossEntropyLoss(unixent.ParallelConfig(), label_smoothing=0.1)
 try:
     loss(np.zeros((2, 3)), np.array([0, 7]))
 except unixent.TargetRangeError as error:
-    kind: IndexError = error
+    index_error: IndexError = error

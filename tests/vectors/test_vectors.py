@@ -135,7 +135,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_implementations_are_found(folder: Path, name: str) -> None:
+def test_check_rejects_wrong_implementations(folder: Path, name: str) -> None:
     report = vectors.check(folder, mutants()[name]().implementation())
     wrong = {result.feature for result in report.cases if not result.verdict.ok}
     assert wrong & set(mutants()[name].features), wrong
