@@ -1,4 +1,6 @@
-"""Run under mpiexec by test_mpi.py: split losses against the whole one, and faults. Exits non-zero on any difference.
+"""Run under mpiexec by test_mpi.py: sharded losses against those of one process, and faults.
+
+Exits non-zero on any difference.
 
 mpiexec -n 4 python -m mpi4py tests/parallel/mpi_worker.py DATA MODEL
 """
@@ -9,6 +11,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import pytest
 from mpi4py import MPI
 
 import unixent
@@ -16,20 +19,20 @@ import unixent
 WORLD = MPI.COMM_WORLD
 DATA, MODEL = int(sys.argv[1]), int(sys.argv[2])
 GRID = WORLD.Create_cart((DATA, MODEL))
-D_RANK, M_RANK = GRID.Get_coords(GRID.Get_rank())
+DATA_RANK, MODEL_RANK = GRID.Get_coords(GRID.Get_rank())
 CONFIG = unixent.ParallelConfig(DATA, MODEL, token_group=GRID.Sub((True, False)), model_group=GRID.Sub((False, True)))
 
 N, C, D = 13, 11, 5
-# Unequal parts; with more than two of them the second is empty.
-CUTS = {1: (0, 1), 2: (0, 0.7, 1), 4: (0, 0.5, 0.5, 0.8, 1)}
+# Where the shards begin and end: they are unequal, and the second of four is empty.
+SHARD_BOUNDS = {1: (0, 1), 2: (0, 0.7, 1), 4: (0, 0.5, 0.5, 0.8, 1)}
 
 
-def part(size: int, parts: int, rank: int) -> slice:
-    cuts = [round(size * cut) for cut in CUTS[parts]]
-    return slice(cuts[rank], cuts[rank + 1])
+def shard(size: int, degree: int, rank: int) -> slice:
+    bounds = [round(size * bound) for bound in SHARD_BOUNDS[degree]]
+    return slice(bounds[rank], bounds[rank + 1])
 
 
-ROWS, COLUMNS = part(N, DATA, D_RANK), part(C, MODEL, M_RANK)
+ROWS, COLUMNS = shard(N, DATA, DATA_RANK), shard(C, MODEL, MODEL_RANK)
 RNG = np.random.default_rng(5)
 LOGITS = RNG.normal(size=(N, C)) * 3
 INDEX = RNG.integers(C, size=N)
@@ -54,57 +57,64 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-def close(got: Any, expected: Any, what: str, rtol: float = 1e-12) -> None:
-    np.testing.assert_allclose(got, expected, rtol=rtol, atol=1e-13, err_msg=f"rank {WORLD.Get_rank()}: {what}")
+def assert_close(actual: Any, expected: Any, message: str, rtol: float = 1e-12) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=1e-13, err_msg=f"rank {WORLD.Get_rank()}: {message}")
 
 
-def local(options: dict[str, Any]) -> dict[str, Any]:
+def local_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value[ROWS] if name == "mask" else value for name, value in options.items()}
 
 
 def check_logits(logits: Any, target: Any, options: dict[str, Any], rtol: float = 1e-12) -> None:
-    what = f"{options} {target.dtype} {logits.dtype}"
-    probabilities = target.ndim == 2
-    wrt = ("logits", "target") if probabilities else ("logits",)
-    none = options.get("reduction") == "none"
-    upstream = {"grad_output": UPSTREAM} if none else {}
-    here = {"grad_output": UPSTREAM[ROWS]} if none else {}
-    loss, grads = unixent.value_and_grad(logits, target, wrt=wrt, **options, **upstream)
-    own = target[ROWS, COLUMNS] if probabilities else target[ROWS]
-    local_loss, local_grads = unixent.value_and_grad(
-        logits[ROWS, COLUMNS], own, wrt=wrt, parallel=CONFIG, **local(options), **here
+    message = f"{options} {target.dtype} {logits.dtype}"
+    has_probabilities, per_position = target.ndim == 2, options.get("reduction") == "none"
+    wrt = ("logits", "target") if has_probabilities else ("logits",)
+    upstream, local_upstream = (
+        ({"grad_output": UPSTREAM}, {"grad_output": UPSTREAM[ROWS]}) if per_position else ({}, {})
     )
-    close(local_loss, loss[ROWS] if none else loss, what, rtol)
-    alone = unixent.cross_entropy(logits[ROWS, COLUMNS], own, parallel=CONFIG, **local(options))
-    np.testing.assert_array_equal(alone, local_loss)
-    for got, expected in zip(local_grads, grads, strict=True):
-        assert got.dtype == expected.dtype
-        close(got.astype(float), expected[ROWS, COLUMNS].astype(float), what, rtol)
+    loss, grads = unixent.value_and_grad(logits, target, wrt=wrt, **options, **upstream)
+    local_logits = logits[ROWS, COLUMNS]
+    local_target = target[ROWS, COLUMNS] if has_probabilities else target[ROWS]
+    local_loss, local_grads = unixent.value_and_grad(
+        local_logits, local_target, wrt=wrt, parallel=CONFIG, **local_options(options), **local_upstream
+    )
+    assert_close(local_loss, loss[ROWS] if per_position else loss, message, rtol)
+    without_grad = unixent.cross_entropy(local_logits, local_target, parallel=CONFIG, **local_options(options))
+    np.testing.assert_array_equal(without_grad, local_loss)
+    for local_grad, grad in zip(local_grads, grads, strict=True):
+        assert local_grad.dtype == grad.dtype
+        assert_close(local_grad.astype(float), grad[ROWS, COLUMNS].astype(float), message, rtol)
 
 
 def check_linear(target: Any, options: dict[str, Any]) -> None:
-    probabilities = target.ndim == 2
-    wrt = ("hidden", "classifier", "bias") + (("target",) if probabilities else ())
     if options.get("reduction") == "none":
         return
+    has_probabilities = target.ndim == 2
+    wrt = ("hidden", "classifier", "bias") + (("target",) if has_probabilities else ())
     loss, grads = unixent.linear_value_and_grad(HIDDEN, CLASSIFIER, target, bias=BIAS, wrt=wrt, **options)
-    own = target[ROWS, COLUMNS] if probabilities else target[ROWS]
     local_loss, local_grads = unixent.linear_value_and_grad(
-        HIDDEN[ROWS], CLASSIFIER[COLUMNS], own, bias=BIAS[COLUMNS], wrt=wrt, parallel=CONFIG, chunk=3, **local(options)
+        HIDDEN[ROWS],
+        CLASSIFIER[COLUMNS],
+        target[ROWS, COLUMNS] if has_probabilities else target[ROWS],
+        bias=BIAS[COLUMNS],
+        wrt=wrt,
+        parallel=CONFIG,
+        chunk=3,
+        **local_options(options),
     )
-    close(local_loss, loss, f"linear {options}")
-    close(local_grads[0], grads[0][ROWS], f"linear {options} hidden")
-    # The classifier's gradient of this process's positions; summed over the token group it is the whole one.
-    for got, expected in zip(local_grads[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
-        total = np.ascontiguousarray(got)
+    assert_close(local_loss, loss, f"linear {options}")
+    assert_close(local_grads[0], grads[0][ROWS], f"linear {options} hidden")
+    # A process has the classifier's gradient of its own positions: their sum over the token group is that of all.
+    for local_grad, grad in zip(local_grads[1:3], (grads[1][COLUMNS], grads[2][COLUMNS]), strict=True):
+        total = np.ascontiguousarray(local_grad)
         if DATA > 1:
             CONFIG.token_group.Allreduce(MPI.IN_PLACE, total, op=MPI.SUM)
-        close(total, expected, f"linear {options} classifier")
-    if probabilities:
-        close(local_grads[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
+        assert_close(total, grad, f"linear {options} classifier")
+    if has_probabilities:
+        assert_close(local_grads[3], grads[3][ROWS, COLUMNS], f"linear {options} target")
 
 
-def check_special() -> None:
+def check_special_logits() -> None:
     logits = LOGITS.copy()
     logits[0, 3] = np.nan
     logits[2, 9] = np.inf
@@ -130,40 +140,32 @@ def check_special() -> None:
 
 def check_terms() -> None:
     terms = unixent.loss_terms(LOGITS[ROWS, COLUMNS], INDEX[ROWS], parallel=CONFIG)
-    close(terms, unixent.loss_terms(LOGITS, INDEX), "terms")
+    assert_close(terms, unixent.loss_terms(LOGITS, INDEX), "terms")
 
 
-def raised_by(*arguments: Any, **options: Any) -> Exception:
-    """What a split call raises on this process."""
-    try:
+def assert_refused(expected: type[Exception], text: str, *arguments: Any, **options: Any) -> None:
+    """All processes raise: those at fault ``expected`` with this text, the others that another one was refused."""
+    with pytest.raises(unixent.UnixentError) as raised:
         unixent.cross_entropy(*arguments, parallel=CONFIG, **options)
-    except unixent.UnixentError as error:
-        return error
-    raise AssertionError("nothing was raised")
-
-
-def refused(due: type[Exception], text: str, *arguments: Any, **options: Any) -> None:
-    """All processes raise: those at fault ``due`` with this text, and the others that somebody else was refused."""
-    error = raised_by(*arguments, **options)
-    own = isinstance(error, due) and text in str(error)
-    assert own or "refused its arguments" in str(error), f"{type(error).__name__}: {error}"
-    assert WORLD.allreduce(int(own)) >= 1
+    is_at_fault = raised.errisinstance(expected) and text in str(raised.value)
+    assert is_at_fault or "refused its arguments" in str(raised.value), repr(raised.value)
+    assert WORLD.allreduce(int(is_at_fault)) >= 1
 
 
 def check_faults() -> None:
     last = WORLD.Get_rank() == WORLD.Get_size() - 1
     logits, target = LOGITS[ROWS, COLUMNS], INDEX[ROWS]
-    refused(unixent.OptionError, "options", logits, target, label_smoothing=0.1 if last else 0.0)
-    refused(unixent.OptionError, "options", logits, target, weight=WEIGHT if last else None)
-    refused(unixent.DTypeError, "logits", logits.astype(int) if last else logits, target)
+    assert_refused(unixent.OptionError, "options", logits, target, label_smoothing=0.1 if last else 0.0)
+    assert_refused(unixent.OptionError, "options", logits, target, weight=WEIGHT if last else None)
+    assert_refused(unixent.DTypeError, "logits", logits.astype(int) if last else logits, target)
     if MODEL > 1:
-        refused(unixent.ShapeError, "positions", logits[1:] if last else logits, target[1:] if last else target)
+        assert_refused(unixent.ShapeError, "positions", logits[1:] if last else logits, target[1:] if last else target)
     elif DATA > 1:
-        refused(unixent.ShapeError, "number of classes", logits[:, 1:] if last else logits, target)
-    if D_RANK == DATA - 1:
+        assert_refused(unixent.ShapeError, "number of classes", logits[:, 1:] if last else logits, target)
+    if DATA_RANK == DATA - 1:
         target = target.copy()
         target[0] = C
-    refused(unixent.TargetRangeError, f"[0, {C})", logits, target)
+    assert_refused(unixent.TargetRangeError, f"[0, {C})", logits, target)
     # The groups still work after all that.
     check_terms()
 
@@ -173,7 +175,7 @@ def main() -> None:
         for target in (INDEX, PROBABILITIES):
             check_logits(LOGITS, target, options)
             check_linear(target, options)
-    check_special()
+    check_special_logits()
     check_terms()
     check_faults()
     print(f"every check passed on rank {WORLD.Get_rank()}", flush=True)

@@ -65,7 +65,7 @@ class _BlockWork:
         self._grad_scale: Array | None = None
         self._logits_grad: Rows | None = None
         self._in_place: Array | None = None
-        self._is_read = True
+        self._reads_logits = True
         self._target_grad: Rows | None = None
         self.losses = np.empty(count, spec.acc_dtype)
         self.blocks = RowBlocks(count, num_classes, spec.acc_dtype)
@@ -76,7 +76,7 @@ class _BlockWork:
         if "logits" in out:
             self._logits_grad = Rows(out["logits"])
             self._in_place = self._logits_grad.as_scratch(self._spec.acc_dtype)
-            self._is_read = self._in_place is None or out["logits"] is not self._logits.array
+            self._reads_logits = self._in_place is None or out["logits"] is not self._logits.array
         if "target" in out:
             self._target_grad = Rows(out["target"])
 
@@ -85,7 +85,7 @@ class _BlockWork:
         # Infinities and NaN are part of the semantics, not accidents to warn of; the state is a thread's own.
         with np.errstate(all="ignore"):
             block = scratch("logits", rows) if self._in_place is None else self._in_place[rows]
-            if self._is_read:
+            if self._reads_logits:
                 self._logits.read(rows, block)
             softcap_grad = target_grad = None
             if spec.softcap is not None:

@@ -53,28 +53,32 @@ def apply_softcap(block: Array, softcap: float, softcap_grad: Array | None) -> N
 
 
 class ClassCoefs(NamedTuple):
-    """What no position changes in the coefficients t_c = (1 - s) w_c q_c + b_c; ``smoothing`` is None where s = 0."""
+    """What no position changes in the coefficients t_c = (1 - s) w_c q_c + b_c.
 
+    Attributes:
+        of_probability: (1 - s) w_c, the derivative of t_c with respect to q_c.
+        one_minus_smoothing: 1 - s.
+        weight: w, or None for ones.
+        smoothing: b_c and its sums, or None where s = 0.
+    """
+
+    of_probability: Array
     one_minus_smoothing: float
     weight: Array | None
     smoothing: SmoothingCoefs | None
 
     @classmethod
     def of(cls, weight: Array | None, num_classes: int, spec: KernelSpec) -> ClassCoefs:
-        dtype, smoothing = spec.acc_dtype, spec.label_smoothing
-        if not smoothing:
-            return cls(1.0, weight, None)
+        dtype, one_minus_smoothing = spec.acc_dtype, 1 - spec.label_smoothing
+        of_probability: Array = np.full(num_classes, one_minus_smoothing, dtype)
+        if weight is not None:
+            of_probability *= weight
+        if not spec.label_smoothing:
+            return cls(of_probability, one_minus_smoothing, weight, None)
         wide = np.ones(num_classes, np.longdouble) if weight is None else weight.astype(np.longdouble)
-        base, total, without = smoothing_coefs(np, wide, np.arange(num_classes), np.longdouble(smoothing))
-        coefs = SmoothingCoefs(base.astype(dtype), dtype.type(total), without.astype(dtype))
-        return cls(1 - smoothing, weight, coefs)
-
-    def of_probability(self, classes: slice, like: Array) -> Array:
-        """(1 - s) w_c, the derivative of t_c with respect to q_c, for some of the classes."""
-        coefs: Array = np.full(like.shape[-1:], self.one_minus_smoothing, like.dtype)
-        if self.weight is not None:
-            coefs *= self.weight[classes]
-        return coefs
+        base, total, without = smoothing_coefs(np, wide, np.arange(num_classes), np.longdouble(spec.label_smoothing))
+        smoothing = SmoothingCoefs(base.astype(dtype), dtype.type(total), without.astype(dtype))
+        return cls(of_probability, one_minus_smoothing, weight, smoothing)
 
 
 def index_rows(block: Array, index: Array, weight: Array | None, spec: KernelSpec, grad_scale: Array | None) -> Array:
@@ -123,17 +127,13 @@ def mixed_rows(
     stats = pivot_stats(block, pivot)
     if target_grad is not None and grad_scale is not None:
         np.add(logit_gaps, stats.loss[:, None], out=target_grad)
-        multiply(target_grad, coefs.of_probability(slice(None), block))
+        multiply(target_grad, coefs.of_probability)
         target_grad *= grad_scale[:, None]
     target_coef: Any = None
     if index is not None:
         assert coefs.smoothing is not None
         target_coefs, total, without = coefs.smoothing
-        weight = coefs.weight
-        if weight is None:
-            target_coef = np.full(len(block), coefs.one_minus_smoothing, block.dtype)
-        else:
-            target_coef = coefs.one_minus_smoothing * weight[index]
+        target_coef = coefs.of_probability[index]
         target_loss = product(np, target_coef, logit_gaps[rows, index])
         total = total + target_coef
         pivot_coef = target_coefs[pivot] + np.where(pivot == index, target_coef, 0)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unixent import semantics
 from unixent.protocol import LossProblem, Problem
-from unixent.semantics import denominators, index_positions
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import KernelSpec, RowLosses
 from unixent_numpy.logits.reduction import Reduction
@@ -36,25 +36,29 @@ class Operands(NamedTuple):
         options, dtype = problem.options, np.dtype(problem.acc_dtype)
         spec = KernelSpec(dtype, options.label_smoothing, options.z_loss, options.softcap)
         weight = None if problem.weight is None else problem.weight.astype(dtype, copy=False)
-        positions = target.shape if problem.target_kind == "index" else target.shape[:-1]
-        mask = None if problem.mask is None else np.asarray(problem.mask).astype(dtype).reshape(positions)
-        if problem.target_kind == "probability":
+        is_index = problem.target_kind == "index"
+        mask = None
+        if problem.mask is not None:
+            mask = np.asarray(problem.mask).astype(dtype).reshape(target.shape if is_index else target.shape[:-1])
+        if not is_index:
             return cls(target, weight, mask, mask, spec)
-        if problem.all_targets_valid:
-            index = target.astype(np.intp, copy=False)
-            parts = mask if weight is None else denominators(np, mask, weight[index], None)
-            return cls(index, weight, mask, parts, spec)
-        one = np.ones(positions, dtype)
-        index, position_weight, out_of_range = index_positions(
-            np, target, mask, one, problem.num_classes, options.ignore_index
-        )
+        index, position_weight, out_of_range = target, mask, None
+        if not problem.all_targets_valid:
+            ones = np.ones(target.shape, dtype)
+            index, position_weight, out_of_range = semantics.index_positions(
+                np, target, mask, ones, problem.num_classes, options.ignore_index
+            )
         index = index.astype(np.intp, copy=False)
-        parts = denominators(np, position_weight, None if weight is None else weight[index], out_of_range)
-        if out_of_range.any():
-            position_weight = np.where(out_of_range, np.nan, one if position_weight is None else position_weight)
-        # Selections among 0-d arrays are of float64 before NumPy 2.
-        position_weight = None if position_weight is None else position_weight.astype(dtype, copy=False)
-        return cls(index, weight, position_weight, None if parts is None else parts.astype(dtype, copy=False), spec)
+        denominators = position_weight
+        if weight is not None:
+            denominators = semantics.denominators(np, position_weight, weight[index], out_of_range)
+        if out_of_range is not None and out_of_range.any():
+            position_weight = np.where(out_of_range, np.nan, ones if position_weight is None else position_weight)
+        if not problem.all_targets_valid:
+            # Before NumPy 2, selections among 0-d arrays are of float64.
+            position_weight = None if position_weight is None else position_weight.astype(dtype, copy=False)
+            denominators = None if denominators is None else denominators.astype(dtype, copy=False)
+        return cls(index, weight, position_weight, denominators, spec)
 
 
 def solve_logits(

@@ -36,6 +36,7 @@ class LocalLogits:
         count: the number of positions N.
         coefs: the target's coefficients that no position changes, over all classes.
         smoothing_coefs: b_c of the local classes; None without smoothing.
+        coefs_of_probability: (1 - s) w_c of the local classes.
         has_probabilities: the targets are probabilities.
     """
 
@@ -50,10 +51,7 @@ class LocalLogits:
         self.coefs = ClassCoefs.of(weight, shard.num_classes, spec)
         smoothing = self.coefs.smoothing
         self.smoothing_coefs = None if smoothing is None else smoothing.base[shard.local_classes]
-        # d t_c / d q_c
-        self.prob_coefs = self.coefs.of_probability(
-            shard.local_classes, np.empty(shard.num_local_classes, spec.acc_dtype)
-        )
+        self.coefs_of_probability = self.coefs.of_probability[shard.local_classes]
         self._blocks = RowBlocks(self.count, shard.num_local_classes, spec.acc_dtype)
         self.scratch = self._blocks.scratch
 
@@ -63,30 +61,32 @@ class LocalLogits:
 
     def for_each(self, work: Callable[[slice, Array], None]) -> None:
         """Call ``work(rows, block)`` for every block of soft-capped logits, which may be overwritten."""
-        self.for_each_with_grad(lambda rows, block, _: work(rows, block), False)
+        self._blocks.for_each(lambda rows: self._read(rows, work))
 
-    def for_each_with_grad(self, work: Callable[[slice, Array, Array | None], None], with_grad: bool = True) -> None:
-        """The same with the derivative of the cap, or None where there is no soft-cap."""
+    def for_each_with_grad(self, work: Callable[[slice, Array, Array | None], None]) -> None:
+        """The same with the derivative of the soft-cap, None where there is none."""
 
-        def read(rows: slice) -> None:
-            softcap, softcap_grad = self.spec.softcap, None
-            # The state is a thread's own.
-            with np.errstate(all="ignore"):
-                block = self.scratch("logits", rows)
-                self._logits.read(rows, block)
-                if softcap is not None:
-                    softcap_grad = self.scratch("softcap_grad", rows) if with_grad else None
-                    apply_softcap(block, softcap, softcap_grad)
-                work(rows, block, softcap_grad)
+        def with_grad(rows: slice) -> None:
+            softcap_grad = None if self.spec.softcap is None else self.scratch("softcap_grad", rows)
+            self._read(rows, lambda rows, block: work(rows, block, softcap_grad), softcap_grad)
 
-        self._blocks.for_each(read)
+        self._blocks.for_each(with_grad)
+
+    def _read(self, rows: slice, work: Callable[[slice, Array], None], softcap_grad: Array | None = None) -> None:
+        block = self.scratch("logits", rows)
+        # Infinities and NaN are part of the semantics; the state is a thread's own.
+        with np.errstate(all="ignore"):
+            self._logits.read(rows, block)
+            if self.spec.softcap is not None:
+                apply_softcap(block, self.spec.softcap, softcap_grad)
+            work(rows, block)
 
     def target_coefs(self, rows: slice) -> Array:
         """The coefficients t_c of a block of probabilities, in scratch."""
         assert self._probabilities is not None
         coefs = self.scratch("target_coefs", rows)
         self._probabilities.read(rows, coefs)
-        coefs *= self.prob_coefs
+        coefs *= self.coefs_of_probability
         if self.smoothing_coefs is not None:
             coefs += self.smoothing_coefs
         return coefs

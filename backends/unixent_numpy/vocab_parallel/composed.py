@@ -85,7 +85,7 @@ def _write_gradients(
         if "target" in grads:
             nll = np.subtract(stats.pivot_logit[rows][:, None], block, out=local.scratch("logit_gaps", rows))
             nll += row.loss[rows][:, None]
-            multiply(nll, local.prob_coefs)
+            multiply(nll, local.coefs_of_probability)
             nll *= scale
             write(grads["target"], rows, nll)
         if "logits" in grads:

@@ -88,16 +88,12 @@ def index_stats(local: LocalLogits, index: Array) -> VocabParallelStats:
     sum_rest, target_logit, *smoothing_sum = group.all_reduce(sums, "SUM")
     rows = pivot_stats(logits_max, target_logit, sum_rest)
 
-    target_coef: Any = coefs.one_minus_smoothing
-    if coefs.weight is not None:
-        target_coef = target_coef * coefs.weight[index]
-    if coefs.smoothing is None:
-        pivot_coef, rest_coef = np.broadcast_to(target_coef, index.shape), local.zeros()
-        losses = product(np, pivot_coef, rows.loss)
-    else:
-        pivot_coef, rest_coef = target_coef + coefs.smoothing.base[index], coefs.smoothing.without[index]
-        losses = product(np, pivot_coef, rows.loss) + smoothing_sum[0]
-        losses = losses + product(np, rest_coef, rows.logsumexp_minus_shift)
+    pivot_coef, rest_coef = coefs.of_probability[index], local.zeros()
+    if coefs.smoothing is not None:
+        pivot_coef, rest_coef = pivot_coef + coefs.smoothing.base[index], coefs.smoothing.without[index]
+    losses = product(np, pivot_coef, rows.loss)
+    if coefs.smoothing is not None:
+        losses = losses + smoothing_sum[0] + product(np, rest_coef, rows.logsumexp_minus_shift)
     losses = with_z_loss(losses, rows, local)
     return VocabParallelStats(owns_target, local_index, shift, target_logit, rows, pivot_coef, rest_coef, losses)
 
