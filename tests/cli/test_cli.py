@@ -55,7 +55,7 @@ def complaint(*arguments: str, cwd: Path | None = None) -> str:
         *(("run", option) for option in ("--thorough", "--merge")),
     ],
 )
-def test_a_command_takes_no_option_that_it_would_not_heed(command: str, option: str) -> None:
+def test_every_option_of_a_command_has_an_effect(command: str, option: str) -> None:
     assert f"No such option: {option}" in complaint("conformance", command, option)
 
 
@@ -88,7 +88,7 @@ def test_conformance_of_the_embedded_backend() -> None:
     assert "class probabilities" in done.stdout
 
 
-def test_conformance_of_a_callable_beside_the_user(tmp_path: Path) -> None:
+def test_conformance_imports_a_callable_from_the_current_directory(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SILENTLY_WRONG, "utf-8")
     done = unixent_command("conformance", "--implementation", "mine:loss", "--quick", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -85,7 +85,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("error", "text", "args", "options"), CASES, ids=lambda value: str(value)[:40])
-def test_class_and_text(error, text, args, options):
+def test_errors_have_the_documented_class_and_text(error, text, args, options):
     with pytest.raises(error, match=text) as caught:
         unixent.cross_entropy(*args, **options)
     assert isinstance(caught.value, unixent.UnixentError)
@@ -120,7 +120,7 @@ def test_value_and_grad_checks_its_own_arguments(wrt, grad_output, error, text):
         unixent.value_and_grad(X, Y, wrt=wrt, grad_output=grad_output)
 
 
-def test_unread_targets_give_nan_where_they_are():
+def test_unread_out_of_range_targets_give_nan():
     target = np.array([0, 7, -1, 3])
     loss = unixent.cross_entropy(X, target, reduction="none", validate="off")
     assert np.isnan(loss).tolist() == [False, True, True, False]

@@ -19,7 +19,7 @@ LABEL = np.array([0, 3, 2, 1, 1], np.int32)
 LOSSES = unixent.cross_entropy(LOGITS, LABEL, reduction="none").astype(np.float64)
 
 
-def test_mean_over_what_the_mask_leaves():
+def test_the_mean_is_over_the_active_positions():
     mask = np.array([1, 0, 1, 0.5, 0], np.float32)
     loss = unixent.CrossEntropyLoss()(LOGITS, LABEL, mask)
     assert loss.dtype == np.float32

@@ -180,7 +180,7 @@ def test_smoothing_coefs_do_not_cancel_for_a_class_that_outweighs_the_others(nam
 
 @pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("empty", [0.0, np.nan])
-def test_an_empty_mean_is_what_it_is_said_to_be_and_nan_stays(namespace, empty, host):
+def test_an_empty_mean_follows_on_empty_and_keeps_nan(namespace, empty, host):
     for numerator, denominator, expected in [
         (6.0, 4.0, 1.5),
         (0.0, 0.0, empty),

@@ -161,7 +161,7 @@ def test_inside_shard_map(reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("classifier", [CLASSIFIER, np.full_like(CLASSIFIER, np.nan)], ids=["finite", "nan classifier"])
-def test_nothing_comes_from_a_position_that_is_switched_off(wide: None, classifier: Any, reduction: str) -> None:
+def test_masked_positions_contribute_exactly_zero(wide: None, classifier: Any, reduction: str) -> None:
     hidden = HIDDEN.copy()
     hidden[2], hidden[9] = np.nan, np.inf
     upstream = np.where(INDEX == -100, np.nan, 1.0) if reduction == "none" else None

@@ -40,7 +40,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("layout", "options", "mode"), CASES)
-def test_sums_alone_cross_devices(layout: str, options: str, mode: str) -> None:
+def test_the_compiled_program_communicates_nothing_but_sums(layout: str, options: str, mode: str) -> None:
     shape, spec, axis = LAYOUTS[layout]
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(MODES[mode],) * 2)
     positions = P(*(name for i, name in enumerate(spec) if i != axis))

@@ -32,7 +32,7 @@ def test_strictly_a_convention_is_wrong() -> None:
     assert report.counts[Verdict.WRONG] > 0
 
 
-def test_what_no_formula_gives_stays_wrong() -> None:
+def test_a_result_that_no_formula_gives_is_silently_wrong() -> None:
     report = run("subjects:off_by_a_thousandth", "numpy", features=["class weights"], quick=True, isolate=False)
     assert report.counts[Verdict.WRONG] > 0
     assert report.counts[Verdict.DIALECT] == 0
@@ -44,7 +44,7 @@ def test_backends_of_unixent_have_no_dialects() -> None:
     assert report.counts[Verdict.DIALECT] == 0
 
 
-def test_right_answers_are_in_no_dialect() -> None:
+def test_correct_results_are_in_no_dialect() -> None:
     report = run("subjects:right", "numpy", features=["class indices"], quick=True, isolate=False)
     assert report.dialects == {}
 

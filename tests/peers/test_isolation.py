@@ -26,7 +26,7 @@ def test_same_verdicts_as_in_this_process() -> None:
     ("name", "said"),
     [("dies", "SIGSEGV"), ("quits", "exit code 3: out of memory"), ("hangs", "no answer in 2 s")],
 )
-def test_what_ends_the_process_costs_its_cases_alone(name: str, said: str) -> None:
+def test_a_crash_costs_only_its_own_cases(name: str, said: str) -> None:
     report = run(f"subjects:{name}", "numpy", features=INDICES, quick=True, timeout=2)
     sound = run("subjects:right", "numpy", features=INDICES, quick=True)
     bad = crashes(report)
@@ -44,14 +44,14 @@ def test_lines_to_paste_name_the_implementation() -> None:
     compile(repro, "repro", "exec")
 
 
-def test_what_dies_each_time_is_given_up_feature_by_feature() -> None:
+def test_features_that_crash_every_time_are_given_up() -> None:
     report = run("subjects:always_dies", "numpy", features=["axis and shape"], quick=True)
     details = list(crashes(report).values())
     assert len(details) == sum(r.verdict is not Verdict.REFUSES for r in report.cases)
     assert any(detail.startswith("not run: the process ended") for detail in details)
 
 
-def test_what_it_prints_is_no_answer() -> None:
+def test_printed_output_is_not_taken_for_a_result() -> None:
     report = run("subjects:chatty", "numpy", features=INDICES, quick=True)
     assert crashes(report) == {}
     assert report.counts[Verdict.MATCHES] > 0

@@ -20,7 +20,7 @@ def test_a_forward_mode_that_gives_zero_is_silently_wrong() -> None:
     assert all(r.verdict.ok for r in report.cases if r.mode == "autograd")
 
 
-def test_a_loss_of_plain_operations_is_right_under_every_transform() -> None:
+def test_a_loss_of_framework_operations_matches_under_every_transform() -> None:
     pytest.importorskip("torch")
     path = "peers.torch_losses:cross_entropy"
     report = run(path, "torch", features=["class indices", "second derivatives"], quick=True, isolate=False)

@@ -46,14 +46,14 @@ def test_manifest_obeys_the_schema_that_ships(folder: Path) -> None:
         checker.validate(manifest)
 
 
-def test_same_bytes_every_time(folder: Path, tmp_path: Path) -> None:
+def test_export_writes_the_same_bytes_every_time(folder: Path, tmp_path: Path) -> None:
     code = f"from unixent_conformance import vectors; vectors.export({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     for name in (files.MANIFEST, files.ARRAYS, files.SCHEMA):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_every_feature_of_single_calls_is_there_and_small(folder: Path, manifest: dict[str, Any]) -> None:
+def test_every_feature_of_single_calls_has_small_vectors(folder: Path, manifest: dict[str, Any]) -> None:
     features = {case.feature for case in catalogue()} - reasons.NO_VECTOR
     assert {vector["feature"] for vector in manifest["vectors"]} == features == set(reasons.REASONS)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
@@ -63,7 +63,7 @@ def test_every_feature_of_single_calls_is_there_and_small(folder: Path, manifest
     assert len(dtypes["confident rows"]) == 4
 
 
-def test_what_has_no_vector_is_no_single_call() -> None:
+def test_only_cases_of_several_calls_have_no_vector() -> None:
     for case in catalogue():
         if case.feature in reasons.NO_VECTOR:
             strided, twice = case.feature == "memory layout", case.asks == "second derivatives"
@@ -91,7 +91,7 @@ def test_arrays_come_back_bit_by_bit(folder: Path) -> None:
     assert {"float16", "bfloat16", "float32", "float64", "int64", "uint8", "bool"} <= seen
 
 
-def test_numbers_that_anyone_can_check() -> None:
+def test_a_golden_value_is_compared_within_its_bound() -> None:
     """ln 3 of three equal logits, and log1p(exp(-20)) of a confident row: what the definition says, not this code."""
     part = Golden("loss", np.float64(1.0986122886681098), np.float64(1e-15), "float64")
     assert part.compare(np.asarray(np.log(3.0))).ok
@@ -167,7 +167,7 @@ def test_a_stored_answer_decides_not_the_oracle(folder: Path, tmp_path: Path) ->
         (lambda m: m["vectors"][0].pop("inputs"), "KeyError: 'inputs'"),
     ],
 )
-def test_what_is_no_set_is_refused(folder: Path, tmp_path: Path, change: Any, said: str) -> None:
+def test_a_malformed_set_raises(folder: Path, tmp_path: Path, change: Any, said: str) -> None:
     manifest = json.loads((folder / files.MANIFEST).read_text(encoding="utf-8"))
     change(manifest)
     files.write(tmp_path, manifest, (folder / files.ARRAYS).read_bytes())
@@ -175,7 +175,7 @@ def test_what_is_no_set_is_refused(folder: Path, tmp_path: Path, change: Any, sa
         vectors.check(tmp_path, "numpy")
 
 
-def test_version_is_the_log_s_latest_and_the_schema_is_that_version_s() -> None:
+def test_version_and_schema_match_the_log_of_versions() -> None:
     """A change of the schema is a change of meaning: it needs an entry, with the schema's new digest."""
     entries = re.findall(r"^### (\d+\.\d+)$.*?schema `([0-9a-f]{16})`", PAGE.read_text("utf-8"), re.M | re.S)
     version, digest = entries[0]

@@ -71,7 +71,7 @@ def test_value_and_gradients_are_those_of_the_whole(mesh, axes, call, target_kin
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("options", ["plain", "smoothing"])
-def test_halves_have_float32_statistics(mesh, axes, call, options, dtype):
+def test_half_precision_has_float32_statistics(mesh, axes, call, options, dtype):
     given = call("index", options, dtype)
 
     def own(arrays: Any) -> Any:
@@ -199,7 +199,7 @@ def messages(compiled: Any) -> list[tuple[str, int]]:
     ("target_kind", "options", "numbers"),
     [("index", {}, 3), ("index", {"label_smoothing": 0.1}, 7), ("probability", {}, 7)],
 )
-def test_what_crosses_devices(mesh, axes, call, target_kind, options, numbers):
+def test_a_position_reduces_three_numbers_or_seven(mesh, axes, call, target_kind, options, numbers):
     """3 numbers a position with class indices, 7 for a mixed target; none for the gradient, and two for the mean."""
     given = replace(call(target_kind, "plain"), options=options)
 
@@ -230,7 +230,7 @@ def test_classes_over_two_axes_and_an_axis_of_one(call):
     check(given, "logits gradient", mapped(given.logits, given.target, given.mask, given.weight))
 
 
-def test_without_vma_it_refuses(mesh, axes, call):
+def test_without_vma_the_call_raises(mesh, axes, call):
     given = call("index", "plain")
 
     def own(logits: Any, target: Any) -> Any:

@@ -96,7 +96,7 @@ def test_inside_shard_map(mesh, axes, target_kind, options):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_halves_are_summed_in_float32(mesh, axes, dtype):
+def test_half_precision_accumulates_in_float32(mesh, axes, dtype):
     given = build("index", "plain", dtype=dtype)
     own = places(given)
     out = (P(), tuple(own[name] for name in given.differentiable()))
@@ -141,7 +141,7 @@ def test_over_a_mesh(target_kind, options, mode):
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-def test_what_does_not_divide_is_filled_up(mesh, jit):
+def test_sizes_that_do_not_divide_are_padded(mesh, jit):
     given = build("index", "all", bias=False)
     given = Call(
         None,

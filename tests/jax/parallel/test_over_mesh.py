@@ -65,7 +65,7 @@ def arrays_of(call: Call) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("target_kind", "options"), [("index", "none"), ("index", "smoothing"), ("probability", "z-loss and softcap")]
 )
-def test_batch_sequence_and_classes_in_their_places(call, target_kind, options, mode):
+def test_gradients_keep_the_sharding_of_the_logits(call, target_kind, options, mode):
     """Only sums cross devices, and the gradient lies where the logits do."""
     mesh, given = cube(mode), even(call(target_kind, options))
     full = P("data", "context", "model")
@@ -93,7 +93,7 @@ UNEVEN = [
 
 
 @pytest.mark.parametrize(("target_kind", "options", "jit", "mode"), UNEVEN)
-def test_what_does_not_divide_is_filled_up(call, target_kind, options, jit, mode):
+def test_sizes_that_do_not_divide_are_padded(call, target_kind, options, jit, mode):
     """Three steps and eleven classes over two by two; arrays that lie on no mesh yet."""
     if mode == AxisType.Explicit and not hasattr(jax, "reshard"):
         pytest.skip("jax 0.7 cannot differentiate through filling up under an explicit mesh, and says so")
@@ -169,7 +169,7 @@ def test_vmap_over_the_mesh(call):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
-def test_values_that_can_be_read_are(call):
+def test_concrete_global_arrays_are_validated(call):
     config = config_of(cube(AxisType.Auto))
     given = call("index", "plain")
     target = given.target.copy()
@@ -205,7 +205,7 @@ def test_a_constant_is_not_differentiated(call):
         jax.grad(loss)(jnp.asarray(given.weight))
 
 
-def test_a_mesh_of_one_device_and_axes_that_nobody_names(call):
+def test_a_mesh_of_one_device_and_unnamed_axes_work(call):
     given = call("index", "smoothing")
     arrays = jax.tree.map(jnp.asarray, arrays_of(given))
     one = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
