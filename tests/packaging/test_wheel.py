@@ -55,11 +55,13 @@ def test_what_is_tested_is_the_wheel(name: str) -> None:
     assert not roots & set(sys.path)
 
 
-def test_metadata() -> None:
+def test_metadata_has_version_license_extras_and_project_urls() -> None:
     meta = metadata.metadata("unixent")
     assert meta["Version"] == import_module("unixent").__version__
     assert meta["License-Expression"] == "Apache-2.0"
     assert set(meta.get_all("Provides-Extra") or []) == set(PROJECT["project"]["optional-dependencies"])
+    labels = {url.partition(",")[0] for url in meta.get_all("Project-URL") or []}
+    assert labels == {"Homepage", "Documentation", "Issues", "Changelog"}
 
 
 def test_entry_points() -> None:
