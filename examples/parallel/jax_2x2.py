@@ -32,7 +32,7 @@ from jax.sharding import PartitionSpec as P
 import unixent
 
 RATE, WIDTH, CLASSES = 0.5, 32, 10
-PLACES = {"layer": P(), "classifier": P("model", None)}
+SPECS = {"layer": P(), "classifier": P("model", None)}
 
 
 def load() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -96,13 +96,13 @@ def main(arguments: list[str] | None = None) -> int:
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, place), array.__getitem__)
 
     pixels, digits = load()
-    placed = {name: put(array, PLACES[name]) for name, array in start().items()}
+    placed = {name: put(array, SPECS[name]) for name, array in start().items()}
     losses, parameters = train(placed, put(pixels, P("data", None)), put(digits, P("data")), chosen.steps, config)
 
     alone, whole = train(start(), pixels, digits, chosen.steps)
     np.testing.assert_allclose(losses, alone, rtol=1e-5)
     for name, parameter in parameters.items():
-        assert parameter.sharding.is_equivalent_to(NamedSharding(mesh, PLACES[name]), 2)
+        assert parameter.sharding.is_equivalent_to(NamedSharding(mesh, SPECS[name]), 2)
         for part in parameter.addressable_shards:
             np.testing.assert_allclose(part.data, whole[name][part.index], rtol=1e-4, atol=1e-5)
     held = {name: parameter.addressable_shards[0].data.shape for name, parameter in parameters.items()}

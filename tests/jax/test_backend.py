@@ -1,4 +1,4 @@
-"""What is JAX's own: reading values, handing over, constants under differentiation, checkify, memory."""
+"""What only JAX does: values that cannot be read, narrowing to 32 bits, constants, checkify, compiled memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = jnp.array([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]])
 OUT_OF_RANGE = jnp.array([0, 3])
 
 
-def test_an_out_of_range_index_raises_where_it_can_be_read() -> None:
+def test_an_index_out_of_range_raises_where_it_can_be_read() -> None:
     with pytest.raises(unixent.TargetRangeError, match=r"got 3 at position \(1,\)"):
         unixent.cross_entropy(X, OUT_OF_RANGE)
     with pytest.raises(unixent.TargetRangeError):
@@ -25,14 +25,14 @@ def test_an_out_of_range_index_raises_where_it_can_be_read() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_an_out_of_range_index_is_nan_under_a_trace(smoothing: float) -> None:
+def test_an_index_out_of_range_is_nan_under_a_trace(smoothing: float) -> None:
     loss = jax.jit(lambda x, y: unixent.cross_entropy(x, y, reduction="none", label_smoothing=smoothing))
     grad = jax.jit(jax.grad(lambda x, y: unixent.cross_entropy(x, y, label_smoothing=smoothing)))(X, OUT_OF_RANGE)
     assert np.isnan(loss(X, OUT_OF_RANGE)).tolist() == [False, True]
     assert np.isnan(grad).tolist() == [[False] * 3, [True] * 3]
 
 
-def test_an_out_of_range_index_is_reported_through_checkify() -> None:
+def test_checkify_reports_an_index_out_of_range() -> None:
     full = checkify.checkify(jax.jit(jax.grad(lambda x, y: unixent.cross_entropy(x, y, validate="full"))))
     error, _ = full(X, OUT_OF_RANGE)
     assert "got 3 at flat position 1" in str(error.get())
@@ -40,7 +40,7 @@ def test_an_out_of_range_index_is_reported_through_checkify() -> None:
     assert error.get() is None
 
 
-def test_without_checkify_full_validation_traces() -> None:
+def test_full_validation_can_be_traced_without_checkify() -> None:
     loss = jax.jit(lambda x, y: unixent.cross_entropy(x, y, validate="full"))(X, OUT_OF_RANGE)
     assert np.isnan(loss)
 
@@ -64,7 +64,7 @@ def test_a_mask_made_from_differentiated_values_by_comparison_is_a_constant() ->
     assert np.isfinite(grad).all()
 
 
-def test_an_integer_that_would_wrap_is_refused() -> None:
+def test_an_integer_that_would_wrap_without_x64_raises() -> None:
     with pytest.raises(unixent.BackendError, match="jax_enable_x64 is off"):
         unixent.cross_entropy(X, np.array([0, 2**32 + 1]), validate="off")
     assert np.isfinite(unixent.cross_entropy(X, np.array([0, 1])))
@@ -76,7 +76,7 @@ def test_float64_results_need_x64() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_widened_once(dtype: str) -> None:
+def test_sums_of_half_precision_losses_neither_overflow_nor_round_early(dtype: str) -> None:
     rows = 100_000
     x = jnp.zeros((rows, 8), dtype)
     loss = unixent.cross_entropy(x, np.zeros(rows, np.int32))
@@ -98,7 +98,7 @@ def test_an_empty_mean_raises_where_it_can_be_read() -> None:
     assert not grad.any()
 
 
-def test_arrays_of_different_devices_are_named() -> None:
+def test_arrays_on_different_devices_raise_and_name_both() -> None:
     first, second, *_ = jax.devices()
     with pytest.raises(unixent.BackendError, match=f"{first}.*{second}"):
         unixent.cross_entropy(jax.device_put(X, first), jax.device_put(jnp.array([0, 1]), second))
@@ -106,7 +106,7 @@ def test_arrays_of_different_devices_are_named() -> None:
     assert unixent.cross_entropy(jax.device_put(X, second), np.array([0, 1])).devices() == {second}
 
 
-def test_no_warning_about_narrowed_dtypes() -> None:
+def test_narrowing_numpy_arrays_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         unixent.cross_entropy(np.zeros((2, 3)), np.array([0, 1]), weight=np.ones(3), backend="jax")

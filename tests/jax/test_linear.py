@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ PROBABILITIES = RNG.dirichlet(np.ones(C), N)
 MASK = np.where(RNG.random(N) > 0.3, RNG.random(N), 0)
 WEIGHT = RNG.random(C)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "default": {},
     "weight": {"weight": WEIGHT},
     "normalizer": {"mask": MASK, "normalizer": 7.0},
     "smoothing": {"label_smoothing": 0.2, "weight": WEIGHT, "reduction": "sum"},
@@ -33,13 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "empty": {"mask": np.zeros(N)},
 }
 CLOSE = {"rtol": 1e-11, "atol": 1e-14}
-
-
-@pytest.fixture
-def wide() -> Iterator[None]:
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
 
 
 def equal(got: Any, expected: Any, **tolerance: float) -> None:
@@ -54,18 +47,20 @@ def fused(hidden: Any, classifier: Any, bias: Any, target: Any, **options: Any) 
     return unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, **options)
 
 
-KINDS = ("index", "probability")
+TARGET_KINDS = ("index", "probability")
 
 
 @pytest.mark.parametrize(
     ("options", "target_kind", "chunk"),
     [
-        *((name, target_kind, 5) for name in OPTIONS for target_kind in KINDS),
-        *(("smoothing", KINDS[i % 2], chunk) for i, chunk in enumerate((None, 1, N, 1000))),
+        *((name, kind, 5) for name in OPTIONS for kind in TARGET_KINDS),
+        *(("smoothing", TARGET_KINDS[i % 2], chunk) for i, chunk in enumerate((None, 1, N, 1000))),
         ("none", "probability", None),
     ],
 )
-def test_equals_the_unfused_form(wide: None, options: str, target_kind: str, chunk: int | None) -> None:
+def test_value_and_gradients_equal_those_of_the_unfused_form(
+    wide: None, options: str, target_kind: str, chunk: int | None
+) -> None:
     keywords = dict(OPTIONS[options])
     upstream = keywords.pop("grad_output", None)
     arrays = jax.tree.map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if target_kind == "index" else PROBABILITIES))
@@ -84,7 +79,7 @@ def test_equals_the_unfused_form(wide: None, options: str, target_kind: str, chu
     equal(got, expected)
 
 
-@pytest.mark.parametrize(("options", "target_kind"), [(name, KINDS[i % 2]) for i, name in enumerate(OPTIONS)])
+@pytest.mark.parametrize(("options", "target_kind"), [(name, TARGET_KINDS[i % 2]) for i, name in enumerate(OPTIONS)])
 def test_the_value_alone_equals_the_unfused_form(wide: None, options: str, target_kind: str) -> None:
     keywords = {name: value for name, value in OPTIONS[options].items() if name != "grad_output"}
     arrays = tuple(map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS, INDEX if target_kind == "index" else PROBABILITIES)))
@@ -92,8 +87,9 @@ def test_the_value_alone_equals_the_unfused_form(wide: None, options: str, targe
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (3, 4)])
-def test_any_shape_of_positions(wide: None, shape: tuple[int, ...]) -> None:
-    hidden, target = jnp.asarray(RNG.normal(size=(*shape, D))), jnp.asarray(RNG.integers(C, size=shape))
+def test_positions_may_have_any_shape(wide: None, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(4)
+    hidden, target = jnp.asarray(rng.normal(size=(*shape, D))), jnp.asarray(rng.integers(C, size=shape))
 
     def both(form: Callable[..., Any], **options: Any) -> Any:
         losses = [lambda *given, r=r: jnp.sum(form(*given, reduction=r, **options)) for r in ("none", "mean")]
@@ -130,7 +126,9 @@ CASES = [("index", 0.0, "mean"), ("probability", 0.2, "mean"), ("index", 0.0, "n
     ("transform", "target_kind", "smoothing", "reduction"),
     [(name, *CASES[(i + j) % 3]) for i, name in enumerate(TRANSFORMS) for j in range(2)],
 )
-def test_transform(wide: None, transform: str, target_kind: str, smoothing: float, reduction: str) -> None:
+def test_transforms_equal_those_of_the_unfused_form(
+    wide: None, transform: str, target_kind: str, smoothing: float, reduction: str
+) -> None:
     rows = slice(0, 5)
     target = (INDEX if target_kind == "index" else PROBABILITIES)[rows]
     options = {"mask": MASK[rows], "z_loss": 0.1, "softcap": 3.0, "label_smoothing": smoothing, "reduction": reduction}
@@ -141,7 +139,7 @@ def test_transform(wide: None, transform: str, target_kind: str, smoothing: floa
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_inside_shard_map(reduction: str) -> None:
+def test_gradients_outside_shard_map_are_those_of_the_sum_over_shards(reduction: str) -> None:
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     hidden, classifier, bias = (jnp.asarray(x, "float32") for x in (np.tile(HIDDEN, (4, 1)), CLASSIFIER, BIAS))
     target = jnp.tile(INDEX, 4)
@@ -161,7 +159,7 @@ def test_inside_shard_map(reduction: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("classifier", [CLASSIFIER, np.full_like(CLASSIFIER, np.nan)], ids=["finite", "nan classifier"])
-def test_masked_positions_contribute_exactly_zero(wide: None, classifier: Any, reduction: str) -> None:
+def test_inactive_positions_contribute_exactly_zero(wide: None, classifier: Any, reduction: str) -> None:
     hidden = HIDDEN.copy()
     hidden[2], hidden[9] = np.nan, np.inf
     upstream = np.where(INDEX == -100, np.nan, 1.0) if reduction == "none" else None
@@ -188,7 +186,7 @@ def test_an_index_out_of_range_is_nan_at_its_position(reduction: str) -> None:
     assert np.isnan(loss if reduction == "mean" else loss[4])
 
 
-def test_frozen_arguments_cost_no_product() -> None:
+def test_arguments_without_a_gradient_cost_no_product() -> None:
     """The gradient for hidden alone takes a product less than that for both."""
     shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((64, 32), (512, 32), (512,))]
 
@@ -218,17 +216,17 @@ def test_export_round_trip_with_a_symbolic_batch(chunk: int | None) -> None:
     )
     exported = export.export(jax.jit(jax.value_and_grad(loss, (0, 1))))(*shapes)
     arrays = (jnp.asarray(HIDDEN, "float32"), jnp.asarray(CLASSIFIER, "float32"), INDEX)
-    actual = export.deserialize(exported.serialize()).call(*arrays)
-    equal(actual, jax.value_and_grad(loss, (0, 1))(*arrays), rtol=1e-5, atol=1e-7)
+    got = export.deserialize(exported.serialize()).call(*arrays)
+    equal(got, jax.value_and_grad(loss, (0, 1))(*arrays), rtol=1e-5, atol=1e-7)
 
 
-def error(actual: Any, exact: Any) -> float:
+def error(got: Any, exact: Any) -> float:
     """Root of the summed squares."""
-    return float(np.linalg.norm(np.asarray(actual, float) - np.asarray(exact, float)))
+    return float(np.linalg.norm(np.asarray(got, float) - np.asarray(exact, float)))
 
 
 HALF_CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "default": {},
     "sum": {"reduction": "sum"},
     "smoothing": {"label_smoothing": 0.1, "weight": WEIGHT},
     "mask": {"mask": MASK, "normalizer": 7.0},
@@ -249,11 +247,11 @@ def test_half_precision_is_no_worse_than_the_unfused_form(wide: None, options: s
     ours, theirs = all_of(fused), all_of(unfused)
     for dtype, scale in itertools.product(("float16", "bfloat16"), (0.3, 1.0, 4.0)):
         arrays = [jnp.asarray(array, dtype) for array in (HIDDEN * scale, CLASSIFIER, BIAS)]
-        exact, *actual = (
+        exact, *got = (
             (value, *grads)
             for value, grads in (theirs(*(array.astype("float64") for array in arrays)), ours(*arrays), theirs(*arrays))
         )
-        for name, truth, *results in zip(("loss", "hidden", "classifier", "bias"), exact, *actual, strict=True):
+        for name, truth, *results in zip(("loss", "hidden", "classifier", "bias"), exact, *got, strict=True):
             own, other = (error(result, truth) for result in results)
             # The one rounding that a result in half precision cannot be without, where both are down to that.
             least = error(jnp.asarray(truth, dtype), truth)
@@ -262,11 +260,12 @@ def test_half_precision_is_no_worse_than_the_unfused_form(wide: None, options: s
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_half_precision_is_that_of_the_inputs_alone(dtype: str, reduction: str) -> None:
+def test_half_precision_rounds_gradients_once_after_summing(dtype: str, reduction: str) -> None:
     """Sums over 4096 positions of a gradient that half precision would lose."""
-    hidden = jnp.asarray(RNG.normal(size=(4096, 8)), dtype)
-    classifier = jnp.asarray(RNG.normal(size=(16, 8)), dtype)
-    target = jnp.asarray(RNG.integers(16, size=4096), "int32")
+    rng = np.random.default_rng(5)
+    hidden = jnp.asarray(rng.normal(size=(4096, 8)), dtype)
+    classifier = jnp.asarray(rng.normal(size=(16, 8)), dtype)
+    target = jnp.asarray(rng.integers(16, size=4096), "int32")
     _, grads = unixent.linear_value_and_grad(hidden, classifier, target, chunk=64, reduction=reduction)
     _, expected = unixent.linear_value_and_grad(
         hidden.astype("float32"), classifier.astype("float32"), target, reduction=reduction
@@ -279,7 +278,7 @@ def test_half_precision_is_that_of_the_inputs_alone(dtype: str, reduction: str) 
         np.testing.assert_allclose(grad.astype("float32"), exact, rtol=unit, atol=smallest + sums)
 
 
-def test_no_array_of_the_size_of_the_logits(single_device: None) -> None:
+def test_compiled_program_never_holds_all_logits(single_device: None) -> None:
     count, width, classes = 2048, 64, 8000
     shapes = (
         jax.ShapeDtypeStruct((count, width), "float32"),

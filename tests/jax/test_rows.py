@@ -33,17 +33,17 @@ def test_losses_and_gradients_keep_their_relative_accuracy(formulation: str, reg
     rows = min(classes, 48)
     x = np.asarray(REGIMES[regime](np.random.default_rng(classes), (rows, classes)), np.float32)
     y = np.arange(rows)
-    exact, exact_grad = truth(x, y)
+    exact, grad_exact = truth(x, y)
 
     loss = unixent.cross_entropy(jnp.asarray(x), y, reduction="none")
-    with_grad, got = unixent.value_and_grad(jnp.asarray(x), y, reduction="none")
+    loss_beside_grad, grad = unixent.value_and_grad(jnp.asarray(x), y, reduction="none")
 
     bound = (8 + 2 * np.log2(classes)) * U * exact + 1e-37
     assert np.all(abs(np.asarray(loss, float) - exact) <= bound)
-    assert np.all(abs(np.asarray(with_grad, float) - exact) <= bound)
+    assert np.all(abs(np.asarray(loss_beside_grad, float) - exact) <= bound)
     gap = x.max(1, keepdims=True).astype(float) - x
     assert np.all(
-        abs(np.asarray(got, float) - exact_grad) <= (16 + 2 * gap + 2 * np.log2(classes)) * U * abs(exact_grad) + 1e-37
+        abs(np.asarray(grad, float) - grad_exact) <= (16 + 2 * gap + 2 * np.log2(classes)) * U * abs(grad_exact) + 1e-37
     )
 
 
@@ -62,7 +62,7 @@ def truth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("position", ["target", "first other", "last"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_nan_and_infinity_reach_the_loss_and_the_whole_gradient_row(
+def test_nan_and_infinity_make_the_loss_and_the_whole_gradient_row_nan(
     formulation: str, smoothing: float, value: float, position: str
 ) -> None:
     """The row maximum alone would lose a NaN: XLA's reduction on CPU drops it."""
@@ -77,13 +77,13 @@ def test_nan_and_infinity_reach_the_loss_and_the_whole_gradient_row(
     assert np.isfinite(grad[1]).all()
 
 
-def test_a_block_of_classes_may_overflow_where_only_the_target_is_large(formulation: str) -> None:
+def test_a_large_target_logit_does_not_overflow_its_block_of_classes(formulation: str) -> None:
     x = jnp.zeros((1, 1024)).at[0, 700].set(500.0)
     assert unixent.cross_entropy(x, np.array([700])) == 0
     assert unixent.cross_entropy(x, np.array([3])) == 500
 
 
-def test_the_class_axis_may_be_any(formulation: str) -> None:
+def test_any_class_axis_gives_the_same_losses(formulation: str) -> None:
     x = jax.random.normal(jax.random.key(0), (3, 96, 5))
     y = jax.random.randint(jax.random.key(1), (3, 5), 0, 96)
     moved = unixent.cross_entropy(jnp.moveaxis(x, 1, -1), y, reduction="none")

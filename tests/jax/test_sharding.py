@@ -24,7 +24,7 @@ LAYOUTS = {
     "classes in the middle": ((4, 64, 8), P("data", "model", None), 1),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "default": {},
     "all": {"weight": True, "mask": True, "z_loss": 0.1, "softcap": 10.0},
     "smoothing": {"weight": True, "label_smoothing": 0.1},
     "probabilities": {"mask": True},
@@ -40,7 +40,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("layout", "options", "mode"), CASES)
-def test_the_compiled_program_communicates_nothing_but_sums(layout: str, options: str, mode: str) -> None:
+def test_only_sums_cross_devices(layout: str, options: str, mode: str) -> None:
     shape, spec, axis = LAYOUTS[layout]
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(MODES[mode],) * 2)
     positions = P(*(name for i, name in enumerate(spec) if i != axis))
@@ -63,7 +63,7 @@ def test_the_compiled_program_communicates_nothing_but_sums(layout: str, options
         return unixent.cross_entropy(x, t, axis=axis, **extra, **keywords)
 
     whole = {name: value for name, (value, _) in extra.items()}
-    expected, expected_grad = jax.jit(jax.value_and_grad(loss))(host, target, whole)
+    expected, grad_expected = jax.jit(jax.value_and_grad(loss))(host, target, whole)
     with jax.set_mesh(mesh):
         put = {name: jax.device_put(value, NamedSharding(mesh, where)) for name, (value, where) in extra.items()}
         x = jax.device_put(host, NamedSharding(mesh, spec))
@@ -74,17 +74,17 @@ def test_the_compiled_program_communicates_nothing_but_sums(layout: str, options
     assert MOVES.findall(compiled.as_text()) == []
     assert gradient.sharding.is_equivalent_to(x.sharding, len(shape))
     np.testing.assert_allclose(value, expected, rtol=2e-6)
-    np.testing.assert_allclose(gradient, expected_grad, rtol=2e-5, atol=1e-8)
+    np.testing.assert_allclose(gradient, grad_expected, rtol=2e-5, atol=1e-8)
 
 
-def test_the_pattern_finds_a_collected_row() -> None:
-    """The check above can fail: sorting a sharded row collects it."""
+def test_the_check_for_collected_logits_can_fail() -> None:
+    """Sorting a sharded row collects it."""
     mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
     x = jax.device_put(jnp.ones((4, 64)), NamedSharding(mesh, P(None, "model")))
     assert MOVES.findall(jax.jit(lambda x: jnp.sort(x, -1)).lower(x).compile().as_text())
 
 
-def test_inside_shard_map_over_positions() -> None:
+def test_loss_terms_add_up_over_positions_inside_shard_map() -> None:
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     x = jax.random.normal(jax.random.key(0), (16, 64))
     y = jax.random.randint(jax.random.key(1), (16,), 0, 64)
@@ -96,6 +96,6 @@ def test_inside_shard_map_over_positions() -> None:
 
     whole = jax.shard_map(local, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P())
     loss, grad = jax.value_and_grad(whole)(x, y)
-    expected, expected_grad = jax.value_and_grad(unixent.cross_entropy)(x, y)
+    expected, grad_expected = jax.value_and_grad(unixent.cross_entropy)(x, y)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(grad, grad_expected, rtol=1e-5, atol=1e-9)
