@@ -1,8 +1,7 @@
 """The torch backend of unixent, and its forms as modules: `CrossEntropyLoss` and `LinearCrossEntropyLoss`."""
 
 from unixent_torch.backend import TorchBackend
-from unixent_torch.linear.module import LinearCrossEntropyLoss
-from unixent_torch.module import CrossEntropyLoss
+from unixent_torch.module import CrossEntropyLoss, LinearCrossEntropyLoss
 
 backend = TorchBackend()
 

@@ -13,12 +13,13 @@ from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import compat
-from unixent_torch.collectives import gather, is_dtensor
-from unixent_torch.linear.problem import PreparedLinear
-from unixent_torch.logits.fast_path import small_loss
+from unixent_torch.collectives import all_gather, is_dtensor
+from unixent_torch.kernel.mode import is_traced
+from unixent_torch.linear.problem import LinearCall
+from unixent_torch.logits.fast_path import try_fast_cross_entropy
 from unixent_torch.logits.positions import first_invalid
-from unixent_torch.logits.problem import PreparedLogits
-from unixent_torch.vocab_parallel import problem as split
+from unixent_torch.logits.problem import LogitsCall
+from unixent_torch.vocab_parallel import problem as vocab_parallel
 
 _DTYPE_NAMES = {
     getattr(torch, name): name
@@ -42,20 +43,20 @@ class TorchBackend:
         batch_invariant=True,
         fast_path=True,
     )
-    try_fast_cross_entropy = staticmethod(small_loss)
+    try_fast_cross_entropy = staticmethod(try_fast_cross_entropy)
 
     def devices(self) -> tuple[str, ...]:
-        found = ["cpu"]
+        names = ["cpu"]
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if accelerator is not None:
-            found += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
-        return tuple(found)
+            names += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+        return tuple(names)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, Tensor)
 
     def describe(self, arrays: tuple[Tensor, ...]) -> tuple[ArrayInfo, ...]:
-        eager, differentiated = not (compat.is_traced() or compat.transforms_active()), torch.is_grad_enabled()
+        eager, differentiated = not (is_traced() or compat.transforms_active()), torch.is_grad_enabled()
         infos = []
         for array in arrays:
             host, concrete = array.is_cpu, eager and not array.is_meta
@@ -85,48 +86,37 @@ class TorchBackend:
 
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         # Asked of a DTensor under validate="full" alone, and then by every process.
-        whole = target.full_tensor() if is_dtensor(target) else target
-        return first_invalid(whole, num_classes, ignore_index)
+        if type(target) is not Tensor and is_dtensor(target):
+            target = target.full_tensor()
+        return first_invalid(target, num_classes, ignore_index)
 
     def first_nonfinite(self, array: Tensor) -> int | None:
         bad = ~torch.isfinite(array.detach()).reshape(-1)
         return int(bad.to(torch.uint8).argmax()) if bad.any() else None
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        if _is_split(problem, problem.logits):
-            return split.cross_entropy(problem)
-        found = PreparedLogits(problem)
-        loss = found.loss()
-        if not problem.return_terms:
-            return found.finish(loss)
-        return LossTerms(found.finish(loss), found.finish(found.total()))
+        if _is_sharded(problem, problem.logits):
+            return vocab_parallel.cross_entropy(problem)
+        return LogitsCall(problem).result()
 
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if _is_split(problem, problem.logits):
-            return split.value_and_grad(problem, grad_output, wrt)
-        found = PreparedLogits(problem)
-        loss, grads = found.loss_and_grads(grad_output, wrt)
-        return found.finish(loss), tuple(grad.movedim(-1, problem.axis) for grad in grads)
+        if _is_sharded(problem, problem.logits):
+            return vocab_parallel.value_and_grad(problem, grad_output, wrt)
+        return LogitsCall(problem).value_and_grad(grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
-        if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
-            return split.linear_cross_entropy(problem)
-        found = PreparedLinear(problem)
-        loss = found.loss()
-        if not problem.return_terms:
-            return found.finish(loss)
-        return LossTerms(found.finish(loss), found.finish(found.total()))
+        if _is_sharded(problem, problem.hidden, problem.classifier):
+            return vocab_parallel.linear_cross_entropy(problem)
+        return LinearCall(problem).result()
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        if _is_split(problem, problem.hidden) or _is_split(problem, problem.classifier):
-            return split.linear_value_and_grad(problem, grad_output, wrt)
-        found = PreparedLinear(problem)
-        loss, grads = found.loss_and_grads(grad_output, wrt)
-        return found.finish(loss), grads
+        if _is_sharded(problem, problem.hidden, problem.classifier):
+            return vocab_parallel.linear_value_and_grad(problem, grad_output, wrt)
+        return LinearCall(problem).value_and_grad(grad_output, wrt)
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         return is_dtensor(array)
@@ -138,19 +128,19 @@ class TorchBackend:
         return torch.distributed.get_world_size(group)
 
     def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
-        return gather(row, group)
+        return all_gather(row, group)
 
 
-def _is_split(problem: LossProblem, lead: Tensor) -> bool:
-    """Whether this is a share of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
-    if torch.compiler.is_compiling():
-        return problem.sharding is not None or (type(lead) is not Tensor and is_dtensor(lead))
+def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
+    """Whether this is a part of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return problem.sharding is not None
-    if isinstance(lead, module.DTensor):
-        return True
-    for name in ("target", "weight", "mask", "normalizer"):
-        if isinstance(getattr(problem, name), module.DTensor):
-            raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
+    for array in scores:
+        if type(array) is not Tensor and isinstance(array, module.DTensor):
+            return True
+    if not torch.compiler.is_compiling():
+        for name in ("target", "weight", "mask", "normalizer"):
+            if isinstance(getattr(problem, name), module.DTensor):
+                raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
     return problem.sharding is not None

@@ -23,32 +23,37 @@ def is_dtensor(array: object) -> bool:
     return module is not None and isinstance(array, module.DTensor)
 
 
-class Parts(NamedTuple):
+class LocalShard(NamedTuple):
     """Where the tensors of this process lie in the whole.
 
     Attributes:
-        model: the groups that share the classes.
-        token: the groups that share the positions.
-        first_class: index of the first class here.
-        classes: C of the whole vocabulary.
-        most: the most classes that any process of the model groups holds.
+        model_groups: the groups that share the classes.
+        token_groups: the groups that share the positions.
+        vocab_start: index of the first class of this process.
+        num_classes: C of the whole vocabulary.
+        max_local_classes: the most classes that any process of the model groups holds.
     """
 
-    model: Groups
-    token: Groups
-    first_class: int
-    classes: int
-    most: int
+    model_groups: Groups
+    token_groups: Groups
+    vocab_start: int
+    num_classes: int
+    max_local_classes: int
 
     @classmethod
-    def of(cls, split: Sharding) -> Parts:
-        model = _of_several(split.model_group)
-        rank = dist.get_rank(model[0]) if model else 0
-        token, most = _of_several(split.token_group), max(split.classes_per_rank)
-        return cls(model, token, split.vocab_start(rank), split.num_classes, most)
+    def of(cls, sharding: Sharding) -> LocalShard:
+        model_groups = _shared(sharding.model_group)
+        rank = dist.get_rank(model_groups[0]) if model_groups else 0
+        return cls(
+            model_groups,
+            _shared(sharding.token_group),
+            sharding.vocab_start(rank),
+            sharding.num_classes,
+            max(sharding.classes_per_rank),
+        )
 
 
-def _of_several(group: Any) -> Groups:
+def _shared(group: Any) -> Groups:
     """The group, unless it is that of one process."""
     return () if group is None or dist.get_world_size(group) == 1 else (group,)
 
@@ -63,18 +68,18 @@ def all_reduce(values: Tensor, groups: Groups, operation: str) -> Tensor:
     return values
 
 
-def gather(row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
+def all_gather(row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
     """The rows of all processes of a group. A compiled program is one for all: there every row is this one."""
     size = dist.get_world_size(group)
     if torch.compiler.is_compiling():
         return [row] * size
-    own = torch.tensor(row, dtype=torch.int64, device=compat.group_device(group))
-    rows = [torch.empty_like(own) for _ in range(size)]
-    dist.all_gather(rows, own, group=group)
+    local = torch.tensor(row, dtype=torch.int64, device=compat.group_device(group))
+    rows = [torch.empty_like(local) for _ in range(size)]
+    dist.all_gather(rows, local, group=group)
     return [tuple(each.tolist()) for each in rows]
 
 
-class Total(Function):
+class ProcessSum(Function):
     """The sum over processes of values that each has its own of; every process then holds the same.
 
     Whatever is made of the sum is made on every process alike, so that its derivative is the same everywhere, and is
@@ -90,16 +95,16 @@ class Total(Function):
         ctx.groups = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return Shared.apply(upstream, ctx.groups), None
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        return SharedValue.apply(grad_output, ctx.groups), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        return total(tangent, ctx.groups)
+        return sum_over_processes(tangent, ctx.groups)
 
 
-class Shared(Function):
-    """The reverse of `Total`: what is the same on every process enters the share of each."""
+class SharedValue(Function):
+    """The reverse of `ProcessSum`: what is the same on every process enters the share of each."""
 
     @staticmethod
     def forward(value: Tensor, groups: Groups) -> Tensor:
@@ -110,30 +115,30 @@ class Shared(Function):
         ctx.groups = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return total(upstream, ctx.groups), None
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        return sum_over_processes(grad_output, ctx.groups), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: Any) -> Tensor:
-        found: Tensor = Shared.apply(tangent, ctx.groups)
-        return found
+        value: Tensor = SharedValue.apply(tangent, ctx.groups)
+        return value
 
 
-class TracedTotal(Function):
-    """`Total` for the compiler, which takes functions with a plain backward pass and nothing else."""
+class TracedProcessSum(Function):
+    """`ProcessSum` for the compiler, which takes functions with a plain backward pass and nothing else."""
 
     @staticmethod
     def forward(ctx: Any, share: Tensor, groups: Groups) -> Tensor:
         return all_reduce(share.clone(), groups, "sum")
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return upstream.clone(), None
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        return grad_output.clone(), None
 
 
-def total(share: Tensor, groups: Groups) -> Tensor:
-    """`Total`, where there is more than one process."""
+def sum_over_processes(share: Tensor, groups: Groups) -> Tensor:
+    """`ProcessSum`, where there is more than one process."""
     if not groups:
         return share
-    found: Tensor = (TracedTotal if torch.compiler.is_compiling() else Total).apply(share, groups)
-    return found
+    total: Tensor = (TracedProcessSum if torch.compiler.is_compiling() else ProcessSum).apply(share, groups)
+    return total

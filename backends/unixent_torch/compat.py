@@ -39,13 +39,17 @@ def _probe_dispatch_modes() -> int:
 
 
 def _probe_transforms() -> bool:
-    """Whether a transform of torch.func is running; True where torch does not tell."""
+    """Whether a transform of torch.func is running; True where torch does not tell, or the compiler can't follow."""
+    if torch.compiler.is_compiling():
+        return True
     peek = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
     return True if peek is None else peek() is not None
 
 
 def _has_no_storage(tensor: Tensor) -> bool:
-    """A tensor behind a vmap has no memory of its own."""
+    """A tensor behind a vmap has no memory of its own; torch.func's are told by `transforms_active`."""
+    if transforms_active():
+        return False
     try:
         tensor.data_ptr()
     except RuntimeError:
@@ -83,6 +87,8 @@ def in_forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is open."""
     if _has_level:
         return bool(forward_ad._current_level >= 0)
+    if torch.compiler.is_compiling():
+        return True  # the compiler can't follow what comes next, and the answer is always safe
     try:
         forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
     except RuntimeError:  # without a level there are no dual numbers
@@ -90,19 +96,7 @@ def in_forward_mode() -> bool:
     return True
 
 
-def is_traced() -> bool:
-    """Whether operations are recorded rather than run: by the compiler, or by a mode such as that of fake tensors."""
-    return torch.compiler.is_compiling() or num_dispatch_modes() > 0
-
-
-def needs_composition() -> bool:
-    """Whether the loss has to be made of plain operations: for tracers, and for transforms that Functions lack."""
-    if is_traced():
-        return True
-    return transforms_active() and _functions_lack_a_rule()
-
-
-def _functions_lack_a_rule() -> bool:
+def functions_lack_a_rule() -> bool:
     """Whether one of the running transforms of torch.func lacks a rule for Functions.
 
     torch drops the outer of two forward-mode derivatives of a Function without a word, and can't functionalize one.

@@ -1,19 +1,80 @@
-"""The module form: a drop-in for `torch.nn.CrossEntropyLoss`."""
+"""The loss as torch modules: drop-ins for `torch.nn.CrossEntropyLoss` and `torch.nn.LinearCrossEntropyLoss`."""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import unixent
-from unixent.options import DEFAULT_IGNORE_INDEX, OnEmpty, Reduction, Validate
+from unixent.dispatch import CommonArguments, LinearArguments, linear_loss, logits_loss
+from unixent.errors import ShapeError
+from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, OnEmpty, ParallelConfig, Reduction, Validate
+from unixent.registry import get_backend
 
 _HALF = (torch.float16, torch.bfloat16)
+_DEFAULTS = LossOptions(on_empty="nan")
 
 
-class CrossEntropyLoss(nn.Module):
+class _Option:
+    """An option as an attribute of its module, as torch's losses have them; assigning to it checks it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, module: _LossModule | None, owner: type) -> Any:
+        return self if module is None else getattr(module.options, self._name)
+
+    def __set__(self, module: _LossModule, value: Any) -> None:
+        module.options = replace(module.options, **{self._name: value})
+
+
+class _LossModule(nn.Module):
+    """What the two modules share: options that are made once, class weights as a buffer, a representation."""
+
+    weight: Tensor | None
+    reduction = _Option()
+    ignore_index = _Option()
+    label_smoothing = _Option()
+    z_loss = _Option()
+    softcap = _Option()
+    on_empty = _Option()
+    validate = _Option()
+
+    def __init__(self, weight: Tensor | None, options: LossOptions, parallel_config: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.options = options
+        self.parallel_config = None if parallel_config is None else ParallelConfig.of(parallel_config)
+        get_backend("torch")  # so that nothing is looked up anew after a compiled first call
+
+    def _common(self, target: Tensor, mask: Tensor | None, normalizer: Tensor | float | None) -> CommonArguments:
+        return CommonArguments(target, self.weight, mask, normalizer, self.parallel_config, False, "torch")
+
+    def _options_for(self, scores: Tensor, target: Tensor, changes: dict[str, Any]) -> LossOptions:
+        """The options with these changes, and what torch's losses make of them for such inputs."""
+        options = self.options
+        if options.dtype is None and scores.dtype in _HALF and torch.is_autocast_enabled(scores.device.type):
+            changes["dtype"] = "float32"
+        if options.ignore_index < 0 and options.ignore_index != DEFAULT_IGNORE_INDEX and target.is_floating_point():
+            changes["ignore_index"] = DEFAULT_IGNORE_INDEX  # a negative one has nothing to say of probabilities
+        return replace(options, **changes) if changes else options
+
+    def _shown(self, first: list[str], last: list[str]) -> str:
+        """The arguments that differ from their defaults, between others."""
+        shown = first if self.weight is None else [*first, f"weight=({self.weight.numel()},)"]
+        for field in fields(LossOptions):
+            value = getattr(self.options, field.name)
+            if field.name != "axis" and value != getattr(_DEFAULTS, field.name):
+                shown = [*shown, f"{field.name}={value!r}"]
+        if self.parallel_config is not None:
+            last = [*last, f"over {self.parallel_config.degree} processes"]
+        return ", ".join((*shown, *last))
+
+
+class CrossEntropyLoss(_LossModule):
     """`unixent.cross_entropy` where `torch.nn.CrossEntropyLoss` stood: the same constructor, the same call.
 
     As there, the classes lie along axis 1 of the input (axis 0 of a vector), a mean over nothing is NaN, and under
@@ -49,7 +110,7 @@ class CrossEntropyLoss(nn.Module):
         0.745404
     """
 
-    weight: Tensor | None
+    dtype = _Option()
 
     def __init__(
         self,
@@ -68,12 +129,9 @@ class CrossEntropyLoss(nn.Module):
         validate: Validate = "auto",
         parallel_config: Any = None,
     ) -> None:
-        super().__init__()
         if size_average is not None or reduce is not None:
-            reduction = nn._reduction.legacy_get_string(size_average, reduce)
-        self.register_buffer("weight", weight)
-        self.axis = axis
-        options = unixent.LossOptions(
+            reduction = _legacy_reduction(size_average, reduce)
+        options = LossOptions(
             axis=1 if axis is None else axis,
             reduction=reduction,
             ignore_index=ignore_index,
@@ -84,16 +142,8 @@ class CrossEntropyLoss(nn.Module):
             dtype=dtype,
             validate=validate,
         )
-        self.reduction = options.reduction
-        self.ignore_index = options.ignore_index
-        self.label_smoothing = options.label_smoothing
-        self.z_loss = options.z_loss
-        self.softcap = options.softcap
-        self.on_empty = options.on_empty
-        self.dtype = options.dtype
-        self.validate = options.validate
-        self.parallel_config = None if parallel_config is None else unixent.ParallelConfig.of(parallel_config)
-        unixent.get_backend("torch")  # so that nothing is looked up anew after a compiled first call
+        super().__init__(weight, options, parallel_config)
+        self.axis = axis
 
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, *, normalizer: Tensor | float | None = None
@@ -106,48 +156,132 @@ class CrossEntropyLoss(nn.Module):
             mask: position weights of the shape of the positions, as in `unixent.cross_entropy`.
             normalizer: replaces the denominator of the mean.
         """
-        axis, dtype, ignore_index = self.axis, self.dtype, self.ignore_index
-        if axis is None:
-            axis = 1 if input.ndim > 1 else 0
-        if dtype is None and input.dtype in _HALF and torch.is_autocast_enabled(input.device.type):
-            dtype = "float32"
-        if target.is_floating_point() and ignore_index < 0:
-            ignore_index = DEFAULT_IGNORE_INDEX  # as torch: it has nothing to say there
-        loss: Tensor = unixent.cross_entropy(
-            input,
-            target,
-            weight=self.weight,
-            mask=mask,
-            axis=axis,
-            reduction=self.reduction,
-            ignore_index=ignore_index,
-            label_smoothing=self.label_smoothing,
-            z_loss=self.z_loss,
-            softcap=self.softcap,
-            normalizer=normalizer,
-            on_empty=self.on_empty,
-            dtype=dtype,
-            validate=self.validate,
-            parallel=self.parallel_config,
-            backend="torch",
-        )
+        first_axis = self.axis is None and input.ndim < 2
+        options = self._options_for(input, target, {"axis": 0} if first_axis else {})
+        loss: Tensor = logits_loss(input, self._common(target, mask, normalizer), options)
         return loss
 
     def extra_repr(self) -> str:
-        defaults = {
-            "ignore_index": DEFAULT_IGNORE_INDEX,
-            "reduction": "mean",
-            "label_smoothing": 0.0,
-            "axis": None,
-            "z_loss": 0.0,
-            "softcap": None,
-            "on_empty": "nan",
-            "dtype": None,
-            "validate": "auto",
-        }
-        shown = [f"{name}={getattr(self, name)!r}" for name, value in defaults.items() if getattr(self, name) != value]
-        if self.weight is not None:
-            shown.insert(0, f"weight=({self.weight.numel()},)")
-        if self.parallel_config is not None:
-            shown.append(f"over {self.parallel_config.degree} processes")
-        return ", ".join(shown)
+        return self._shown([] if self.axis is None else [f"axis={self.axis}"], [])
+
+
+def _legacy_reduction(size_average: bool | None, reduce: bool | None) -> Reduction:
+    """torch's deprecated pair of arguments as a reduction."""
+    reduction: Reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    warnings.warn(
+        f"size_average and reduce args will be deprecated, please use reduction={reduction!r} instead.", stacklevel=3
+    )
+    return reduction
+
+
+class LinearCrossEntropyLoss(_LossModule):
+    """The last linear layer of a classifier and its loss in one: `unixent.linear_cross_entropy` with its classifier.
+
+    The constructor and the call are those of `torch.nn.LinearCrossEntropyLoss`, and the layer is the submodule
+    ``linear`` as there, so that state dicts fit. The logits never exist as a whole, and every derivative and transform
+    of torch goes through. As with torch's losses a mean over nothing is NaN, and under autocast half-precision hidden
+    states give a float32 loss.
+
+    Args:
+        in_features: D, the size of a hidden state.
+        num_classes: C.
+        bias: whether the layer of its own has one.
+        device, dtype: of the layer of its own.
+        weight: class weights (C,); a buffer.
+        classifier: a module whose ``weight`` (C, D) and ``bias``, if any, are used in place of a layer of its own: the
+            `torch.nn.Embedding` that the weight is tied to, or a `torch.nn.Linear` that the model also calls. It is
+            borrowed: parameters() and state_dict() leave it to its owner.
+        reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in `unixent.cross_entropy`;
+            ``ignore_index=None`` means the default.
+        chunk: number of positions whose logits may exist at a time; None chooses.
+        parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``num_classes``
+            counts the classes of this process then, and ``weight`` is that of all of them.
+
+    Shape:
+        input P + (D,), target P of indices, or probabilities P + (C,). The result is in nats: 0-d, or P for
+        ``reduction="none"``.
+
+    Raises:
+        ShapeError: the borrowed weight is not (num_classes, in_features).
+        UnixentError: as `unixent.linear_cross_entropy`; on construction for an option that is out of range.
+
+    Example:
+        >>> import torch
+        >>> from unixent_torch import LinearCrossEntropyLoss
+        >>> embedding = torch.nn.Embedding(10, 4)
+        >>> loss = LinearCrossEntropyLoss(4, 10, classifier=embedding, label_smoothing=0.1)
+        >>> loss
+        LinearCrossEntropyLoss(in_features=4, num_classes=10, borrowed, label_smoothing=0.1)
+        >>> tokens = torch.tensor([1, 2, 3])
+        >>> loss(embedding(tokens), tokens).backward()
+        >>> embedding.weight.grad.shape, list(loss.parameters())
+        (torch.Size([10, 4]), [])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        reduction: Reduction = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        classifier: nn.Module | None = None,
+        z_loss: float = 0.0,
+        softcap: float | None = None,
+        on_empty: OnEmpty = "nan",
+        validate: Validate = "auto",
+        chunk: int | None = None,
+        parallel_config: Any = None,
+    ) -> None:
+        options = LossOptions(
+            reduction=reduction,
+            ignore_index=DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            softcap=softcap,
+            on_empty=on_empty,
+            validate=validate,
+        )
+        super().__init__(weight, options, parallel_config)
+        self.in_features, self.num_classes, self.chunk = in_features, num_classes, chunk
+        if classifier is None:
+            self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
+        elif tuple(classifier.weight.shape) != (num_classes, in_features):
+            raise ShapeError(
+                f"classifier: expected a module with a weight of shape {(num_classes, in_features)}; "
+                f"got {tuple(classifier.weight.shape)}"
+            )
+        # In a tuple, or it would become a submodule.
+        self._borrowed = None if classifier is None else (classifier,)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The module whose weight and bias make the logits: the layer of its own, or the borrowed one."""
+        return self.linear if self._borrowed is None else self._borrowed[0]
+
+    def forward(
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, *, normalizer: Tensor | float | None = None
+    ) -> Tensor:
+        """The loss in nats.
+
+        Args:
+            input: hidden states.
+            target: class indices or probabilities.
+            mask: position weights P, as in `unixent.cross_entropy`.
+            normalizer: replaces the denominator of the mean.
+        """
+        classifier = self.classifier
+        linear = LinearArguments(input, classifier.weight, getattr(classifier, "bias", None), self.chunk)
+        options = self._options_for(input, target, {})
+        loss: Tensor = linear_loss(linear, self._common(target, mask, normalizer), options)
+        return loss
+
+    def extra_repr(self) -> str:
+        first = [f"in_features={self.in_features}", f"num_classes={self.num_classes}"]
+        first += [] if self._borrowed is None else ["borrowed"]
+        return self._shown(first, [] if self.chunk is None else [f"chunk={self.chunk}"])

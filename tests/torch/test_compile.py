@@ -116,7 +116,7 @@ def test_automatic_dynamic_shapes_settle_after_two_compilations() -> None:
     assert counter.frame_count == 2
 
 
-def test_an_index_out_of_range_is_nan() -> None:
+def test_an_index_out_of_range_is_nan_in_a_compiled_loss() -> None:
     compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend="aot_eager")
     x, _ = inputs(3)
     loss = compiled(x, torch.tensor([0, 7, -1]), reduction="none")
@@ -126,7 +126,7 @@ def test_an_index_out_of_range_is_nan() -> None:
     assert x.grad.isnan().any(1).tolist() == [False, True, True]
 
 
-def test_a_single_position_with_class_weights() -> None:
+def test_a_single_position_with_class_weights_compiles() -> None:
     x, y = inputs(1)
 
     def call(x: Any, y: Any) -> Any:
@@ -136,7 +136,7 @@ def test_a_single_position_with_class_weights() -> None:
     torch.testing.assert_close(compiled(x[0], y[0]), call(x[0], y[0]))
 
 
-def test_value_and_grad() -> None:
+def test_compiled_value_and_grad_agrees_with_eager() -> None:
     x, _ = inputs(4, torch.float64)
     q = torch.rand(4, 7)
 
@@ -148,20 +148,21 @@ def test_value_and_grad() -> None:
     torch.testing.assert_close(grads, due_grads)
 
 
-def test_a_compiled_derivative() -> None:
+def test_a_compiled_derivative_agrees_with_eager() -> None:
     x, y = inputs(4, torch.float64)
-    slope = grad(lambda x: unixent.cross_entropy(x, y, z_loss=0.1))
-    torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend="aot_eager")(x.detach()), slope(x.detach()))
+    gradient = grad(lambda x: unixent.cross_entropy(x, y, z_loss=0.1))
+    compiled = torch.compile(gradient, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x.detach()), gradient(x.detach()))
 
 
-def test_the_module() -> None:
+def test_the_compiled_module_agrees_with_eager() -> None:
     x, y = inputs(4)
     loss = CrossEntropyLoss(weight=torch.rand(7), label_smoothing=0.1)
     torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="aot_eager")(x, y), loss(x, y))
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export(strict: bool) -> None:
+def test_an_exported_module_serves_every_batch_size(strict: bool) -> None:
     rows = torch.export.Dim("rows")
     x, y = inputs(4)
     program = torch.export.export(
@@ -174,7 +175,7 @@ def test_export(strict: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
-def test_no_value_is_read_on_a_device(options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_no_value_is_read_on_an_accelerator(options: dict[str, Any], dtype: torch.dtype) -> None:
     """A meta tensor has no values: what works on one does not wait for an accelerator."""
     options = {name: value.to("meta") if name == "weight" else value for name, value in options.items()}
     x = torch.empty(6, 7, dtype=dtype, device="meta", requires_grad=True)
@@ -184,6 +185,6 @@ def test_no_value_is_read_on_a_device(options: dict[str, Any], dtype: torch.dtyp
     unixent.value_and_grad(x, y, **options)
 
 
-def test_fake_tensors() -> None:
+def test_fake_tensors_give_the_shape_of_the_loss() -> None:
     with FakeTensorMode():
         assert unixent.cross_entropy(torch.empty(6, 7), torch.empty(6, dtype=torch.int64)).shape == ()

@@ -56,14 +56,14 @@ def reference(x: torch.Tensor, target: torch.Tensor, **options: Any) -> torch.Te
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / d.sum()
 
 
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_first_derivatives(reduction: str, options: dict[str, Any], kind: str) -> None:
+def test_first_derivatives_match_finite_differences(reduction: str, options: dict[str, Any], target_kind: str) -> None:
     problem = Problem()
     keywords = {**problem.constants, **options, "reduction": reduction}
     x = problem.logits.requires_grad_()
-    if kind == "index":
+    if target_kind == "index":
         inputs: tuple[torch.Tensor, ...] = (x,)
         call: Callable[..., Any] = lambda x: unixent.cross_entropy(x, problem.index, **keywords)  # noqa: E731
     else:
@@ -72,16 +72,16 @@ def test_first_derivatives(reduction: str, options: dict[str, Any], kind: str) -
     assert gradcheck(call, inputs, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
 
 
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_second_derivatives(reduction: str, options: dict[str, Any], kind: str) -> None:
+def test_second_derivatives_match_finite_differences(reduction: str, options: dict[str, Any], target_kind: str) -> None:
     problem = Problem()
     keywords = {**problem.constants, **options, "reduction": reduction}
     # Small: each entry of the second derivative costs a call of the first.
     x = problem.logits[:, :3].clone().requires_grad_()
     keywords["weight"] = keywords["weight"][:3]
-    if kind == "index":
+    if target_kind == "index":
         inputs: tuple[torch.Tensor, ...] = (x,)
         target = problem.index.clamp(max=2)
         call: Callable[..., Any] = lambda x: unixent.cross_entropy(x, target, **keywords)  # noqa: E731
@@ -106,7 +106,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_function_transforms(transform: Callable[[Any], Any], options: dict[str, Any]) -> None:
+def test_transforms_agree_with_the_definition(transform: Callable[[Any], Any], options: dict[str, Any]) -> None:
     problem = Problem()
     x = problem.logits[:, :3].contiguous()
     keywords = {"mask": problem.constants["mask"], "weight": problem.constants["weight"][:3], **options}
@@ -116,7 +116,7 @@ def test_function_transforms(transform: Callable[[Any], Any], options: dict[str,
     torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-14)
 
 
-def test_derivatives_of_probabilities_through_transforms() -> None:
+def test_transforms_differentiate_probabilities() -> None:
     problem = Problem()
     keywords = {**problem.constants, **OPTIONS["all"]}
 
@@ -125,8 +125,8 @@ def test_derivatives_of_probabilities_through_transforms() -> None:
 
     ours, truth = both(unixent.cross_entropy), both(reference)
     for ours_row, truth_row in zip(ours, truth, strict=True):
-        for mine, due in zip(ours_row, truth_row, strict=True):
-            torch.testing.assert_close(mine, due, rtol=1e-10, atol=1e-14)
+        for got, due in zip(ours_row, truth_row, strict=True):
+            torch.testing.assert_close(got, due, rtol=1e-10, atol=1e-14)
 
 
 def per_item(call: Callable[..., Any], *stacked: torch.Tensor) -> torch.Tensor:
@@ -134,7 +134,7 @@ def per_item(call: Callable[..., Any], *stacked: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_vmap_over_logits_targets_masks_and_weights(reduction: str) -> None:
+def test_vmap_is_one_call_per_item(reduction: str) -> None:
     source = torch.Generator().manual_seed(1)
     x = torch.randn(3, 4, 5, dtype=torch.float64, generator=source)
     y = torch.tensor([[0, 1, -100, 2], [-100, -100, -100, -100], [4, 4, 3, 0]])
@@ -145,14 +145,14 @@ def test_vmap_over_logits_targets_masks_and_weights(reduction: str) -> None:
 
     assert torch.equal(vmap(loss)(x, y, mask), per_item(loss, x, y, mask))
     assert torch.equal(vmap(loss)(x, y, mask, weight), per_item(loss, x, y, mask, weight))
-    slope = grad(lambda *inputs: loss(*inputs).sum())
-    assert torch.equal(vmap(slope)(x, y, mask), per_item(slope, x, y, mask))
-    assert torch.equal(vmap(slope)(x, y, mask, weight), per_item(slope, x, y, mask, weight))
+    loss_grad = grad(lambda *inputs: loss(*inputs).sum())
+    assert torch.equal(vmap(loss_grad)(x, y, mask), per_item(loss_grad, x, y, mask))
+    assert torch.equal(vmap(loss_grad)(x, y, mask, weight), per_item(loss_grad, x, y, mask, weight))
     # Batched along another axis, and only some of the arguments.
-    assert torch.equal(vmap(slope, in_dims=(2, None, None))(x.movedim(0, 2), y[0], mask[0]),
-                       per_item(lambda x: slope(x, y[0], mask[0]), x))  # fmt: skip
+    assert torch.equal(vmap(loss_grad, in_dims=(2, None, None))(x.movedim(0, 2), y[0], mask[0]),
+                       per_item(lambda x: loss_grad(x, y[0], mask[0]), x))  # fmt: skip
     assert torch.equal(
-        vmap(lambda x: vmap(slope, in_dims=(None, 0, 0))(x, y, mask))(x)[2, 0], slope(x[2], y[0], mask[0])
+        vmap(lambda x: vmap(loss_grad, in_dims=(None, 0, 0))(x, y, mask))(x)[2, 0], loss_grad(x[2], y[0], mask[0])
     )
 
 
@@ -161,9 +161,9 @@ def test_an_index_out_of_range_is_nan_under_vmap() -> None:
     y = torch.tensor([[0, 1, 2], [0, 9, 2]])
     losses = vmap(lambda x, y: unixent.cross_entropy(x, y, reduction="none"))(x, y)
     assert losses.isnan().tolist() == [[False, False, False], [False, True, False]]
-    slopes = vmap(grad(lambda x, y: unixent.cross_entropy(x, y, reduction="sum")))(x, y)
-    assert slopes.isnan().all(-1).tolist() == losses.isnan().tolist()
-    assert slopes.isnan().any(-1).tolist() == losses.isnan().tolist()
+    loss_grads = vmap(grad(lambda x, y: unixent.cross_entropy(x, y, reduction="sum")))(x, y)
+    assert loss_grads.isnan().all(-1).tolist() == losses.isnan().tolist()
+    assert loss_grads.isnan().any(-1).tolist() == losses.isnan().tolist()
 
 
 def test_value_and_grad_goes_through_transforms() -> None:
@@ -177,7 +177,7 @@ def test_value_and_grad_goes_through_transforms() -> None:
     torch.testing.assert_close(ours, truth, rtol=1e-10, atol=1e-14)
 
 
-def test_functionalize() -> None:
+def test_functionalize_gives_the_same_loss() -> None:
     problem = Problem()
     value = functionalize(lambda x: unixent.cross_entropy(x, problem.index))(problem.logits)
     torch.testing.assert_close(value, reference(problem.logits, problem.index), rtol=1e-12, atol=0)
@@ -191,12 +191,12 @@ def test_vjp_and_jvp_agree() -> None:
         return unixent.cross_entropy(x, problem.index, **problem.constants, z_loss=0.1)
 
     value, change = jvp(call, (problem.logits,), (tangent,))
-    same, pull = vjp(call, problem.logits)
+    same, vjp_of = vjp(call, problem.logits)
     assert torch.equal(value, same)
-    torch.testing.assert_close(change, (pull(torch.ones((), dtype=torch.float64))[0] * tangent).sum())
+    torch.testing.assert_close(change, (vjp_of(torch.ones((), dtype=torch.float64))[0] * tangent).sum())
 
 
-def test_forward_mode_of_half_precision() -> None:
+def test_forward_mode_keeps_half_precision() -> None:
     x = Problem().logits.to(torch.bfloat16)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
@@ -207,7 +207,7 @@ def test_forward_mode_of_half_precision() -> None:
 
 
 @pytest.mark.parametrize("upstream", [1.0, 3.0, 0.0])
-def test_backward_twice_through_a_kept_graph(upstream: float) -> None:
+def test_a_kept_graph_gives_the_same_gradient_twice(upstream: float) -> None:
     problem = Problem()
     x = problem.logits.requires_grad_()
     loss = upstream * unixent.cross_entropy(x, problem.index)
@@ -239,7 +239,7 @@ def test_a_scaled_half_loss_keeps_what_would_underflow() -> None:
     assert x.grad[0, 1].item() == 65536 / 64 / 4096
 
 
-def test_checkpoint() -> None:
+def test_a_checkpointed_loss_has_the_same_gradient() -> None:
     problem = Problem()
     x = problem.logits.requires_grad_()
     torch.utils.checkpoint.checkpoint(unixent.cross_entropy, x, problem.index, use_reentrant=False).backward()

@@ -32,8 +32,8 @@ def test_a_position_has_the_same_bits_alone_and_in_any_block(
     together = unixent.value_and_grad(x, y, reduction="none", **options)
     for elements in (classes, 2 * classes, 5 * classes):
         monkeypatch.setattr(blocks, "_HOST_ELEMENTS", elements)
-        for mine, due in zip(unixent.value_and_grad(x, y, reduction="none", **options), together, strict=True):
-            assert torch.equal(mine, due)
+        for got, due in zip(unixent.value_and_grad(x, y, reduction="none", **options), together, strict=True):
+            assert torch.equal(got, due)
     for row in range(9):
         alone = unixent.value_and_grad(x[row], y[row], reduction="none", **options)
         assert torch.equal(alone[0], together[0][row])
@@ -49,11 +49,11 @@ def test_the_number_of_threads_does_not_change_bits(threads: int) -> None:
     due = unixent.value_and_grad(x, y, reduction="none")
     try:
         torch.set_num_threads(threads)
-        loss, slope = unixent.value_and_grad(x, y, reduction="none")
+        loss, gradient = unixent.value_and_grad(x, y, reduction="none")
     finally:
         torch.set_num_threads(before)
     assert torch.equal(loss, due[0])
-    assert torch.equal(slope, due[1])
+    assert torch.equal(gradient, due[1])
 
 
 def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ def layouts(x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", layouts(torch.zeros(2, 6, 4, 5)))
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
-def test_layouts(axis: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layout_gives_the_bits_of_contiguous_rows(axis: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = layouts(torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(0)))[name].requires_grad_()
     y = torch.randint(x.shape[axis], x.movedim(axis, -1).shape[:-1], generator=torch.Generator().manual_seed(1))
     rows = x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
@@ -79,12 +79,12 @@ def test_layouts(axis: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for elements in (1 << 20, 3 * x.shape[axis]):  # in one block, and in many
         monkeypatch.setattr(blocks, "_HOST_ELEMENTS", elements)
         loss = unixent.cross_entropy(x, y, axis=axis, reduction="none")
-        (slope,) = torch.autograd.grad(loss.sum(), x)
+        (gradient,) = torch.autograd.grad(loss.sum(), x)
         assert torch.equal(loss.reshape(-1), due[0])
-        assert torch.equal(slope.movedim(axis, -1).reshape(rows.shape), due[1])
-        loss, slope = unixent.value_and_grad(x, y, axis=axis)
+        assert torch.equal(gradient.movedim(axis, -1).reshape(rows.shape), due[1])
+        loss, gradient = unixent.value_and_grad(x, y, axis=axis)
         if name != "broadcast":  # which has no layout that a gradient could have
-            assert slope.stride() == torch.empty_like(x).stride()
+            assert gradient.stride() == torch.empty_like(x).stride()
         torch.testing.assert_close(loss, due[0].mean())
 
 
@@ -101,7 +101,7 @@ def peak_of(call: Any) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_memory(dtype: torch.dtype) -> None:
+def test_memory_stays_near_that_of_the_gradient(dtype: torch.dtype) -> None:
     x, y = problem(1024, 16000, dtype, scale=1.0)
     size = x.numel() * x.element_size()
     x.requires_grad_()
@@ -123,7 +123,7 @@ def test_the_stock_loss_loses_what_this_one_keeps() -> None:
     x = torch.stack([gaps, torch.zeros(6)], 1)
     y = torch.zeros(6, dtype=torch.int64)
     truth = np.log1p(np.exp(-gaps.double().numpy()))
-    loss, slope = unixent.value_and_grad(x, y, reduction="none")
+    loss, gradient = unixent.value_and_grad(x, y, reduction="none")
     stock = torch.nn.functional.cross_entropy(x, y, reduction="none")
 
     def error(values: torch.Tensor) -> Any:
@@ -131,12 +131,12 @@ def test_the_stock_loss_loses_what_this_one_keeps() -> None:
 
     assert error(loss).max() < 10 * 2**-24
     probability = torch.from_numpy(truth).neg().expm1().neg()  # of the other class: 1 - exp(-loss)
-    torch.testing.assert_close(slope[:, 1].double(), probability, rtol=18 * 2**-24, atol=0)
-    torch.testing.assert_close(slope[:, 0], -slope[:, 1], rtol=18 * 2**-24, atol=0)
+    torch.testing.assert_close(gradient[:, 1].double(), probability, rtol=18 * 2**-24, atol=0)
+    torch.testing.assert_close(gradient[:, 0], -gradient[:, 1], rtol=18 * 2**-24, atol=0)
     assert error(stock).max() == 1  # all digits are gone
 
 
-def test_large_sums_of_half_precision() -> None:
+def test_large_sums_of_half_precision_are_exact() -> None:
     x = torch.zeros(100_000, 8, dtype=torch.float16)
     y = torch.zeros(100_000, dtype=torch.int64)
     assert abs(unixent.cross_entropy(x, y, dtype="float32").item() - math.log(8)) < 1e-6
@@ -158,7 +158,7 @@ def test_constants_that_require_grad_are_refused(name: str) -> None:
     [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64],
     ids=str,
 )
-def test_every_integer_dtype_of_target(dtype: torch.dtype) -> None:
+def test_every_integer_dtype_of_target_is_taken(dtype: torch.dtype) -> None:
     x, y = problem(4, 5)
     assert torch.equal(unixent.cross_entropy(x, y.to(dtype)), unixent.cross_entropy(x, y))
     with pytest.raises(unixent.TargetRangeError, match=r"got 5 at position \(2,\)"):
@@ -174,7 +174,7 @@ def test_a_huge_unsigned_index_is_named() -> None:
     assert losses.isnan().tolist() == [False, True]
 
 
-def test_numpy_beside_and_in_place_of_tensors() -> None:
+def test_numpy_arrays_are_taken_beside_tensors() -> None:
     x, y = problem(4, 5)
     due = unixent.cross_entropy(x, y, weight=torch.arange(5.0), mask=torch.tensor([1, 0, 1, 1]))
     assert torch.equal(unixent.cross_entropy(x, y.numpy(), weight=np.arange(5.0), mask=[1, 0, 1, 1]), due)
@@ -183,7 +183,7 @@ def test_numpy_beside_and_in_place_of_tensors() -> None:
     torch.testing.assert_close(handed, unixent.cross_entropy(x, y, reduction="sum"))
 
 
-def test_subclasses_of_tensor() -> None:
+def test_parameters_are_taken_as_logits() -> None:
     x, y = problem(4, 5)
     parameter = torch.nn.Parameter(x)
     unixent.cross_entropy(parameter, y).backward()

@@ -39,29 +39,31 @@ def operands(dtype=torch.float64):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("chunk", [None, 1, 5, N, 1000])
-def test_equals_the_unfused_form_for_any_upstream_gradient(options, kind, chunk):
+def test_equals_the_unfused_form_for_any_upstream_gradient(options, target_kind, chunk):
     hidden, classifier, bias = operands()
-    target = INDEX if kind == "index" else torch.rand(N, C, generator=GENERATOR, dtype=torch.float64).requires_grad_()
-    leaves = (hidden, classifier, bias) if kind == "index" else (hidden, classifier, bias, target)
+    target = (
+        INDEX if target_kind == "index" else torch.rand(N, C, generator=GENERATOR, dtype=torch.float64).requires_grad_()
+    )
+    leaves = (hidden, classifier, bias) if target_kind == "index" else (hidden, classifier, bias, target)
     fused = unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, chunk=chunk, **options)
     plain = unixent.cross_entropy(F.linear(hidden, classifier, bias), target, **options)
     close = {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(fused, plain, **close)
     upstream = torch.randn(fused.shape, generator=GENERATOR, dtype=fused.dtype)
-    found = torch.autograd.grad(fused, leaves, upstream)
-    torch.testing.assert_close(found, torch.autograd.grad(plain, leaves, upstream), **close)
+    actual = torch.autograd.grad(fused, leaves, upstream)
+    torch.testing.assert_close(actual, torch.autograd.grad(plain, leaves, upstream), **close)
     names = ("hidden", "classifier", "bias", "target")[: len(leaves)]
     loss, grads = unixent.linear_value_and_grad(
         hidden, classifier, target, bias=bias, chunk=chunk, grad_output=upstream, wrt=names, **options
     )
     assert not loss.requires_grad
-    torch.testing.assert_close((loss, grads), (fused.detach(), found), **close)
+    torch.testing.assert_close((loss, grads), (fused.detach(), actual), **close)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (3, 4)])
-def test_any_shape_of_positions(shape):
+def test_positions_may_have_any_shape(shape):
     hidden, classifier = randn(*shape, D), randn(C, D)
     target = torch.randint(C, shape, generator=GENERATOR)
     loss = unixent.linear_cross_entropy(hidden, classifier, target, reduction="none", chunk=5)
@@ -71,20 +73,20 @@ def test_any_shape_of_positions(shape):
     assert hidden.grad.shape == hidden.shape
 
 
-def test_layouts():
+def test_every_layout_is_taken():
     hidden, classifier = randn(D, N).T, randn(D, 2 * C).T[::2]
     assert not classifier.is_contiguous()
     loss = unixent.linear_cross_entropy(hidden, classifier, INDEX, chunk=4)
     torch.testing.assert_close(loss, unixent.cross_entropy(hidden @ classifier.T, INDEX))
 
 
-def test_nothing_comes_from_a_position_that_is_switched_off():
+def test_an_inactive_position_contributes_nothing():
     hidden, classifier, bias = (x.detach() for x in operands())
     poisoned = hidden.clone()
     poisoned[2], poisoned[9] = torch.nan, torch.inf
-    found = unixent.linear_value_and_grad(poisoned, classifier, INDEX, bias=bias, chunk=4)
+    actual = unixent.linear_value_and_grad(poisoned, classifier, INDEX, bias=bias, chunk=4)
     expected = unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=4)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def products(prof):
@@ -109,8 +111,8 @@ def test_no_work_for_what_is_frozen(trained, expected):
 
 def test_backward_twice_accumulates():
     (hidden, classifier, bias), reference = operands(), operands()
-    for mine, other in zip((hidden, classifier, bias), reference, strict=True):
-        other.data.copy_(mine.data)
+    for ours, other in zip((hidden, classifier, bias), reference, strict=True):
+        other.data.copy_(ours.data)
     losses = []
     for h, w, b, loss_of in (
         (hidden, classifier, bias, lambda h, w, b, y: unixent.linear_cross_entropy(h, w, y, bias=b, chunk=5)),
@@ -123,8 +125,8 @@ def test_backward_twice_accumulates():
         second.backward()
         losses.append((first.detach(), second.detach()))
     torch.testing.assert_close(*losses)
-    for mine, other in zip((hidden, classifier, bias), reference, strict=True):
-        torch.testing.assert_close(mine.grad, other.grad)
+    for ours, other in zip((hidden, classifier, bias), reference, strict=True):
+        torch.testing.assert_close(ours.grad, other.grad)
 
 
 def test_one_upstream_gradient_does_not_change_the_next():
@@ -135,7 +137,7 @@ def test_one_upstream_gradient_does_not_change_the_next():
     torch.testing.assert_close(first / 2, second / 5)
 
 
-def test_tied_embeddings():
+def test_tied_embeddings_get_both_gradients():
     tokens = torch.randint(C, (N,), generator=GENERATOR)
     shared = randn(C, D)
     unixent.linear_cross_entropy(shared[tokens], shared, INDEX, chunk=4).backward()
@@ -151,21 +153,21 @@ def test_gradients_of_halves_are_rounded_once(dtype, upstream):
     hidden, classifier, bias = leaves
     loss = unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias, dtype="float32", chunk=3)
     assert loss.dtype == torch.float32
-    found = torch.autograd.grad(loss, leaves, torch.tensor(upstream))
+    actual = torch.autograd.grad(loss, leaves, torch.tensor(upstream))
     exact = [x.detach().double().requires_grad_() for x in leaves]
     truth = unixent.cross_entropy(F.linear(*exact), INDEX)
     expected = torch.autograd.grad(truth, exact, torch.tensor(upstream, dtype=torch.float64))
     assert abs(loss.item() / truth.item() - 1) < 1e-6
     unit = torch.finfo(dtype).eps / 2
-    for grad, other in zip(found, expected, strict=True):
+    for grad, other in zip(actual, expected, strict=True):
         assert grad.dtype == dtype
         # One rounding, where subnormals are 2**-24 apart in float16, after float32 sums of at most 23 terms.
         step = 2.0**-25 if dtype == torch.float16 else 0.0
         torch.testing.assert_close(grad.double(), other, rtol=unit * 1.001, atol=step + 2e-6 * upstream)
 
 
-def error(found, truth):
-    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth, strict=True))
+def error(actual, truth):
+    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(actual, truth, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -182,8 +184,8 @@ def test_halves_are_never_worse_than_unfused(dtype, options, scale):
     truth = both(unixent.cross_entropy(F.linear(*exact), INDEX, **options), exact)
     fused = both(unixent.linear_cross_entropy(leaves[0], leaves[1], INDEX, bias=leaves[2], chunk=5, **options), leaves)
     unfused = both(unixent.cross_entropy(F.linear(*leaves), INDEX, **options), leaves)
-    for mine, other, exactly in zip(fused, unfused, truth, strict=True):
-        assert error([mine], [exactly]) <= max(error([other], [exactly]), torch.finfo(dtype).eps / 2)
+    for ours, other, exactly in zip(fused, unfused, truth, strict=True):
+        assert error([ours], [exactly]) <= max(error([other], [exactly]), torch.finfo(dtype).eps / 2)
 
 
 def test_autocast_rounds_what_it_multiplies_and_nothing_else():
@@ -194,9 +196,9 @@ def test_autocast_rounds_what_it_multiplies_and_nothing_else():
     rounded = [x.detach().bfloat16().float().requires_grad_() for x in (hidden, classifier)]
     expected = F.cross_entropy(F.linear(*rounded, bias), INDEX)
     torch.testing.assert_close(loss, expected)
-    found = torch.autograd.grad(loss, (hidden, classifier, bias))
+    actual = torch.autograd.grad(loss, (hidden, classifier, bias))
     # In float32 all the way, where autocast itself would round the gradients to bfloat16 as well.
-    torch.testing.assert_close(found, torch.autograd.grad(expected, (*rounded, bias)))
+    torch.testing.assert_close(actual, torch.autograd.grad(expected, (*rounded, bias)))
 
 
 def test_no_memory_for_gradients_without_grad():

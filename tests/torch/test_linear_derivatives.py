@@ -55,18 +55,18 @@ def leaves(arguments):
     return tuple(x.clone().requires_grad_() for x in arguments)
 
 
-def equal(found, expected):
-    for mine, other in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-11)
+def equal(actual, expected):
+    for got, other in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(got, other, rtol=1e-9, atol=1e-11)
 
 
-def test_first_order(case):
+def test_first_derivatives_match_finite_differences(case):
     fused, _, arguments = case
     options = dict.fromkeys(("check_forward_ad", "check_batched_grad", "check_batched_forward_grad"), True)
     assert gradcheck(fused, leaves(arguments), fast_mode=True, **options)
 
 
-def test_second_order(case):
+def test_second_derivatives_match_finite_differences(case):
     fused, _, arguments = case
     assert gradgradcheck(fused, leaves(arguments), fast_mode=True, check_fwd_over_rev=True)
 
@@ -74,7 +74,7 @@ def test_second_order(case):
 @pytest.mark.parametrize(
     "name", ["grad", "jacrev", "jacfwd", "hessian", "jacrev-jacrev", "jacrev-jacfwd", "jacfwd-jacfwd"]
 )
-def test_transforms(case, name):
+def test_transforms_agree_with_the_unfused_form(case, name):
     fused, plain, arguments = case
     every = tuple(range(len(arguments)))
 
@@ -93,7 +93,7 @@ def test_transforms(case, name):
     equal(transforms[name](fused)(*arguments), transforms[name](plain)(*arguments))
 
 
-def test_forward_mode(case):
+def test_forward_mode_agrees_with_the_unfused_form(case):
     fused, plain, arguments = case
 
     def tangent(function):
@@ -106,7 +106,7 @@ def test_forward_mode(case):
 
 
 @pytest.mark.parametrize("batched", [(0,), (1,), (0, 1), (2,)])
-def test_vmap(case, batched):
+def test_vmap_agrees_with_the_unfused_form(case, batched):
     fused, plain, arguments = case
     dims = tuple(0 if i in batched else None for i in range(len(arguments)))
     stacked = [randn(4, *x.shape) if i in batched else x for i, x in enumerate(arguments)]
@@ -118,7 +118,7 @@ def test_vmap(case, batched):
     equal(each(fused), each(plain))
 
 
-def test_vmap_over_class_weights():
+def test_vmap_over_class_weights_agrees_with_the_unfused_form():
     weights = torch.rand(4, C, generator=GENERATOR, dtype=torch.float64)
 
     def each(function):
@@ -130,7 +130,7 @@ def test_vmap_over_class_weights():
     )
 
 
-def test_a_switched_off_position_stays_off_in_every_order():
+def test_an_inactive_position_contributes_to_no_derivative():
     hidden = ARGUMENTS[0].clone()
     hidden[2] = torch.nan
 
@@ -167,7 +167,7 @@ def compiled(function, backend="aot_eager"):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiles_whole(name):
+def test_compiles_as_one_graph(name):
     target, options = CASES[name]
 
     def loss(hidden, classifier, bias, target):
@@ -176,10 +176,10 @@ def test_compiles_whole(name):
     traced = compiled(loss)
     values = leaves((*ARGUMENTS, PROBABILITIES)) if target is PROBABILITIES else (*leaves(ARGUMENTS), target)
     wrt = [x for x in values if x.requires_grad]
-    found, expected = traced(*values), loss(*values)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    actual, expected = traced(*values), loss(*values)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     upstream = torch.randn_like(expected)
-    equal(torch.autograd.grad(found, wrt, upstream), torch.autograd.grad(expected, wrt, upstream))
+    equal(torch.autograd.grad(actual, wrt, upstream), torch.autograd.grad(expected, wrt, upstream))
     with torch.no_grad():
         torch.testing.assert_close(traced(*values), expected.detach(), rtol=0, atol=0)
 
@@ -189,32 +189,32 @@ def test_compiles_once_for_any_number_of_positions():
     count = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     traced = compiled(lambda h, w, y: unixent.linear_cross_entropy(h, w, y, chunk=3), count)
     for positions in (4, 5, 6, 7):
-        found = traced(hidden[:positions], classifier, INDEX[:positions])
-        equal(found, unixent.linear_cross_entropy(hidden[:positions], classifier, INDEX[:positions]))
+        actual = traced(hidden[:positions], classifier, INDEX[:positions])
+        equal(actual, unixent.linear_cross_entropy(hidden[:positions], classifier, INDEX[:positions]))
     assert count.frame_count <= 2  # once for the first shape, once for every other
 
 
-def test_inductor():
+def test_generated_code_agrees_with_eager():
     hidden, classifier, bias = leaves(x.float() for x in ARGUMENTS)
 
     def loss(hidden, classifier, bias):
         return 2 * unixent.linear_cross_entropy(hidden * 3, classifier, INDEX, bias=bias).square()
 
-    found, expected = compiled(loss, "inductor")(hidden, classifier, bias), loss(hidden, classifier, bias)
-    torch.testing.assert_close(found, expected)
+    actual, expected = compiled(loss, "inductor")(hidden, classifier, bias), loss(hidden, classifier, bias)
+    torch.testing.assert_close(actual, expected)
     wrt = (hidden, classifier, bias)
-    torch.testing.assert_close(torch.autograd.grad(found, wrt), torch.autograd.grad(expected, wrt))
+    torch.testing.assert_close(torch.autograd.grad(actual, wrt), torch.autograd.grad(expected, wrt))
 
 
 @pytest.mark.parametrize("transform", [func.grad, func.hessian, func.jacfwd])
-def test_compiled_transforms(transform):
+def test_compiled_transforms_agree_with_eager(transform):
     def loss(hidden, classifier, bias):
         return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias, chunk=3)
 
     equal(compiled(transform(loss))(*ARGUMENTS), transform(loss)(*ARGUMENTS))
 
 
-def test_compiled_value_and_grad():
+def test_compiled_value_and_grad_agrees_with_eager():
     def both(hidden, classifier, bias):
         return unixent.linear_value_and_grad(hidden, classifier, INDEX, bias=bias, chunk=3)
 
@@ -222,7 +222,7 @@ def test_compiled_value_and_grad():
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_export(strict):
+def test_an_exported_loss_can_be_saved_and_loaded(strict):
     class Loss(torch.nn.Module):
         def forward(self, hidden, classifier, bias):
             return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias)
@@ -235,7 +235,7 @@ def test_export(strict):
     torch.testing.assert_close(loaded(*ARGUMENTS), Loss()(*ARGUMENTS), rtol=0, atol=0)
 
 
-def test_the_operator_keeps_its_promises():
+def test_the_operator_passes_opcheck():
     hidden, classifier, bias = copy.deepcopy(ARGUMENTS)
     scale, static = torch.ones((), dtype=torch.float64), (torch.float64, 0.1, 0.0, None, True, 3, None)
     torch.library.opcheck(

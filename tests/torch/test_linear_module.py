@@ -35,15 +35,15 @@ def batch():
 def test_stands_in_for_the_one_of_torch(batch, options):
     hidden, target = batch
     hidden = hidden.to(options.get("dtype", torch.float32))
-    theirs, mine = nn.LinearCrossEntropyLoss(D, C, **options), LinearCrossEntropyLoss(D, C, **options)
-    mine.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(mine(hidden, target), theirs(hidden, target))
-    for loss in (mine, theirs):
+    theirs, ours = nn.LinearCrossEntropyLoss(D, C, **options), LinearCrossEntropyLoss(D, C, **options)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(hidden, target), theirs(hidden, target))
+    for loss in (ours, theirs):
         loss(hidden, target).sum().backward()
-    torch.testing.assert_close(mine.linear.weight.grad, theirs.linear.weight.grad)
+    torch.testing.assert_close(ours.linear.weight.grad, theirs.linear.weight.grad)
 
 
-def test_a_mean_over_nothing_is_nan_as_there(batch):
+def test_a_mean_over_nothing_is_nan_by_default(batch):
     hidden, target = batch
     target = torch.full_like(target, -100)
     assert LinearCrossEntropyLoss(D, C)(hidden, target).isnan()
@@ -51,7 +51,7 @@ def test_a_mean_over_nothing_is_nan_as_there(batch):
 
 
 @pytest.mark.parametrize("owner", [nn.Embedding(C, D), nn.Linear(D, C)], ids=["embedding", "linear"])
-def test_borrows_a_weight(batch, owner):
+def test_a_borrowed_weight_stays_with_its_owner(batch, owner):
     hidden, target = batch
     loss = LinearCrossEntropyLoss(D, C, classifier=owner)
     assert not list(loss.parameters())
@@ -88,7 +88,7 @@ def test_a_copied_model_borrows_from_itself(batch, clone):
     assert copied(batch[1]).dtype == torch.float64
 
 
-def test_a_mask_and_a_normalizer(batch):
+def test_a_mask_and_a_normalizer_are_those_of_the_function(batch):
     hidden, target = batch
     loss = LinearCrossEntropyLoss(D, C, bias=True, z_loss=0.1, softcap=3.0, chunk=2)
     mask = torch.arange(N) % 3
@@ -96,14 +96,20 @@ def test_a_mask_and_a_normalizer(batch):
     torch.testing.assert_close(loss(hidden, target, mask, normalizer=5.0), expected)
 
 
-def test_probabilities(batch):
+def test_probabilities_give_the_stock_loss(batch):
     hidden, _ = batch
-    target = torch.rand(N, C).requires_grad_()
-    loss = LinearCrossEntropyLoss(D, C, ignore_index=3)
+    target = torch.rand(N, C, generator=torch.Generator().manual_seed(6)).requires_grad_()
+    loss = LinearCrossEntropyLoss(D, C)
     torch.testing.assert_close(loss(hidden, target), nn.functional.cross_entropy(loss.linear(hidden), target))
 
 
-def test_autocast(batch):
+def test_an_index_to_ignore_is_refused_beside_probabilities(batch):
+    hidden, _ = batch
+    with pytest.raises(unixent.OptionError, match="ignore_index: expected the default -100 with probability targets"):
+        LinearCrossEntropyLoss(D, C, ignore_index=2)(hidden, torch.rand(N, C))
+
+
+def test_autocast_gives_float32(batch):
     hidden, target = batch
     loss = LinearCrossEntropyLoss(D, C)
     with torch.autocast("cpu", torch.bfloat16):
@@ -113,14 +119,14 @@ def test_autocast(batch):
     assert loss.linear.weight.grad.dtype == torch.float32
 
 
-def test_errors_come_on_construction():
+def test_arguments_are_checked_on_construction():
     with pytest.raises(unixent.OptionError, match="label_smoothing: expected"):
         LinearCrossEntropyLoss(D, C, label_smoothing=2.0)
     with pytest.raises(unixent.ShapeError, match=r"classifier: expected a module with a weight of shape \(6, 4\)"):
         LinearCrossEntropyLoss(D, C, classifier=nn.Embedding(C, D + 1))
 
 
-def test_repr():
+def test_repr_shows_what_is_not_the_default():
     loss = LinearCrossEntropyLoss(D, C, weight=torch.ones(C), reduction="sum", chunk=7)
     assert repr(loss) == (
         "LinearCrossEntropyLoss(\n  in_features=4, num_classes=6, weight=(6,), reduction='sum', chunk=7\n"
@@ -128,7 +134,7 @@ def test_repr():
     )
 
 
-def test_compiles_cold(batch):
+def test_the_compiled_module_agrees_with_eager(batch):
     hidden, target = batch
     loss = LinearCrossEntropyLoss(D, C)
     torch.compiler.reset()

@@ -10,22 +10,22 @@ import pytest
 import torch
 
 import unixent
-from unixent_torch import CrossEntropyLoss
+from unixent_torch import CrossEntropyLoss, LinearCrossEntropyLoss
 
 SHAPES = {"vector": (5,), "matrix": (3, 5), "image": (2, 5, 4, 3)}
 
 
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"weight": torch.rand(5)}],
     ids=lambda arguments: ",".join(arguments) or "defaults",
 )
-def test_drop_in(arguments: dict[str, Any], shape: tuple[int, ...], kind: str) -> None:
+def test_agrees_with_the_stock_module(arguments: dict[str, Any], shape: tuple[int, ...], target_kind: str) -> None:
     source = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=source, requires_grad=True)
-    if kind == "index":
+    if target_kind == "index":
         target = torch.randint(5, shape[:1] + shape[2:] if len(shape) > 1 else (), generator=source)
     else:
         target = torch.rand(shape, generator=source)
@@ -44,7 +44,7 @@ def test_positional_arguments_are_those_of_torch() -> None:
 @pytest.mark.parametrize(
     "pair", [{"size_average": False}, {"reduce": False}, {"size_average": True, "reduce": True}], ids=str
 )
-def test_the_deprecated_pair(pair: dict[str, bool]) -> None:
+def test_the_deprecated_pair_gives_the_same_reduction(pair: dict[str, bool]) -> None:
     assert CrossEntropyLoss(**pair).reduction == torch.nn.CrossEntropyLoss(**pair).reduction
 
 
@@ -56,7 +56,7 @@ def test_a_mean_over_nothing_is_nan_by_default() -> None:
         CrossEntropyLoss(on_empty="raise")(x, y)
 
 
-def test_what_torch_does_not_have() -> None:
+def test_options_that_torch_lacks_are_those_of_the_function() -> None:
     x, y, mask = torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), torch.tensor([1.0, 0.0, 0.5, 1.0])
     loss = CrossEntropyLoss(z_loss=0.1, softcap=5.0, dtype="float64")
     due = unixent.cross_entropy(x, y, z_loss=0.1, softcap=5.0, dtype="float64", mask=mask, normalizer=3.0)
@@ -77,7 +77,7 @@ def test_autocast_gives_float32_as_torch_does() -> None:
     assert layer.weight.grad.dtype is torch.float32
 
 
-def test_state_copies_and_pickles() -> None:
+def test_copies_and_pickles_give_the_same_loss() -> None:
     loss = CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]), z_loss=0.1, reduction="sum")
     assert loss.state_dict().keys() == {"weight"}
     file = io.BytesIO()
@@ -92,7 +92,7 @@ def test_state_copies_and_pickles() -> None:
     assert loss.double().weight.dtype is torch.float64
 
 
-def test_repr() -> None:
+def test_repr_shows_what_is_not_the_default() -> None:
     assert repr(CrossEntropyLoss()) == "CrossEntropyLoss()"
     loss = CrossEntropyLoss(torch.ones(3), label_smoothing=0.1, softcap=30.0, on_empty="zero")
     assert repr(loss) == "CrossEntropyLoss(weight=(3,), label_smoothing=0.1, softcap=30.0, on_empty='zero')"
@@ -101,3 +101,25 @@ def test_repr() -> None:
 def test_options_are_checked_on_construction() -> None:
     with pytest.raises(unixent.OptionError, match="label_smoothing"):
         CrossEntropyLoss(label_smoothing=2.0)
+
+
+def test_options_are_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.eye(4, 5), torch.tensor([0, 1, 2, 3])
+    losses = (CrossEntropyLoss(label_smoothing=0.1), LinearCrossEntropyLoss(5, 4, label_smoothing=0.1))
+    values = [loss(x, y) for loss in losses]
+
+    def validate(options: unixent.LossOptions) -> None:
+        raise AssertionError(options)
+
+    monkeypatch.setattr(unixent.LossOptions, "__post_init__", validate)
+    assert [loss(x, y) for loss in losses] == values
+
+
+def test_an_option_can_be_assigned_and_is_checked() -> None:
+    x, y = torch.eye(4, 5), torch.tensor([0, 1, 2, 3])
+    loss = CrossEntropyLoss()
+    loss.reduction = "sum"
+    assert loss.reduction == loss.options.reduction == "sum"
+    assert torch.equal(loss(x, y), CrossEntropyLoss(reduction="sum")(x, y))
+    with pytest.raises(unixent.OptionError, match="reduction"):
+        loss.reduction = "median"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import sys
 
-import torch
 from torch import Tensor
 
 # A block is passed over about four times: on a CPU it has to stay in cache, and be long enough that the calls between
@@ -27,11 +26,6 @@ def rows_per_block(x: Tensor) -> int:
     return max(1, elements // int(x.shape[-1]))
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """`torch.empty_like`, on huge pages where the memory is large."""
-    return on_huge_pages(torch.empty_like(x))
-
-
 def on_huge_pages(out: Tensor) -> Tensor:
     """``out`` itself, asking for huge pages where its memory is large, fresh and the host's."""
     size = out.numel() * out.element_size()
@@ -45,18 +39,23 @@ def on_huge_pages(out: Tensor) -> Tensor:
 
 def blocks(tensors: tuple[Tensor, ...], rows: int) -> list[tuple[Tensor, ...]]:
     """Cut tensors of one shape P + (C,) into equal pieces of at most ``rows`` positions, in C order, without a copy."""
+    for tensor in tensors:
+        if not tensor.is_contiguous():
+            break
+    else:
+        # No generator: torch's tracer (2.14) can't start over while it is inside one.
+        flat: tuple[Tensor, ...] = ()
+        for tensor in tensors:
+            flat += (tensor.view(-1, tensor.shape[-1]),)
+        tensors = flat
     first = tensors[0]
-    if all(tensor.is_contiguous() for tensor in tensors):
-        # A list, since torch's tracer (2.14) can't start over while it is inside a generator.
-        tensors = tuple([tensor.view(-1, first.shape[-1]) for tensor in tensors])
-        first = tensors[0]
     positions = first.shape[:-1].numel()
     if positions <= rows:
         return [tensors] if positions else []
-    per = positions // first.shape[0]
-    if per > rows:
+    per_item = positions // first.shape[0]
+    if per_item > rows:
         return [piece for item in zip(*tensors, strict=True) for piece in blocks(item, rows)]
-    step = rows // per
+    step = rows // per_item
     return [tuple(tensor[start : start + step] for tensor in tensors) for start in range(0, first.shape[0], step)]
 
 

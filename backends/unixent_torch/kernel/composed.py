@@ -1,4 +1,4 @@
-"""The eager kernel: losses of all positions and, in the same pass over each block, their gradients."""
+"""The pass over the logits by torch's own operators, a block of rows at a time."""
 
 from __future__ import annotations
 
@@ -7,92 +7,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent_torch.kernel.blocks import blocks, empty_like, rows_per_block
-from unixent_torch.kernel.rows import Coefficients, cap, mixed_block, plain_block, unshifted_block
-from unixent_torch.kernel.spec import Spec
+from unixent_torch.kernel.blocks import blocks, on_huge_pages, rows_per_block
+from unixent_torch.kernel.rows import ClassCoefs, apply_softcap, index_rows, mixed_rows, unshifted_index_rows
+from unixent_torch.kernel.spec import KernelSpec
 
 
-def solve(
+def row_losses(
     x: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    v: Tensor | None,
-    factor: Tensor | float | None,
-    spec: Spec,
+    position_weight: Tensor | None,
+    grad_scale: Tensor | float | None,
+    spec: KernelSpec,
     wrt: tuple[str, ...] = (),
     out: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Losses of shape P in the accumulation dtype, and the gradient of ``sum(factor * loss)`` for each of ``wrt``.
-
-    Args:
-        x: logits, P + (C,), any strides.
-        target: int64 indices P in [0, C), or probabilities P + (C,).
-        weight: class weights in the accumulation dtype, or None.
-        v: position weights P in the accumulation dtype; None for ones. A position of weight 0 does not exist; one of
-            weight NaN is NaN in value and gradient.
-        factor: in the accumulation dtype and broadcastable to P, or a number; None for 1.
-        spec: the static options.
-        wrt: what to differentiate with respect to: "logits", "target".
-        out: where to put the gradients, of the dtypes of their arguments; ``x`` itself may take its own.
-    """
+    """`unixent_torch.kernel.row_losses` on any device."""
     shape = x.shape[:-1]
     count = shape.numel()
     index = None if target.is_floating_point() else target.reshape(-1, 1)
-    v = None if v is None else v.reshape(-1, 1)
-    factor = _per_row(factor, v, shape) if wrt else None
-    dead = None if v is None else v == 0
-    if dead is not None and spec.host and not dead.any():
-        dead = None
+    grads: tuple[Tensor, ...] = ()
+    inactive = None
+    if position_weight is not None:
+        position_weight = position_weight.reshape(-1, 1)
+        inactive = position_weight == 0
+        if spec.readable and not inactive.any():
+            inactive = None
+    if not wrt:
+        grad_scale = None
+    elif isinstance(grad_scale, Tensor) and grad_scale.ndim:
+        grad_scale = grad_scale.expand(shape).reshape(-1, 1)
+    elif grad_scale is None:
+        grad_scale = 1.0
+    if grad_scale is not None and position_weight is not None:
+        grad_scale = position_weight * grad_scale
+    in_place = False
+    if out is None:
+        for name in wrt:
+            grads += (on_huge_pages(torch.empty_like(x if name == "logits" else target)),)
+    else:
+        grads = out
+        for grad in out:
+            in_place |= grad is x
     rows = min(rows_per_block(x), max(1, count))
-    in_place = out is not None and any(grad is x for grad in out)
-    work = _Work(x, weight, spec, rows, index is None, wrt, in_place)
-    losses: list[Tensor] = []
-    grads = tuple(empty_like(x if name == "logits" else target) for name in wrt) if out is None else out
+    work = _BlockWork(x, weight, spec, rows, index is None, wrt, in_place)
     sources = (x,) if index is not None else (x, target)
+    losses: list[Tensor] = []
     start = 0
     for pieces in blocks((*sources, *grads), rows):
         stop = start + pieces[0].shape[:-1].numel()
-        here = slice(start, stop)
-        loss = work.block(pieces, *(_cut(column, here, count) for column in (index, factor, dead)))
-        if v is not None:
-            loss = loss * _cut(v, here, count)
-            if dead is not None:
-                loss.masked_fill_(_cut(dead, here, count), 0)
-        losses.append(loss)
+        columns = (index, grad_scale, inactive, position_weight)
+        if stop - start < count:
+            columns = _rows_of(columns, slice(start, stop))
+        losses.append(work.block(pieces, *columns))
         start = stop
-    return _joined(losses, x, spec).view(shape), grads
+    if not losses:
+        return x.new_empty(shape, dtype=spec.acc_dtype), grads
+    return (losses[0] if len(losses) == 1 else torch.cat(losses)).view(shape), grads
 
 
-def _cut(column: Any, rows: slice, count: int) -> Any:
-    """The rows of a column; a number or None serves all of them."""
-    if not isinstance(column, Tensor) or not column.ndim or rows.stop - rows.start == count:
-        return column
-    return column[rows]
+def _rows_of(columns: tuple[Any, ...], rows: slice) -> Any:
+    """The rows of each column; a number or None serves all of them."""
+    return tuple([each[rows] if isinstance(each, Tensor) and each.ndim else each for each in columns])
 
 
-def _joined(losses: list[Tensor], x: Tensor, spec: Spec) -> Tensor:
-    if len(losses) == 1:
-        return losses[0]
-    return torch.cat(losses) if losses else x.new_empty(0, dtype=spec.acc_dtype)
-
-
-def _per_row(factor: Tensor | float | None, v: Tensor | None, shape: torch.Size) -> Tensor | float:
-    """``v * factor`` as a column, or as one number for all rows."""
-    if factor is None:
-        return 1.0 if v is None else v
-    if isinstance(factor, Tensor) and factor.ndim:
-        factor = factor.expand(shape).reshape(-1, 1)
-    return factor if v is None else v * factor
-
-
-class _Work:
+class _BlockWork:
     """One call's scratch memory, and the arithmetic of one of its blocks."""
 
     def __init__(
         self,
         x: Tensor,
         weight: Tensor | None,
-        spec: Spec,
+        spec: KernelSpec,
         rows: int,
         probabilities: bool,
         wrt: tuple[str, ...],
@@ -101,11 +87,12 @@ class _Work:
         self._weight, self._spec, self._probabilities, self._wrt = weight, spec, probabilities, wrt
         self._shape, self._device = (rows, x.shape[-1]), x.device
         self._scratch: dict[str, Tensor] = {}
-        mixed = probabilities or spec.smoothing > 0
-        empty = torch.empty(x.shape[-1:], dtype=spec.acc_dtype, device=x.device) if mixed else None
-        self._fixed = None if empty is None else Coefficients.of(weight, spec.smoothing, empty)
+        self._coefs: ClassCoefs | None = None
+        if probabilities or spec.label_smoothing > 0:
+            like = torch.empty(x.shape[-1:], dtype=spec.acc_dtype, device=x.device)
+            self._coefs = ClassCoefs.of(weight, spec.label_smoothing, like)
         # Rows that are done again have to be there again.
-        self._unshifted = spec.host and not mixed and spec.softcap is None and not in_place
+        self._unshifted = spec.readable and self._coefs is None and spec.softcap is None and not in_place
 
     def _buffer(self, name: str, rows: int, out: Tensor | None = None) -> Tensor:
         """A contiguous [rows, C] block: ``out`` itself where it is one, else scratch."""
@@ -117,47 +104,71 @@ class _Work:
         return self._scratch[name][:rows]
 
     def block(
-        self, pieces: tuple[Tensor, ...], index: Tensor | None, factor: Tensor | float | None, dead: Tensor | None
+        self,
+        pieces: tuple[Tensor, ...],
+        index: Tensor | None,
+        grad_scale: Tensor | float | None,
+        inactive: Tensor | None,
+        position_weight: Tensor | None,
     ) -> Tensor:
         """Losses of the rows, a column; ``pieces`` are logits, the probabilities if any, and the gradients to fill."""
-        source, spec = pieces[0], self._spec
+        source = pieces[0]
         outputs = dict(zip(self._wrt, pieces[1 + self._probabilities :], strict=True))
-        rows = source.shape[:-1].numel()
-        block = self._buffer("logits", rows, outputs.get("logits"))
-        factor = factor if outputs else None
+        out = outputs.get("logits")
+        block = self._buffer("logits", source.shape[:-1].numel(), out)
         if self._unshifted:
             assert index is not None
-            loss = self._unshifted_block(source, block, index, factor, dead)
+            loss = self._unshifted_block(source, block, index, grad_scale, inactive)
         else:
-            block.view(source.shape).copy_(source)
-            slope = None
-            if spec.softcap is not None:
-                slope = self._buffer("slope", rows) if "logits" in outputs else None
-                cap(block, spec.softcap, slope)
-            if self._fixed is None:
-                assert index is not None
-                loss = plain_block(block, index, self._weight, spec.z_loss, factor)
-            else:
-                shares = target_grad = None
-                if self._probabilities:
-                    shares = self._buffer("shares", rows)
-                    shares.view(source.shape).copy_(pieces[1])
-                    if "target" in outputs:
-                        target_grad = self._buffer("target", rows, outputs["target"])
-                gaps = self._buffer("gaps", rows)
-                loss = mixed_block(block, gaps, index, shares, self._fixed, spec.z_loss, factor, target_grad)
-                if target_grad is not None:
-                    _store(outputs["target"], target_grad, dead)
-            if slope is not None:
-                block.mul_(slope)
-        if "logits" in outputs:
-            _store(outputs["logits"], block, dead)
+            loss = self._shifted_block(pieces, block, outputs, index, grad_scale, inactive)
+        if out is not None:
+            _store(out, block, inactive)
+        if position_weight is not None:
+            loss = loss * position_weight
+        return loss if inactive is None else loss.masked_fill_(inactive, 0)
+
+    def _shifted_block(
+        self,
+        pieces: tuple[Tensor, ...],
+        block: Tensor,
+        outputs: dict[str, Tensor],
+        index: Tensor | None,
+        grad_scale: Tensor | float | None,
+        inactive: Tensor | None,
+    ) -> Tensor:
+        source, spec, rows = pieces[0], self._spec, len(block)
+        block.view(source.shape).copy_(source)
+        softcap_grad = None
+        if spec.softcap is not None:
+            softcap_grad = self._buffer("softcap_grad", rows) if "logits" in outputs else None
+            apply_softcap(block, spec.softcap, softcap_grad)
+        if self._coefs is None:
+            assert index is not None
+            loss = index_rows(block, index, self._weight, spec.z_loss, grad_scale)
+        else:
+            probabilities = target_grad = None
+            if self._probabilities:
+                probabilities = self._buffer("probabilities", rows)
+                probabilities.view(source.shape).copy_(pieces[1])
+                if "target" in outputs:
+                    target_grad = self._buffer("target", rows, outputs["target"])
+            gaps = self._buffer("logit_gaps", rows)
+            loss = mixed_rows(block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad)
+            if target_grad is not None:
+                _store(outputs["target"], target_grad, inactive)
+        if softcap_grad is not None:
+            block.mul_(softcap_grad)
         return loss
 
     def _unshifted_block(
-        self, source: Tensor, block: Tensor, index: Tensor, factor: Tensor | float | None, dead: Tensor | None
+        self,
+        source: Tensor,
+        block: Tensor,
+        index: Tensor,
+        grad_scale: Tensor | float | None,
+        inactive: Tensor | None,
     ) -> Tensor:
-        """`plain_block` without looking for maxima first; the rows that need them are done again."""
+        """`index_rows` without looking for maxima first; the rows that need them are done again."""
         z_loss = self._spec.z_loss
         if source.dtype == block.dtype and source.is_contiguous():
             source = source.view(block.shape)
@@ -165,20 +176,20 @@ class _Work:
         else:
             block.view(source.shape).copy_(source)
             block.exp_()
-        loss, redo = unshifted_block(block, index, self._weight, z_loss, factor, dead)
+        loss, redo = unshifted_index_rows(block, index, self._weight, z_loss, grad_scale, inactive)
         if redo is not None:
             again = source.reshape(block.shape)[redo].to(block.dtype)
-            if isinstance(factor, Tensor) and factor.ndim:
-                factor = factor[redo]
-            loss[redo] = plain_block(again, index[redo], self._weight, z_loss, factor)
-            if factor is not None:
+            if isinstance(grad_scale, Tensor) and grad_scale.ndim:
+                grad_scale = grad_scale[redo]
+            loss[redo] = index_rows(again, index[redo], self._weight, z_loss, grad_scale)
+            if grad_scale is not None:
                 block[redo] = again
         return loss
 
 
-def _store(out: Tensor, block: Tensor, dead: Tensor | None) -> None:
-    """Round the block to the dtype of ``out`` and put it there, rows that don't exist as zeros."""
-    if dead is not None:
-        block.masked_fill_(dead, 0)
+def _store(out: Tensor, block: Tensor, inactive: Tensor | None) -> None:
+    """Round the block to the dtype of ``out`` and put it there, inactive rows as zeros."""
+    if inactive is not None:
+        block.masked_fill_(inactive, 0)
     if out.data_ptr() != block.data_ptr():
         out.copy_(block.view(out.shape))

@@ -8,17 +8,17 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
-class Spec:
-    """The static side of a problem.
+class KernelSpec:
+    """The static side of `unixent_torch.kernel.row_losses`.
 
     Attributes:
         acc_dtype: dtype of every exp, log and sum.
-        smoothing, z_loss, softcap: the options of those names.
-        host: values can be read without stalling, so that rows may be treated by what is in them.
+        label_smoothing, z_loss, softcap: the options of those names.
+        readable: values can be read without stalling, so that rows may be treated by what is in them.
     """
 
     acc_dtype: torch.dtype
-    smoothing: float
+    label_smoothing: float
     z_loss: float
     softcap: float | None
-    host: bool
+    readable: bool

@@ -1,4 +1,7 @@
-"""The loss as one plain composition, for tracers: a compiler fuses it, and autograd differentiates it to any order."""
+"""The losses as one plain composition, for tracers: a compiler fuses it, and autograd differentiates it to any order.
+
+The scalars of a row are those of `unixent_torch.kernel.rows`, so written that no derivative cancels.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch.kernel.rows import class_weight, times, two_diff
-from unixent_torch.kernel.spec import Spec
+from unixent.semantics import product, two_diff
+from unixent_torch.kernel.rows import class_weight
+from unixent_torch.kernel.spec import KernelSpec
 
 
-def losses(x: Tensor, target: Tensor, weight: Tensor | None, v: Tensor | None, spec: Spec) -> Tensor:
-    """What `unixent_torch.kernel.composed.solve` returns first, by functional operations alone."""
+def row_losses(
+    x: Tensor, target: Tensor, weight: Tensor | None, position_weight: Tensor | None, spec: KernelSpec
+) -> Tensor:
+    """What `unixent_torch.kernel.row_losses` returns first, by functional operations alone."""
     x = x.to(spec.acc_dtype)
-    dead = None if v is None else (v == 0).unsqueeze(-1)
-    if dead is not None:
+    inactive = None if position_weight is None else (position_weight == 0).unsqueeze(-1)
+    if inactive is not None:
         # Before anything else: the derivative of a NaN that is dropped later would still be NaN.
-        x = torch.where(dead, 0, x)
+        x = torch.where(inactive, 0, x)
     if spec.softcap is not None:
-        x = _cap(x, spec.softcap)
-    if target.is_floating_point() or spec.smoothing:
-        loss, lse = _mixed(x, target, weight, spec, dead)
+        x = _softcapped(x, spec.softcap)
+    if target.is_floating_point() or spec.label_smoothing:
+        loss, logsumexp = _mixed(x, target, weight, spec, inactive)
     else:
-        found = _pivot(x, _is_class(x, target))
-        loss, lse = found.loss, found.lse
+        pivot = _pivot(x, _is_class(x, target))
+        loss, logsumexp = pivot.loss, pivot.logsumexp
         if weight is not None:
-            loss = times(class_weight(weight, target), loss)
+            loss = product(torch, class_weight(weight, target), loss)
     if spec.z_loss:
-        loss = loss + spec.z_loss * lse.square()
-    if v is not None:
-        loss = torch.where(v == 0, 0, v * loss)
+        loss = loss + spec.z_loss * logsumexp.square()
+    if position_weight is not None:
+        loss = torch.where(position_weight == 0, 0, position_weight * loss)
     return loss
 
 
@@ -44,64 +50,66 @@ class _Pivot(NamedTuple):
     """Of the pivot class k of each position: L_k; the same with derivative p_c for every class; lse; x_k, constant."""
 
     loss: Tensor
-    anchored: Tensor
-    lse: Tensor
-    x_k: Tensor
+    loss_of_rest: Tensor
+    logsumexp: Tensor
+    logit: Tensor
 
 
-def _pivot(x: Tensor, own: Tensor) -> _Pivot:
-    """The statistics of `unixent_torch.kernel.rows.pivot_statistics`, so written that no derivative cancels."""
-    x_k = torch.where(own, x, 0).sum(-1)
-    others = torch.where(own, -math.inf, x)
-    top = others.detach().amax(-1)
-    shift = torch.where(top == -math.inf, x_k.detach(), top)
-    rest = torch.exp(others - shift.unsqueeze(-1)).sum(-1)
-    rest = rest + torch.where(x_k == math.inf, math.nan, 0)  # added, so that the gradient is NaN as well
-    gap, dropped = two_diff(shift, x_k)
+def _pivot(x: Tensor, is_pivot: Tensor) -> _Pivot:
+    """The statistics of `unixent_torch.kernel.rows.pivot_stats`, so written that no derivative cancels."""
+    pivot_logit = torch.where(is_pivot, x, 0).sum(-1)
+    others = torch.where(is_pivot, -math.inf, x)
+    max_rest = others.detach().amax(-1)
+    shift = torch.where(max_rest == -math.inf, pivot_logit.detach(), max_rest)
+    sum_rest = torch.exp(others - shift.unsqueeze(-1)).sum(-1)
+    sum_rest = sum_rest + torch.where(pivot_logit == math.inf, math.nan, 0)  # added: the gradient is NaN as well
+    gap, dropped = two_diff(torch, shift, pivot_logit)
     far = gap > 0
     half = torch.exp(torch.where(far, 0, gap) / 2)
     correction = 1 + dropped.detach()
-    t = (rest * half) * half * correction
-    log_total = torch.log(rest + torch.exp(-torch.where(far, gap, 0)))
-    loss = torch.where(far, gap + log_total, torch.log1p(t))
+    odds = (sum_rest * half) * half * correction
+    log_total = torch.log(sum_rest + torch.exp(-torch.where(far, gap, 0)))
+    loss = torch.where(far, gap + log_total, torch.log1p(odds))
     # lse = c + log(sum over the others of exp(x - c) + exp(x_k - c)) with c the value of x_k: its derivative is p_k,
     # where that of x_k + L_k would be 1 - (1 - p_k).
-    near = torch.where(far, 0, x_k)
+    near = torch.where(far, 0, pivot_logit)
     rise = torch.expm1(near - near.detach())
-    anchored = torch.log1p((rest * half.detach()) * half.detach() * correction + rise)
-    lse = torch.where(far, shift + log_total, near.detach() + anchored)
-    return _Pivot(loss, anchored, lse, x_k.detach())
+    loss_of_rest = torch.log1p((sum_rest * half.detach()) * half.detach() * correction + rise)
+    logsumexp = torch.where(far, shift + log_total, near.detach() + loss_of_rest)
+    return _Pivot(loss, loss_of_rest, logsumexp, pivot_logit.detach())
 
 
-def _mixed(x: Tensor, target: Tensor, weight: Tensor | None, spec: Spec, dead: Tensor | None) -> tuple[Tensor, Tensor]:
-    at_top = _is_class(x, x.detach().argmax(-1))
-    found = _pivot(x, at_top)
-    gaps = torch.where(at_top, 0, found.x_k.unsqueeze(-1) - x)
-    share, base = 1 - spec.smoothing, spec.smoothing / x.shape[-1]
+def _mixed(
+    x: Tensor, target: Tensor, weight: Tensor | None, spec: KernelSpec, inactive: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    is_pivot = _is_class(x, x.detach().argmax(-1))
+    pivot = _pivot(x, is_pivot)
+    gaps = torch.where(is_pivot, 0, pivot.logit.unsqueeze(-1) - x)
+    one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
     if target.is_floating_point():
         target = target.to(x.dtype)
-        t = share * (target if dead is None else torch.where(dead, 0, target)) + base
+        coefs = one_minus_smoothing * (target if inactive is None else torch.where(inactive, 0, target)) + smoothing
     else:
-        t = base + share * _is_class(x, target).to(x.dtype)
+        coefs = smoothing + one_minus_smoothing * _is_class(x, target).to(x.dtype)
     if weight is not None:
-        t = weight * t
+        coefs = weight * coefs
     # The zero comes before the product, so that an infinite gap has no derivative either.
-    none = t == 0
-    products = t * torch.where(none, 0, gaps)
-    if target.is_floating_point() and share:
+    is_zero = coefs == 0
+    products = coefs * torch.where(is_zero, 0, gaps)
+    if target.is_floating_point() and one_minus_smoothing:
         # The loss still rises with a probability of 0, unless its weight is 0.
-        rise = t - t.detach()
+        rise = coefs - coefs.detach()
         if weight is not None:
-            none = none & (weight != 0)
-        products = products + rise * torch.where(none & torch.isfinite(gaps), gaps, 0)
-        most = torch.finfo(x.dtype).max  # whose square is infinite, where infinity itself times 0 would be NaN
-        products = products + torch.where(none & torch.isinf(gaps), rise * most * most, 0)
-    # The top's own share has the derivative p_k - 1, which cancels where it is made of p_k and -1.
-    others, top = torch.where(at_top, 0, t).sum(-1), torch.where(at_top, t, 0).sum(-1)
-    return products.sum(-1) + others * found.anchored + top * found.loss, found.lse
+            is_zero = is_zero & (weight != 0)
+        products = products + rise * torch.where(is_zero & torch.isfinite(gaps), gaps, 0)
+        largest = torch.finfo(x.dtype).max  # whose square is infinite, where infinity itself times 0 would be NaN
+        products = products + torch.where(is_zero & torch.isinf(gaps), rise * largest * largest, 0)
+    # The pivot's own coefficient has the derivative p_k - 1, which cancels where it is made of p_k and -1.
+    rest_coef, pivot_coef = torch.where(is_pivot, 0, coefs).sum(-1), torch.where(is_pivot, coefs, 0).sum(-1)
+    return products.sum(-1) + rest_coef * pivot.loss_of_rest + pivot_coef * pivot.loss, pivot.logsumexp
 
 
-def _cap(x: Tensor, softcap: float) -> Tensor:
+def _softcapped(x: Tensor, softcap: float) -> Tensor:
     """a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments."""
     y = x / softcap
     large = y.abs() > 1

@@ -1,12 +1,12 @@
 """Derivatives of the fused linear form, to any order and through every transform, without all logits at a time.
 
-As in `unixent_torch.logits.autograd`: `EagerLinear` for the everyday backward pass, `Linear` for torch.func
-and forward mode, `LinearGradient` for the first derivative as a function of its own.
+As in `unixent_torch.logits.autograd`: `ReverseLinear` for the everyday backward pass, `TransformedLinear` for
+torch.func and forward mode, `LinearGradient` for the first derivative as a function of its own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,145 +14,123 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent_torch import compat
-from unixent_torch.linear.chunks import LinearOperands, LinearSpec, solve_linear
-from unixent_torch.linear.derivatives import directional, gradients, second
-from unixent_torch.logits.autograd import is_transformed
-from unixent_torch.logits.gradient import batched, unbatched
-from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
+from unixent_torch.linear.derivatives import directional, gradients, linear_hvp
+from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
+from unixent_torch.logits.gradient import batched, given_tangents, in_order, needed, unbatched
+from unixent_torch.logits.reduction import Denominator, expand_to, grad_scale_of, reduce
 
-# What a gradient may be asked of, in the order of the functions' inputs; weight, v and more follow.
-NAMES = ("hidden", "classifier", "bias", "target")
-
-
-@dataclass(frozen=True, slots=True)
-class LinearCall:
-    """How the losses are found, and what to make of them."""
-
-    spec: LinearSpec
-    call: Call
+# classifier, bias and weight: what all positions of one call have in common.
+_SHARED = (1, 2, 4)
 
 
-def apply_linear(operands: LinearOperands, denominator: Denominator, how: LinearCall) -> Tensor:
-    """The loss, recorded for whatever derivative may be asked of it."""
-    if compat.transforms_active() or compat.in_forward_mode():
-        loss: Tensor = Linear.apply(*operands, denominator, how)
-        return loss
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in operands[:4]):
-        loss = EagerLinear.apply(*operands, denominator, how)
-        return loss
-    return reduce(solve_linear(operands, None, how.spec)[0], denominator, how.call)
+def cast_like(wrt: tuple[str, ...], grads: tuple[Tensor, ...], operands: LinearOperands) -> tuple[Tensor, ...]:
+    """Gradients in the dtypes of what they are taken with respect to."""
+    return tuple([grad.to(getattr(operands, name).dtype) for name, grad in zip(wrt, grads, strict=True)])
 
 
-def _wrt(ctx: Any) -> tuple[str, ...]:
-    return tuple(name for name, needed in zip(NAMES, ctx.needs_input_grad, strict=False) if needed)
+def forms_gradient_late(operands: LinearOperands, spec: LinearSpec, wrt: tuple[str, ...]) -> bool:
+    """Whether the gradient waits for the upstream one.
+
+    Gradients are rounded only when the upstream one is known, since what has underflowed can't be scaled. That of
+    probabilities is as large as the logits, so it is never held in more than its own dtype.
+    """
+    loss = spec.loss
+    return loss.kept_axes > 0 or ("target" in wrt and operands.target.dtype != loss.kernel.acc_dtype)
 
 
-def _arranged(wrt: tuple[str, ...], grads: tuple[Tensor, ...], constants: int) -> tuple[Tensor | None, ...]:
-    """Gradients in the order of a function's inputs."""
-    by_name = dict(zip(wrt, grads, strict=True))
-    return (*map(by_name.get, NAMES), *(None,) * constants)
-
-
-def rounded(wrt: tuple[str, ...], grads: tuple[Tensor, ...], operands: LinearOperands) -> tuple[Tensor, ...]:
-    return tuple(grad.to(getattr(operands, name).dtype) for name, grad in zip(wrt, grads, strict=True))
-
-
-class EagerLinear(Function):
+class ReverseLinear(Function):
     """The loss under plain reverse mode: a scalar's gradients are formed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        operands, (denominator, how) = LinearOperands(*inputs[:6]), inputs[6:]
-        wrt, call = _wrt(ctx), how.call
-        # They are rounded only when the upstream gradient is known, since what has underflowed can't be scaled. The
-        # gradient of probabilities is as large as the logits, so it is never held in more than its own dtype.
-        late = call.kept > 0 or ("target" in wrt and operands.target.dtype != call.spec.acc_dtype)
-        losses, grads = solve_linear(operands, factor(1.0, denominator, call), how.spec, () if late else wrt)
-        ctx.how, ctx.denominator = how, denominator
+        operands, denominator, spec = LinearOperands(*inputs[:6]), inputs[6], inputs[7]
+        wrt = needed(ctx, NAMES)
+        early = () if forms_gradient_late(operands, spec, wrt) else wrt
+        losses, grads = linear_row_losses(operands, grad_scale_of(1.0, denominator, spec.loss), spec, early)
+        ctx.spec, ctx.denominator = spec, denominator
         ctx.save_for_backward(*operands, *grads)
-        return reduce(losses, denominator, call)
+        return reduce(losses, denominator, spec.loss)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        how, denominator, wrt = ctx.how, ctx.denominator, _wrt(ctx)
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        spec, denominator, wrt = ctx.spec, ctx.denominator, needed(ctx, NAMES)
         saved = ctx.saved_tensors
         operands, grads = LinearOperands(*saved[:6]), saved[6:]
-        if torch.is_grad_enabled() or (is_transformed(upstream) and not grads):
-            found = _gradients(operands, upstream, denominator, how, wrt)
-        else:
-            if not grads:
-                f = spread(factor(upstream, denominator, how.call), operands.hidden.shape[:-1])
-                grads = solve_linear(operands, f, how.spec, wrt)[1]
-            elif not (how.call.spec.host and not is_transformed(upstream) and upstream.item() == 1):
-                kept = compat.keeps_graph() or is_transformed(upstream)
-                grads = tuple(grad * upstream if kept else grad.mul_(upstream) for grad in grads)
-            found = rounded(wrt, grads, operands)
-        return _arranged(wrt, found, 4)
+        transformed = is_transformed(grad_output)
+        if torch.is_grad_enabled() or (transformed and not grads):
+            return in_order(wrt, _gradients(operands, grad_output, denominator, spec, wrt), 4, NAMES)
+        if not grads:
+            scale = expand_to(grad_scale_of(grad_output, denominator, spec.loss), operands.hidden.shape[:-1])
+            grads = linear_row_losses(operands, scale, spec, wrt)[1]
+        elif transformed or not spec.loss.kernel.readable or grad_output.item() != 1:
+            in_place = not (transformed or compat.keeps_graph())
+            grads = tuple(grad.mul_(grad_output) if in_place else grad * grad_output for grad in grads)
+        return in_order(wrt, cast_like(wrt, grads, operands), 4, NAMES)
 
 
 def _gradients(
-    operands: LinearOperands, upstream: Tensor, denominator: Denominator, how: LinearCall, wrt: tuple[str, ...]
+    operands: LinearOperands, grad_output: Tensor, denominator: Denominator, spec: LinearSpec, wrt: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable functions of the operands and the upstream gradient."""
-    f = spread(factor(upstream, denominator, how.call), operands.hidden.shape[:-1])
-    if compat.is_legacy_batched(upstream):
+    scale = expand_to(grad_scale_of(grad_output, denominator, spec.loss), operands.hidden.shape[:-1])
+    if compat.is_legacy_batched(grad_output):
         # The vmap behind is_grads_batched knows nothing of Functions.
-        grads = gradients(operands, f, how.spec, wrt)
+        grads = gradients(operands, scale, spec, wrt)
     else:
-        grads = LinearGradient.apply(*operands, f, how.spec, wrt)
-    return rounded(wrt, grads, operands)
+        grads = LinearGradient.apply(*operands, scale, spec, wrt)
+    return cast_like(wrt, grads, operands)
 
 
-class Linear(Function):
+class TransformedLinear(Function):
     """The loss under every transform."""
 
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
-        operands, (denominator, how) = LinearOperands(*inputs[:6]), inputs[6:]
-        return reduce(solve_linear(operands, None, how.spec)[0], denominator, how.call)
+        operands, denominator, spec = LinearOperands(*inputs[:6]), inputs[6], inputs[7]
+        return reduce(linear_row_losses(operands, None, spec)[0], denominator, spec.loss)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *operands, denominator, ctx.how = inputs
-        ctx.number = denominator if isinstance(denominator, float) else None
-        tensors = (*operands, None if isinstance(denominator, float) else denominator)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        *operands, denominator, ctx.spec = inputs
+        save_with_denominator(ctx, operands, denominator)
 
     @staticmethod
-    def _saved(ctx: Any) -> tuple[LinearOperands, Denominator]:
-        *operands, denominator = ctx.saved_tensors
-        return LinearOperands(*operands), denominator if ctx.number is None else ctx.number
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        (operands, denominator), wrt = Linear._saved(ctx), _wrt(ctx)
-        return _arranged(wrt, _gradients(operands, upstream, denominator, ctx.how, wrt), 4)
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        tensors, denominator = saved_with_denominator(ctx)
+        wrt = needed(ctx, NAMES)
+        return in_order(wrt, _gradients(LinearOperands(*tensors), grad_output, denominator, ctx.spec, wrt), 4, NAMES)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        (operands, denominator), call = Linear._saved(ctx), ctx.how.call
-        change = directional(operands, ctx.how.spec, _along(tangents))
-        one = torch.ones(change.shape[: call.kept], dtype=change.dtype, device=change.device)
-        change = change * spread(factor(one, denominator, call), change.shape)
-        return change.sum(tuple(range(call.kept, change.ndim))) if call.kept < change.ndim else change
+        tensors, denominator = saved_with_denominator(ctx)
+        loss = ctx.spec.loss
+        kept = loss.kept_axes
+        change = directional(LinearOperands(*tensors), ctx.spec, given_tangents(tangents, NAMES))
+        one = torch.ones(change.shape[:kept], dtype=change.dtype, device=change.device)
+        change = change * expand_to(grad_scale_of(one, denominator, loss), change.shape)
+        return change.sum(tuple(range(kept, change.ndim))) if kept < change.ndim else change
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
-        *tensors, how = inputs
+        *tensors, spec = inputs
         if any(in_dims[i] is not None for i in _SHARED):
-            return torch.stack([Linear.apply(*item, how) for item in unbatched(info, in_dims, tuple(tensors))]), 0
-        more = replace(how, call=replace(how.call, kept=how.call.kept + 1))
-        return Linear.apply(*batched(info, in_dims, tuple(tensors), _SHARED), more), 0
+            items = unbatched(info, in_dims, tuple(tensors))
+            return torch.stack([TransformedLinear.apply(*item, spec) for item in items]), 0
+        spec = replace(spec, loss=replace(spec.loss, kept_axes=spec.loss.kept_axes + 1))
+        return TransformedLinear.apply(*batched(info, in_dims, tuple(tensors), _SHARED), spec), 0
 
 
 class LinearGradient(Function):
-    """The gradient of ``sum(f * losses)`` for each of ``wrt``, in the dtypes of `solve_linear`; ``f`` has shape P."""
+    """The gradient of ``sum(grad_scale * losses)`` for each of ``wrt``, in the dtypes of `linear_row_losses`.
+
+    ``grad_scale`` has shape P.
+    """
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        operands, (f, spec, wrt) = LinearOperands(*inputs[:6]), inputs[6:]
-        return solve_linear(operands, f, spec, wrt)[1]
+        operands, (grad_scale, spec, wrt) = LinearOperands(*inputs[:6]), inputs[6:]
+        return linear_row_losses(operands, grad_scale, spec, wrt)[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -161,23 +139,23 @@ class LinearGradient(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        *tensors, f = ctx.saved_tensors
-        operands, wrt = LinearOperands(*tensors), _wrt(ctx)
-        along = dict(zip(ctx.wrt, upstream, strict=True))
-        found = rounded(wrt, second(operands, f, ctx.spec, along, wrt), operands)
-        by_f = directional(operands, ctx.spec, along) if ctx.needs_input_grad[6] else None
-        return (*_arranged(wrt, found, 2), by_f, None, None)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        *tensors, grad_scale = ctx.saved_tensors
+        operands, wrt = LinearOperands(*tensors), needed(ctx, NAMES)
+        tangents = dict(zip(ctx.wrt, grad_outputs, strict=True))
+        grads = cast_like(wrt, linear_hvp(operands, grad_scale, ctx.spec, tangents, wrt), operands)
+        for_scale = directional(operands, ctx.spec, tangents) if ctx.needs_input_grad[6] else None
+        return (*in_order(wrt, grads, 2, NAMES), for_scale, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        *tensors, f = ctx.saved_tensors
-        operands, along, wrt = LinearOperands(*tensors), _along(tangents), ctx.wrt
-        change = second(operands, f, ctx.spec, along, wrt) if along else ()
+        *tensors, grad_scale = ctx.saved_tensors
+        operands, along, wrt = LinearOperands(*tensors), given_tangents(tangents, NAMES), ctx.wrt
+        change = linear_hvp(operands, grad_scale, ctx.spec, along, wrt) if along else ()
         if tangents[6] is None:
             return change
-        moved: tuple[Tensor, ...] = LinearGradient.apply(*operands, tangents[6], ctx.spec, wrt)
-        return tuple(a + b for a, b in zip(change, moved, strict=True)) if along else moved
+        rescaled: tuple[Tensor, ...] = LinearGradient.apply(*operands, tangents[6], ctx.spec, wrt)
+        return tuple(a + b for a, b in zip(change, rescaled, strict=True)) if along else rescaled
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -187,11 +165,3 @@ class LinearGradient(Function):
             grads = [LinearGradient.apply(*item, spec, wrt) for item in unbatched(info, in_dims, tuple(tensors))]
             return tuple(map(torch.stack, zip(*grads, strict=True))), dims
         return LinearGradient.apply(*batched(info, in_dims, tuple(tensors), _SHARED), spec, wrt), dims
-
-
-# classifier, bias and weight: what all positions of one kernel call have in common.
-_SHARED = (1, 2, 4)
-
-
-def _along(tangents: tuple[Any, ...]) -> dict[str, Tensor]:
-    return {name: tangent for name, tangent in zip(NAMES, tangents, strict=False) if tangent is not None}

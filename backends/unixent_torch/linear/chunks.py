@@ -1,8 +1,8 @@
-"""The fused linear kernel: a chunk of positions at a time through product, loss and the products of the gradient.
+"""The fused linear pass: a chunk of positions at a time through product, loss and the products of the gradient.
 
-One buffer holds a chunk of logits in the accumulation dtype, whatever the dtype of the inputs; the loss kernel turns it
-into the chunk's gradient in place, and two more products turn that into a slice of the gradient of the hidden states
-and an addend to the classifier's, which is accumulated over the chunks.
+One buffer holds a chunk of logits in the accumulation dtype, whatever the dtype of the inputs; the pass over the logits
+turns it into the chunk's gradient in place, and two more products turn that into a slice of the gradient of the hidden
+states and an addend to the classifier's, which is accumulated over the chunks.
 """
 
 from __future__ import annotations
@@ -15,116 +15,127 @@ import torch
 from torch import Tensor
 
 from unixent.chunking import linear_chunk
+from unixent_torch.kernel import row_losses
 from unixent_torch.kernel.blocks import on_huge_pages
-from unixent_torch.kernel.composed import solve
-from unixent_torch.kernel.spec import Spec
+from unixent_torch.logits.reduction import LossSpec
 
 # Classes whose widened copy of the classifier exists at a time, where its dtype is not that of the accumulation.
 _TILE = 4096
 
+# What a gradient may be asked of, in the order of `LinearOperands`.
+NAMES = ("hidden", "classifier", "bias", "target")
+
 
 class LinearOperands(NamedTuple):
-    """The tensors of a problem: hidden P + (D,), classifier (C, D), bias (C,), and the rest as `solve` takes it."""
+    """The tensors of a call: hidden P + (D,), classifier (C, D), bias (C,), and the rest as `row_losses` takes it."""
 
     hidden: Tensor
     classifier: Tensor
     bias: Tensor | None
     target: Tensor
     weight: Tensor | None
-    v: Tensor | None
+    position_weight: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
-    """The static side of a problem.
+    """The static side of a call.
 
     Attributes:
-        rows: what to do with the logits.
+        loss: what to do with the logits.
         chunk: number of positions whose logits exist at a time; None chooses.
-        rounded: dtype that hidden and classifier are rounded to before they are multiplied (that of autocast), or None.
+        product_dtype: dtype that hidden and classifier are rounded to before they are multiplied (that of autocast), or
+            None.
     """
 
-    rows: Spec
+    loss: LossSpec
     chunk: int | None
-    rounded: torch.dtype | None
+    product_dtype: torch.dtype | None
 
     def widen(self, x: Tensor) -> Tensor:
         """``x`` as it enters a product: rounded if it has to be, then in the accumulation dtype."""
-        return (x if self.rounded is None else x.to(self.rounded)).to(self.rows.acc_dtype)
+        return (x if self.product_dtype is None else x.to(self.product_dtype)).to(self.loss.kernel.acc_dtype)
 
-    def slices(self, operands: LinearOperands) -> Iterator[slice]:
+    def chunks(self, operands: LinearOperands) -> list[slice]:
         """The chunks of the flattened positions."""
         count, (classes, width) = operands.hidden.shape[:-1].numel(), operands.classifier.shape
-        step = linear_chunk(count, classes, width, self.rows.acc_dtype.itemsize, self.chunk)
-        return (slice(start, min(start + step, count)) for start in range(0, count, step))
+        step = linear_chunk(count, classes, width, self.loss.kernel.acc_dtype.itemsize, self.chunk)
+        starts = range(0, count, step)
+        return list(map(slice, starts, (*starts[1:], count)))
 
 
-def solve_linear(
-    operands: LinearOperands, factor: Tensor | float | None, spec: LinearSpec, wrt: tuple[str, ...] = ()
+def linear_row_losses(
+    operands: LinearOperands, grad_scale: Tensor | float | None, spec: LinearSpec, wrt: tuple[str, ...] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Losses of shape P, and the gradient of ``sum(factor * loss)`` for each of ``wrt``, all in the accumulation dtype.
+    """Losses P and the gradient of ``sum(grad_scale * losses)`` for each of ``wrt``, in the accumulation dtype.
 
     Args:
         operands: the tensors.
-        factor: in the accumulation dtype and broadcastable to P, or a number; None for 1.
+        grad_scale: in the accumulation dtype and broadcastable to P, or a number; None for 1.
         spec: the static options.
-        wrt: what to differentiate with respect to: "hidden", "classifier", "bias", "target". The gradient of target is
-            in target's own dtype, since it is as large as the logits.
+        wrt: what to differentiate with respect to, of `NAMES`. The gradient of target is in target's own dtype, since
+            it is as large as the logits.
     """
-    device = operands.hidden.device.type
-    with torch.autocast(device, enabled=False):
-        return Fused(operands, spec, wrt).run(factor)
+    with torch.autocast(operands.hidden.device.type, enabled=False):
+        return LinearPass(operands, spec, wrt).run(grad_scale)
 
 
-class Fused:
+class LinearPass:
     """One call's memory, and its loop over chunks."""
 
     def __init__(self, operands: LinearOperands, spec: LinearSpec, wrt: tuple[str, ...]) -> None:
-        hidden, classifier, bias, target, _, v = operands
-        self._operands, self._spec, self._kind = operands, spec, spec.rows.acc_dtype
+        hidden, classifier, bias, target, _, position_weight = operands
+        self._operands, self._spec, self._acc_dtype = operands, spec, spec.loss.kernel.acc_dtype
         self._shape, (self._classes, self._width) = hidden.shape[:-1], classifier.shape
         self._count = self._shape.numel()
         self._hidden = hidden.reshape(self._count, self._width)
         self._target = target.reshape(self._count, self._classes) if target.is_floating_point() else target.reshape(-1)
-        self._v = None if v is None else v.reshape(-1)
-        self._bias = None if bias is None else bias.to(self._kind)
+        self._position_weight = None if position_weight is None else position_weight.reshape(-1)
+        self._bias = None if bias is None else bias.to(self._acc_dtype)
         # A classifier that enters the products as it is needs no tiles.
-        self._as_is = classifier.dtype == self._kind and spec.rounded is None
-        self._grads = {name: self._new_gradient(name) for name in wrt}
+        self._as_is = classifier.dtype == self._acc_dtype and spec.product_dtype is None
+        self._grads: dict[str, Tensor] = {}
+        for name in wrt:
+            self._grads[name] = self._new_gradient(name)
+        # The logits' gradient is what the others are made of, but for the target's.
+        self._kernel_wrt = (("logits",) if self._grads.keys() - {"target"} else ()) + (
+            ("target",) if "target" in self._grads else ()
+        )
 
     def _new_gradient(self, name: str) -> Tensor:
-        operands, kind = self._operands, self._kind
         if name == "target":
             return on_huge_pages(torch.empty_like(self._target))
-        shape = self._hidden.shape if name == "hidden" else getattr(operands, name).shape
-        gradient = on_huge_pages(torch.empty(shape, dtype=kind, device=operands.hidden.device))
+        shape = self._hidden.shape if name == "hidden" else getattr(self._operands, name).shape
+        gradient = on_huge_pages(torch.empty(shape, dtype=self._acc_dtype, device=self._hidden.device))
         return gradient if name == "hidden" and self._count else gradient.zero_()
 
-    def run(self, factor: Tensor | float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def run(self, grad_scale: Tensor | float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The losses and the gradients."""
-        grads, kind, device = self._grads, self._kind, self._hidden.device
-        if isinstance(factor, Tensor) and factor.ndim:
-            factor = factor.expand(self._shape).reshape(-1)
-        losses = torch.empty(self._count, dtype=kind, device=device)
+        grads, dtype, device = self._grads, self._acc_dtype, self._hidden.device
+        if isinstance(grad_scale, Tensor) and grad_scale.ndim:
+            grad_scale = grad_scale.expand(self._shape).reshape(-1)
+        losses = torch.empty(self._count, dtype=dtype, device=device)
         logits: Tensor | None = None
-        for here in self._spec.slices(self._operands):
-            rows = here.stop - here.start
-            logits = torch.empty(rows, self._classes, dtype=kind, device=device) if logits is None else logits
-            dead = None if self._v is None else (self._v[here] == 0).unsqueeze(1)
-            states = self._spec.widen(self._hidden[here])
-            if dead is not None:
-                # 0 times a NaN of a position that doesn't exist would reach the classifier's gradient.
-                states = states.masked_fill(dead, 0)
-            block = self._product(states, logits[:rows])
-            losses[here] = self._losses(block, here, factor)
+        for rows in self._spec.chunks(self._operands):
+            count = rows.stop - rows.start
+            logits = torch.empty(count, self._classes, dtype=dtype, device=device) if logits is None else logits
+            states = self._spec.widen(self._hidden[rows])
+            inactive = None
+            if self._position_weight is not None:
+                # 0 times a NaN of an inactive position would reach the classifier's gradient.
+                inactive = (self._position_weight[rows] == 0).unsqueeze(1)
+                states = states.masked_fill(inactive, 0)
+            block = self._product(states, logits[:count])
+            losses[rows] = self._row_losses(block, rows, grad_scale)
             if "hidden" in grads:
-                self._to_hidden(block, grads["hidden"][here], dead)
+                self._to_hidden(block, grads["hidden"][rows], inactive)
             if "classifier" in grads:
                 grads["classifier"].addmm_(block.t(), states)
             if "bias" in grads:
                 grads["bias"] += block.sum(0)
-        found = (grad.view(getattr(self._operands, name).shape) for name, grad in grads.items())
-        return losses.view(self._shape), tuple(found)
+        for name in grads:
+            grads[name] = grads[name].view(getattr(self._operands, name).shape)
+        return losses.view(self._shape), tuple(grads.values())
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self._classes, _TILE):
@@ -135,37 +146,33 @@ class Fused:
         if self._as_is:
             torch.mm(states, self._operands.classifier.t(), out=out)
         else:
-            for tile, part in self._tiles():
-                torch.mm(states, part.t(), out=out[:, tile])
+            for tile, classifier in self._tiles():
+                torch.mm(states, classifier.t(), out=out[:, tile])
         return out if self._bias is None else out.add_(self._bias)
 
-    def _losses(self, block: Tensor, here: slice, factor: Tensor | float | None) -> Tensor:
-        """The losses of a chunk, whose logits become the gradient of ``sum(factor * loss)`` if any is asked for."""
-        wrt, out = [], []
-        if self._grads.keys() - {"target"}:
-            wrt.append("logits")
-            out.append(block)
-        if "target" in self._grads:
-            wrt.append("target")
-            out.append(self._grads["target"][here])
-        return solve(
+    def _row_losses(self, block: Tensor, rows: slice, grad_scale: Tensor | float | None) -> Tensor:
+        """The losses of a chunk, whose logits become their gradient if any is asked for."""
+        out: tuple[Tensor, ...] = ()
+        for name in self._kernel_wrt:
+            out += (block if name == "logits" else self._grads["target"][rows],)
+        return row_losses(
             block,
-            self._target[here],
+            self._target[rows],
             self._operands.weight,
-            None if self._v is None else self._v[here],
-            factor[here] if isinstance(factor, Tensor) and factor.ndim else factor,
-            self._spec.rows,
-            tuple(wrt),
-            tuple(out),
+            None if self._position_weight is None else self._position_weight[rows],
+            grad_scale[rows] if isinstance(grad_scale, Tensor) and grad_scale.ndim else grad_scale,
+            self._spec.loss.kernel,
+            self._kernel_wrt,
+            out,
         )[0]
 
-    def _to_hidden(self, block: Tensor, out: Tensor, dead: Tensor | None) -> None:
+    def _to_hidden(self, block: Tensor, out: Tensor, inactive: Tensor | None) -> None:
         if self._as_is:
             torch.mm(block, self._operands.classifier, out=out)
         else:
             out.zero_()
-            for tile, part in self._tiles():
-                out.addmm_(block[:, tile], part)
-        if dead is not None:
+            for tile, classifier in self._tiles():
+                out.addmm_(block[:, tile], classifier)
+        if inactive is not None:
             # 0 times a NaN of the classifier, likewise.
-            out.masked_fill_(dead, 0)
+            out.masked_fill_(inactive, 0)

@@ -1,8 +1,9 @@
 """Derivatives of the fused linear form that plain operations make up, from the logits of one chunk at a time.
 
 With x = h W^T + b the logits, tangents of (h, W, b) give those of the logits, u = dh W^T + h dW^T + db, and the
-derivatives at the logits come from `Gradient` and `curvature`. The second derivative of ``sum(f * losses)`` is
-symmetric in all of (h, W, b, q), so that the same products serve forward and reverse mode:
+derivatives at the logits come from `RowGradient` and `logits.gradient.hvp`. The second derivative of
+``sum(grad_scale * losses)`` is symmetric in all of (h, W, b, q), so that the same products serve forward and reverse
+mode:
 
     hidden:  H W + g dW        classifier:  H^T h + g^T dh        bias:  sum_n H_n
 
@@ -18,21 +19,28 @@ import torch
 from torch import Tensor
 
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec
-from unixent_torch.logits.gradient import Gradient, Operands, curvature
+from unixent_torch.logits.gradient import Operands, RowGradient, hvp
 
 Tangents = dict[str, Tensor]
 
 
 class _Chunk(NamedTuple):
-    """A chunk's positions; which of them don't exist, as a column; its hidden states and their tangent; its logits and
-    what goes with them; the tangents of those."""
+    """A chunk of positions.
 
-    here: slice
-    dead: Tensor | None
+    Attributes:
+        rows: which they are.
+        inactive: those of weight 0, as a column, or None.
+        states, states_tangent: their hidden states, and the tangent of those.
+        operands: their logits and what goes with them.
+        tangents: those of ``operands``.
+    """
+
+    rows: slice
+    inactive: Tensor | None
     states: Tensor
-    moved: Tensor | None
-    rows: Operands
-    along: Tangents
+    states_tangent: Tensor | None
+    operands: Operands
+    tangents: Tangents
 
 
 def _flat(x: Tensor, axes: int) -> Tensor:
@@ -40,52 +48,54 @@ def _flat(x: Tensor, axes: int) -> Tensor:
     return x.reshape(-1, *x.shape[x.ndim - axes :])
 
 
-def _chunks(operands: LinearOperands, spec: LinearSpec, along: Tangents) -> Iterator[_Chunk]:
-    hidden, classifier, bias, target, weight, v = operands
-    kind = spec.rows.acc_dtype
+def _chunks(operands: LinearOperands, spec: LinearSpec, tangents: Tangents) -> Iterator[_Chunk]:
+    hidden, classifier, bias, target, weight, position_weight = operands
+    acc_dtype = spec.loss.kernel.acc_dtype
     w, hidden = spec.widen(classifier), _flat(hidden, 1)
-    target, v = _flat(target, int(target.is_floating_point())), None if v is None else _flat(v, 0)
-    along = {name: tangent.to(kind) for name, tangent in along.items()}
-    d_hidden = _flat(along["hidden"], 1) if "hidden" in along else None
-    d_target = _flat(along["target"], 1) if "target" in along else None
-    for here in spec.slices(operands):
-        states = spec.widen(hidden[here])
-        dead = None if v is None else (v[here] == 0).unsqueeze(1)
-        states = _alive(states, dead)
-        moved = None if d_hidden is None else _alive(d_hidden[here], dead)
+    target = _flat(target, int(target.is_floating_point()))
+    v = None if position_weight is None else _flat(position_weight, 0)
+    tangents = {name: tangent.to(acc_dtype) for name, tangent in tangents.items()}
+    d_hidden = _flat(tangents["hidden"], 1) if "hidden" in tangents else None
+    d_target = _flat(tangents["target"], 1) if "target" in tangents else None
+    for rows in spec.chunks(operands):
+        states = spec.widen(hidden[rows])
+        inactive = None if v is None else (v[rows] == 0).unsqueeze(1)
+        states = _without_inactive(states, inactive)
+        d_states = None if d_hidden is None else _without_inactive(d_hidden[rows], inactive)
         x = states @ w.t()
-        u = None if moved is None else moved @ w.t()
-        if "classifier" in along:
-            more = states @ along["classifier"].t()
+        u = None if d_states is None else d_states @ w.t()
+        if "classifier" in tangents:
+            more = states @ tangents["classifier"].t()
             u = more if u is None else u + more
-        if "bias" in along:
-            u = along["bias"].expand_as(x) if u is None else u + along["bias"]
-        there = {} if u is None else {"logits": u}
+        if "bias" in tangents:
+            u = tangents["bias"].expand_as(x) if u is None else u + tangents["bias"]
+        of_logits = {} if u is None else {"logits": u}
         if d_target is not None:
-            there["target"] = d_target[here]
-        rows = (x if bias is None else x + bias.to(kind), target[here], weight, None if v is None else v[here])
-        yield _Chunk(here, dead, states, moved, rows, there)
+            of_logits["target"] = d_target[rows]
+        x = x if bias is None else x + bias.to(acc_dtype)
+        at_logits = (x, target[rows], weight, None if v is None else v[rows])
+        yield _Chunk(rows, inactive, states, d_states, at_logits, of_logits)
 
 
-def _alive(x: Tensor, dead: Tensor | None) -> Tensor:
-    """Nothing comes from a position that doesn't exist, not even 0 times a NaN."""
-    return x if dead is None else torch.where(dead, 0, x)
+def _without_inactive(x: Tensor, inactive: Tensor | None) -> Tensor:
+    """Inactive positions contribute nothing, not even 0 times a NaN."""
+    return x if inactive is None else torch.where(inactive, 0, x)
 
 
 def _gathered(
-    parts: Iterator[dict[str, Tensor]], operands: LinearOperands, spec: LinearSpec, shapes: dict[str, torch.Size]
+    chunks: Iterator[dict[str, Tensor]], operands: LinearOperands, spec: LinearSpec, shapes: dict[str, torch.Size]
 ) -> tuple[Tensor, ...]:
     """Results of the given shapes from those of the chunks: sums over positions, or pieces to be joined."""
     pieces: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for name, value in part.items():
+    for chunk in chunks:
+        for name, value in chunk.items():
             if name in ("classifier", "bias") and name in pieces:
                 pieces[name] = [pieces[name][0] + value]
             else:
                 pieces.setdefault(name, []).append(value)
-    zeros = operands.hidden.new_zeros
+    zeros, acc_dtype = operands.hidden.new_zeros, spec.loss.kernel.acc_dtype
     return tuple(
-        (torch.cat(pieces[name]) if name in pieces else zeros(shape, dtype=spec.rows.acc_dtype)).reshape(shape)
+        (torch.cat(pieces[name]) if name in pieces else zeros(shape, dtype=acc_dtype)).reshape(shape)
         for name, shape in shapes.items()
     )
 
@@ -94,61 +104,67 @@ def _shapes(operands: LinearOperands, wrt: tuple[str, ...]) -> dict[str, torch.S
     return {name: getattr(operands, name).shape for name in wrt}
 
 
-def directional(operands: LinearOperands, spec: LinearSpec, along: Tangents) -> Tensor:
+def directional(operands: LinearOperands, spec: LinearSpec, tangents: Tangents) -> Tensor:
     """The derivatives of the losses, of shape P, along the tangents."""
 
-    def parts() -> Iterator[dict[str, Tensor]]:
-        for _, _, _, _, rows, there in _chunks(operands, spec, along):
-            grads = Gradient.apply(*rows, _ones(rows), spec.rows, tuple(there))
-            products = [(grad * tangent).sum(-1) for grad, tangent in zip(grads, there.values(), strict=True)]
+    def chunks() -> Iterator[dict[str, Tensor]]:
+        for chunk in _chunks(operands, spec, tangents):
+            at, along = chunk.operands, chunk.tangents
+            grads = RowGradient.apply(*at, _ones(at), spec.loss.kernel, tuple(along))
+            products = [(grad * tangent).sum(-1) for grad, tangent in zip(grads, along.values(), strict=True)]
             yield {"losses": sum(products[1:], products[0])}
 
-    return _gathered(parts(), operands, spec, {"losses": operands.hidden.shape[:-1]})[0]
+    return _gathered(chunks(), operands, spec, {"losses": operands.hidden.shape[:-1]})[0]
 
 
-def gradients(operands: LinearOperands, f: Tensor, spec: LinearSpec, wrt: tuple[str, ...]) -> tuple[Tensor, ...]:
-    """The gradient of ``sum(f * losses)`` for each of ``wrt``, by operations that let ``f`` be batched in any way."""
-    f, w = f.reshape(-1, 1), spec.widen(operands.classifier)
+def gradients(
+    operands: LinearOperands, grad_scale: Tensor, spec: LinearSpec, wrt: tuple[str, ...]
+) -> tuple[Tensor, ...]:
+    """The gradients for ``wrt`` by operations that let ``grad_scale`` be batched in any way."""
+    scale, w = grad_scale.reshape(-1, 1), spec.widen(operands.classifier)
     names = tuple(name for name in ("logits", "target") if name == "logits" or name in wrt)
 
-    def parts() -> Iterator[dict[str, Tensor]]:
-        for here, dead, states, _, rows, _ in _chunks(operands, spec, {}):
-            grads = Gradient.apply(*rows, _ones(rows), spec.rows, names)
-            scaled = dict(zip(names, (grad * f[here] for grad in grads), strict=True))
+    def chunks() -> Iterator[dict[str, Tensor]]:
+        for chunk in _chunks(operands, spec, {}):
+            at = chunk.operands
+            grads = RowGradient.apply(*at, _ones(at), spec.loss.kernel, names)
+            scaled = dict(zip(names, (grad * scale[chunk.rows] for grad in grads), strict=True))
             g = scaled.pop("logits")
-            yield {"hidden": _alive(g @ w, dead), "classifier": g.t() @ states, "bias": g.sum(0), **scaled}
+            for_hidden = _without_inactive(g @ w, chunk.inactive)
+            yield {"hidden": for_hidden, "classifier": g.t() @ chunk.states, "bias": g.sum(0), **scaled}
 
-    return _gathered(parts(), operands, spec, _shapes(operands, wrt))
+    return _gathered(chunks(), operands, spec, _shapes(operands, wrt))
 
 
-def second(
-    operands: LinearOperands, f: Tensor, spec: LinearSpec, along: Tangents, wrt: tuple[str, ...]
+def linear_hvp(
+    operands: LinearOperands, grad_scale: Tensor, spec: LinearSpec, tangents: Tangents, wrt: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
-    """The second derivative of ``sum(f * losses)`` applied to the tangents, for each of ``wrt``."""
-    f, w = f.reshape(-1), spec.widen(operands.classifier)
+    """The second derivative of ``sum(grad_scale * losses)`` times the tangents, for each of ``wrt``."""
+    scale, w, kernel = grad_scale.reshape(-1), spec.widen(operands.classifier), spec.loss.kernel
 
-    def parts() -> Iterator[dict[str, Tensor]]:
-        for here, dead, states, moved, rows, there in _chunks(operands, spec, along):
-            by_x, by_target = curvature(rows, f[here], spec.rows, there)
-            found = {"bias": by_x.sum(0)} if "bias" in wrt else {}
-            if "target" in wrt and by_target is not None:
-                found["target"] = by_target
+    def chunks() -> Iterator[dict[str, Tensor]]:
+        for rows, inactive, states, d_states, at, along in _chunks(operands, spec, tangents):
+            for_x, for_target = hvp(at, scale[rows], kernel, along)
+            products = {"bias": for_x.sum(0)} if "bias" in wrt else {}
+            if "target" in wrt and for_target is not None:
+                products["target"] = for_target
             g = None
-            if ("hidden" in wrt and "classifier" in along) or ("classifier" in wrt and moved is not None):
-                (g,) = Gradient.apply(*rows, f[here], spec.rows, ("logits",))
+            if ("hidden" in wrt and "classifier" in tangents) or ("classifier" in wrt and d_states is not None):
+                (g,) = RowGradient.apply(*at, scale[rows], kernel, ("logits",))
             if "hidden" in wrt:
-                by_hidden = by_x @ w
-                if g is not None and "classifier" in along:
-                    by_hidden = by_hidden + g @ along["classifier"].to(g.dtype)
-                found["hidden"] = _alive(by_hidden, dead)
+                for_hidden = for_x @ w
+                if g is not None and "classifier" in tangents:
+                    for_hidden = for_hidden + g @ tangents["classifier"].to(g.dtype)
+                products["hidden"] = _without_inactive(for_hidden, inactive)
             if "classifier" in wrt:
-                found["classifier"] = by_x.t() @ states
-                if g is not None and moved is not None:
-                    found["classifier"] = found["classifier"] + g.t() @ moved
-            yield found
+                products["classifier"] = for_x.t() @ states
+                if g is not None and d_states is not None:
+                    products["classifier"] = products["classifier"] + g.t() @ d_states
+            yield products
 
-    return _gathered(parts(), operands, spec, _shapes(operands, wrt))
+    return _gathered(chunks(), operands, spec, _shapes(operands, wrt))
 
 
-def _ones(rows: Operands) -> Tensor:
-    return torch.ones(rows[0].shape[:-1], dtype=rows[0].dtype, device=rows[0].device)
+def _ones(operands: Operands) -> Tensor:
+    x = operands[0]
+    return torch.ones(x.shape[:-1], dtype=x.dtype, device=x.device)

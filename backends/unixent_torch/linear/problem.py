@@ -1,4 +1,4 @@
-"""A fused linear problem made ready, and sent the way that suits where it runs."""
+"""A call of the fused linear form: its operands, and the way that suits how torch runs it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import LinearProblem
-from unixent_torch import compat
+from unixent_torch.collectives import Groups
 from unixent_torch.kernel import traced
-from unixent_torch.linear.autograd import Linear, LinearCall, LinearGradient, apply_linear, rounded
-from unixent_torch.linear.chunks import LinearOperands, LinearSpec, solve_linear
-from unixent_torch.linear.traced import apply_opaque, solve_opaque
-from unixent_torch.logits.problem import Prepared
-from unixent_torch.logits.reduction import factor, reduce, spread
+from unixent_torch.kernel.mode import Mode
+from unixent_torch.linear.autograd import LinearGradient, ReverseLinear, TransformedLinear, cast_like
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses
+from unixent_torch.linear.traced import opaque_loss, opaque_row_losses
+from unixent_torch.logits.problem import LossCall
+from unixent_torch.logits.reduction import reduce
 
 
 def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
@@ -24,47 +25,62 @@ def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
     return None if problem.hidden.dtype == problem.classifier.dtype == dtype else dtype
 
 
-class PreparedLinear(Prepared):
-    """A fused linear problem."""
+class LinearCall(LossCall):
+    """A call of the fused linear form."""
 
-    def __init__(self, problem: LinearProblem) -> None:
-        super().__init__(problem, problem.hidden, problem.target)
-        self.operands = LinearOperands(
-            problem.hidden, problem.classifier, problem.bias, self.positions.target, self.weight, self.positions.v
-        )
-        self.how = LinearCall(LinearSpec(self.call.spec, problem.chunk, _autocast_dtype(problem)), self.call)
-        # To a tracer, the operator has a plain backward pass and nothing else.
-        self._opaque = compat.is_traced() and not (compat.transforms_active() or compat.in_forward_mode())
+    def __init__(self, problem: LinearProblem, token_groups: Groups = ()) -> None:
+        hidden, classifier, bias = problem.hidden, problem.classifier, problem.bias
+        super().__init__(problem, hidden, problem.target, token_groups)
+        target, position_weight, _ = self.positions
+        self.operands = LinearOperands(hidden, classifier, bias, target, self.weight, position_weight)
+        self.linear_spec = LinearSpec(self.spec, problem.chunk, _autocast_dtype(problem))
+
+    def _loss(self) -> Tensor:
+        operands, denominator, spec, mode = self.operands, self.denominator, self.linear_spec, self.mode
+        loss: Tensor
+        if mode is Mode.TRACED:
+            loss = opaque_loss(operands, denominator, spec)
+        elif mode is Mode.COMPOSED:
+            loss = self._composition(operands)
+        elif mode is Mode.TRANSFORMED:
+            loss = TransformedLinear.apply(*operands, denominator, spec)
+        elif self.is_differentiated():
+            loss = ReverseLinear.apply(*operands, denominator, spec)
+        else:
+            loss = reduce(linear_row_losses(operands, None, spec)[0], denominator, self.spec)
+        return loss
+
+    def is_differentiated(self) -> bool:
+        """Whether autograd asks for a gradient of an operand."""
+        if not torch.is_grad_enabled():
+            return False
+        hidden, classifier, bias, target, _, _ = self.operands
+        inputs_require = hidden.requires_grad or classifier.requires_grad or target.requires_grad
+        return inputs_require or (bias is not None and bias.requires_grad)
 
     def _composition(self, operands: LinearOperands) -> Tensor:
-        hidden, classifier, bias, target, weight, v = operands
-        spec = self.how.spec
-        logits = torch.nn.functional.linear(
-            spec.widen(hidden), spec.widen(classifier), None if bias is None else bias.to(spec.rows.acc_dtype)
-        )
-        return reduce(traced.losses(logits, target, weight, v, spec.rows), self.denominator, self.call)
+        hidden, classifier, bias, target, weight, position_weight = operands
+        spec, kernel = self.linear_spec, self.spec.kernel
+        bias = None if bias is None else bias.to(kernel.acc_dtype)
+        logits = torch.nn.functional.linear(spec.widen(hidden), spec.widen(classifier), bias)
+        losses = traced.row_losses(logits, target, weight, position_weight, kernel)
+        return reduce(losses, self.denominator, self.spec)
 
-    def loss(self) -> Tensor:
-        if self._opaque:
-            return apply_opaque(self.operands, self.denominator, self.how)
-        if self.composed:
-            return self._composition(self.operands)
-        return apply_linear(self.operands, self.denominator, self.how)
-
-    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        operands, spec, upstream = self.operands, self.how.spec, self.upstream(grad_output)
-        if self.composed and not self._opaque:
+    def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        operands, spec = self.operands, self.linear_spec
+        if self.mode is Mode.COMPOSED:
 
             def loss_of(*values: Tensor) -> Tensor:
                 return self._composition(operands._replace(**dict(zip(wrt, values, strict=True))))
 
-            loss, pull = torch.func.vjp(loss_of, *(getattr(operands, name) for name in wrt))
-            return loss, pull(upstream)
-        f = spread(factor(upstream, self.denominator, self.call), operands.hidden.shape[:-1])
-        if compat.transforms_active():
-            grads = LinearGradient.apply(*operands, f, spec, wrt)
-            return Linear.apply(*operands, self.denominator, self.how), rounded(wrt, grads, operands)
+            loss, vjp = torch.func.vjp(loss_of, *(getattr(operands, name) for name in wrt))
+            return loss, vjp(grad_output)
+        scale = self.grad_scale(grad_output)
+        if self.mode is Mode.TRANSFORMED:
+            grads = LinearGradient.apply(*operands, scale, spec, wrt)
+            loss = TransformedLinear.apply(*operands, self.denominator, spec)
+            return loss, cast_like(wrt, grads, operands)
         with torch.no_grad():
-            solve = solve_opaque if self._opaque else solve_linear
-            losses, grads = solve(operands, f, spec, wrt)
-            return reduce(losses, self.denominator, self.call), rounded(wrt, grads, operands)
+            solve = opaque_row_losses if self.mode is Mode.TRACED else linear_row_losses
+            losses, grads = solve(operands, scale, spec, wrt)
+            return reduce(losses, self.denominator, self.spec), cast_like(wrt, grads, operands)

@@ -1,8 +1,8 @@
-"""The eager loss as a function that autograd and torch.func can differentiate.
+"""The loss as functions that autograd and torch.func can differentiate.
 
-`EagerLoss` is the everyday path: the gradient of a scalar loss is formed in the forward pass and scaled in the
-backward. `Loss` is the same function for torch.func and forward mode, where what is formed early would be a constant to
-the outer transforms. Under both, a derivative of the derivative goes through `Gradient`.
+`ReverseLoss` is the everyday path: the gradient of a scalar loss is formed in the forward pass and scaled in the
+backward. `TransformedLoss` is the same function for torch.func and forward mode, where what is formed early would be a
+constant to the outer transforms. Under both, a derivative of the derivative goes through `RowGradient`.
 """
 
 from __future__ import annotations
@@ -15,40 +15,26 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent_torch import compat
-from unixent_torch.kernel.composed import solve
-from unixent_torch.logits.gradient import Gradient, Operands, batched, inner, unbatched
-from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch.kernel import row_losses
+from unixent_torch.logits.gradient import (
+    Operands,
+    RowGradient,
+    batched,
+    given_tangents,
+    in_order,
+    inner,
+    needed,
+    unbatched,
+)
+from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 
 
-def apply(operands: Operands, denominator: Denominator, call: Call) -> Tensor:
-    """The loss, recorded for whatever derivative may be asked of it."""
-    if compat.transforms_active() or compat.in_forward_mode():
-        loss: Tensor = Loss.apply(*operands, denominator, call)
-        return loss
-    x, target = operands[:2]
-    if torch.is_grad_enabled() and (x.requires_grad or target.requires_grad):
-        loss = EagerLoss.apply(*operands, denominator, call)
-        return loss
-    return reduce(solve(*operands, None, call.spec)[0], denominator, call)
+def is_transformed(grad_output: Tensor) -> bool:
+    """Whether a backward pass runs under a transform, or under the vmap behind ``is_grads_batched``."""
+    return compat.transforms_active() or compat.is_legacy_batched(grad_output)
 
 
-def is_transformed(upstream: Tensor) -> bool:
-    functorch = torch._C._functorch
-    return bool(compat.transforms_active() or functorch.is_legacy_batchedtensor(upstream))
-
-
-def asked(ctx: Any) -> tuple[str, ...]:
-    """Which of the first two inputs autograd wants a gradient of."""
-    return tuple(name for name, needed in zip(("logits", "target"), ctx.needs_input_grad, strict=False) if needed)
-
-
-def arranged(wrt: tuple[str, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Gradients in the order of the inputs: logits, target, and four constants."""
-    by_name = dict(zip(wrt, grads, strict=True))
-    return by_name.get("logits"), by_name.get("target"), None, None, None, None
-
-
-class EagerLoss(Function):
+class ReverseLoss(Function):
     """The loss under plain reverse mode: a scalar's gradient is formed in the forward pass."""
 
     @staticmethod
@@ -57,106 +43,121 @@ class EagerLoss(Function):
         x: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        v: Tensor | None,
+        position_weight: Tensor | None,
         denominator: Denominator,
-        call: Call,
+        spec: LossSpec,
     ) -> Tensor:
-        spec, wrt = call.spec, asked(ctx)
+        kernel = spec.kernel
         # A rounded gradient can't be scaled: what underflowed stays lost. On the host one can see whether it has to be.
-        formed = wrt if call.kept == 0 and (spec.host or x.dtype == spec.acc_dtype) else ()
-        losses, grads = solve(x, target, weight, v, factor(1.0, denominator, call), spec, formed)
-        ctx.call, ctx.denominator = call, denominator
-        ctx.save_for_backward(x, target, weight, v, *grads)
-        return reduce(losses, denominator, call)
+        early = spec.kept_axes == 0 and (kernel.readable or x.dtype == kernel.acc_dtype)
+        wrt = needed(ctx) if early else ()
+        scale = grad_scale_of(1.0, denominator, spec)
+        losses, grads = row_losses(x, target, weight, position_weight, scale, kernel, wrt)
+        ctx.spec, ctx.denominator = spec, denominator
+        ctx.save_for_backward(x, target, weight, position_weight, *grads)
+        return reduce(losses, denominator, spec)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        call, denominator, wrt = ctx.call, ctx.denominator, asked(ctx)
-        x, target, weight, v, *grads = ctx.saved_tensors
-        if torch.is_grad_enabled() or is_transformed(upstream):
-            found = gradients((x, target, weight, v), upstream, denominator, call, wrt)
-        elif grads and call.spec.host and upstream.item() == 1:
-            found = tuple(grads)
-        elif grads and all(grad.dtype == call.spec.acc_dtype for grad in grads):
-            found = tuple(_scaled(grad, upstream) for grad in grads)
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        spec, denominator, wrt = ctx.spec, ctx.denominator, needed(ctx)
+        x, target, weight, position_weight, *saved = ctx.saved_tensors
+        operands = (x, target, weight, position_weight)
+        if torch.is_grad_enabled() or is_transformed(grad_output):
+            grads = gradients(operands, grad_output, denominator, spec, wrt)
+        elif saved and spec.kernel.readable and grad_output.item() == 1:
+            grads = tuple(saved)
+        elif saved and all(grad.dtype == spec.kernel.acc_dtype for grad in saved):
+            grads = tuple(scaled(grad, grad_output) for grad in saved)
         else:
-            del grads
-            scale = spread(factor(upstream, denominator, call), x.shape[:-1])
-            found = solve(x, target, weight, v, scale, call.spec, wrt)[1]
-        return arranged(wrt, found)
+            del saved
+            scale = expand_to(grad_scale_of(grad_output, denominator, spec), x.shape[:-1])
+            grads = row_losses(*operands, scale, spec.kernel, wrt)[1]
+        return in_order(wrt, grads, 4)
 
 
-def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    # The saved gradient is read once more only where the graph is kept.
-    if compat.keeps_graph():
-        return grad * upstream
-    return grad.mul_(upstream)
+def scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
+    """A saved gradient times the upstream one; it is read once more only where the graph is kept."""
+    return grad * grad_output if compat.keeps_graph() else grad.mul_(grad_output)
 
 
 def gradients(
-    operands: Operands, upstream: Tensor, denominator: Denominator, call: Call, wrt: tuple[str, ...]
+    operands: Operands, grad_output: Tensor, denominator: Denominator, spec: LossSpec, wrt: tuple[str, ...]
 ) -> tuple[Tensor, ...]:
     """The gradients as differentiable functions of the operands and the upstream gradient."""
-    shape = operands[0].shape[:-1]
-    if compat.is_legacy_batched(upstream):
+    shape, kernel = operands[0].shape[:-1], spec.kernel
+    batched_by_vmap = compat.is_legacy_batched(grad_output)
+    along = grad_output
+    if batched_by_vmap:
         # The vmap behind is_grads_batched knows nothing of Functions: multiply by plain operations.
-        x, target, weight, v = operands
-        kind = call.spec.acc_dtype
-        wide = (x.to(kind), target.to(kind) if target.is_floating_point() else target, weight, v)
-        one = torch.ones(shape[: call.kept], dtype=kind, device=x.device)
-        grads = gradients(wide, one, denominator, call, wrt)
-        upstream = spread(upstream, shape).unsqueeze(-1)
+        x, target, weight, position_weight = operands
+        dtype = kernel.acc_dtype
+        operands = (x.to(dtype), target.to(dtype) if target.is_floating_point() else target, weight, position_weight)
+        along = torch.ones(shape[: spec.kept_axes], dtype=dtype, device=x.device)
+    scale = expand_to(grad_scale_of(along, denominator, spec), shape)
+    grads: tuple[Tensor, ...] = RowGradient.apply(*operands, scale, kernel, wrt)
+    if batched_by_vmap:
         dtypes = {"logits": x.dtype, "target": target.dtype}
-        return tuple((grad * upstream).to(dtypes[name]) for name, grad in zip(wrt, grads, strict=True))
-    found: tuple[Tensor, ...] = Gradient.apply(
-        *operands, spread(factor(upstream, denominator, call), shape), call.spec, wrt
-    )
-    return found
+        grad_output = expand_to(grad_output, shape).unsqueeze(-1)
+        grads = tuple((grad * grad_output).to(dtypes[name]) for name, grad in zip(wrt, grads, strict=True))
+    return grads
 
 
-class Loss(Function):
+class TransformedLoss(Function):
     """The loss under every transform."""
 
     @staticmethod
     def forward(
-        x: Tensor, target: Tensor, weight: Tensor | None, v: Tensor | None, denominator: Denominator, call: Call
+        x: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        position_weight: Tensor | None,
+        denominator: Denominator,
+        spec: LossSpec,
     ) -> Tensor:
-        return reduce(solve(x, target, weight, v, None, call.spec)[0], denominator, call)
+        losses, _ = row_losses(x, target, weight, position_weight, None, spec.kernel)
+        return reduce(losses, denominator, spec)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *operands, denominator, call = inputs
-        ctx.call, ctx.number = call, None
-        if isinstance(denominator, float):
-            ctx.number, denominator = denominator, None
-        ctx.save_for_backward(*operands, denominator)
-        ctx.save_for_forward(*operands, denominator)
+        *operands, denominator, ctx.spec = inputs
+        save_with_denominator(ctx, operands, denominator)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        *operands, denominator = ctx.saved_tensors
-        denominator = denominator if ctx.number is None else ctx.number
-        wrt = asked(ctx)
-        return arranged(wrt, gradients(tuple(operands), upstream, denominator, ctx.call, wrt))
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        operands, denominator = saved_with_denominator(ctx)
+        wrt = needed(ctx)
+        return in_order(wrt, gradients(operands, grad_output, denominator, ctx.spec, wrt), 4)
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, target_t: Tensor | None, *_: Any) -> Tensor:
-        *operands, denominator = ctx.saved_tensors
-        denominator = denominator if ctx.number is None else ctx.number
-        call, positions = ctx.call, operands[0].shape[:-1]
-        tangents = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
-        one = torch.ones(positions[: call.kept], dtype=call.spec.acc_dtype, device=operands[0].device)
-        grads = gradients(tuple(operands), one, denominator, call, tuple(tangents))
-        change = inner(grads, tuple(tangents.values()), one.dtype)
-        return change.sum(tuple(range(call.kept, len(positions)))) if call.kept < len(positions) else change
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        operands, denominator = saved_with_denominator(ctx)
+        spec, positions = ctx.spec, operands[0].shape[:-1]
+        kept, along = spec.kept_axes, given_tangents(tangents)
+        one = torch.ones(positions[:kept], dtype=spec.kernel.acc_dtype, device=operands[0].device)
+        grads = gradients(operands, one, denominator, spec, tuple(along))
+        change = inner(grads, tuple(along.values()), one.dtype)
+        return change.sum(tuple(range(kept, len(positions)))) if kept < len(positions) else change
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: Any, x: Tensor, target: Tensor, weight: Tensor | None, v: Any, denominator: Any, call: Call
-    ) -> tuple[Tensor, int]:
-        operands = (x, target, weight, v, denominator)
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Tensor, int]:
+        *tensors, spec = inputs
         if in_dims[2] is not None:
-            rows = unbatched(info, in_dims, operands)
-            return torch.stack([Loss.apply(*row, call) for row in rows]), 0
-        operands = batched(info, in_dims, operands)
-        return Loss.apply(*operands, replace(call, kept=call.kept + 1)), 0
+            items = unbatched(info, in_dims, tuple(tensors))
+            return torch.stack([TransformedLoss.apply(*item, spec) for item in items]), 0
+        spec = replace(spec, kept_axes=spec.kept_axes + 1)
+        return TransformedLoss.apply(*batched(info, in_dims, tuple(tensors)), spec), 0
+
+
+def save_with_denominator(ctx: Any, tensors: list[Any], denominator: Denominator) -> None:
+    """Save tensors and the denominator, which may be a number, for both directions of autograd."""
+    is_number = isinstance(denominator, float)
+    ctx.number = denominator if is_number else None
+    saved = (*tensors, None if is_number else denominator)
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
+
+
+def saved_with_denominator(ctx: Any) -> tuple[Any, Denominator]:
+    """What `save_with_denominator` saved: the tensors and the denominator."""
+    *tensors, denominator = ctx.saved_tensors
+    return tuple(tensors), denominator if ctx.number is None else ctx.number

@@ -1,8 +1,8 @@
 """Small plain losses on the host, where a call costs more than its arithmetic: straight through, mostly in NumPy.
 
 An operator of NumPy takes a fraction of the time of one of torch's. It stands in wherever IEEE 754 leaves no choice
-(sums of two, products, quotients), so that a gradient has the bits that `_rows.unshifted_block` gives it: exp and the
-sum of a row stay torch's. log1p is NumPy's, since only the sum of the losses is seen.
+(sums of two, products, quotients), so that a gradient has the bits that `kernel.rows.unshifted_index_rows` gives it:
+exp and the sum of a row stay torch's. log1p is NumPy's, since only the sum of the losses is seen.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch.nn import Parameter
 
 from unixent.options import LossOptions
 from unixent_torch import compat
-from unixent_torch.kernel.rows import LEAST_CLASS
-from unixent_torch.kernel.spec import Spec
+from unixent_torch.kernel import KernelSpec
+from unixent_torch.kernel.rows import MIN_EXP
 from unixent_torch.logits.autograd import gradients
-from unixent_torch.logits.reduction import Call
+from unixent_torch.logits.reduction import LossSpec
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
-_ELEMENTS = 1 << 14
+_MAX_ELEMENTS = 1 << 14
 _DTYPES = frozenset({torch.float32, torch.float64})
 
 Array = np.ndarray[Any, Any]
 
 
-def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
+def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor | None:
     """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
     if (
         torch.compiler.is_dynamo_compiling()
@@ -42,7 +42,7 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
         or x.dtype not in _DTYPES
         or target.dtype != torch.int64
         or not (x.is_cpu and target.is_cpu and x.is_contiguous())
-        or x.numel() > _ELEMENTS
+        or x.numel() > _MAX_ELEMENTS
         or x.shape[:-1] != target.shape
         or not (options.axis == -1 or options.axis == x.ndim - 1)
         or options.reduction == "none"
@@ -54,18 +54,20 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
         or compat.is_jit_tracing()
     ):
         return None
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    if differentiated and compat.saved_tensors_hooks() is not None:
+        return None  # what is saved below does not go through save_for_backward
     index = target.numpy().reshape(-1)
     count = len(index)
-    if count < 2:  # the value of one position is its loss, whose bits are told
+    if count < 2:  # the value of one position is its loss, whose bits are seen
         return None
     classes = x.shape[-1]
     # argmin and argmax are called in a fraction of the time of min and max, here and below.
     if index.item(index.argmin()) < 0 or index.item(index.argmax()) >= classes or 0 <= options.ignore_index < classes:
         return None
     block = torch.exp(x.detach())
-    differentiated = x.requires_grad and torch.is_grad_enabled()
     denominator = count if options.reduction == "mean" else 1
-    losses = _solve(block, index, 1 / denominator if differentiated else None)
+    losses = _row_losses(block, index, 1 / denominator if differentiated else None)
     if losses is None:
         return None
     value = np.empty((), losses.dtype)
@@ -78,46 +80,48 @@ def small_loss(x: Any, target: Any, options: LossOptions) -> Tensor | None:
 
 
 @lru_cache(maxsize=256)
-def _starts(rows: int, classes: int) -> Array:
+def _row_starts(rows: int, classes: int) -> Array:
     """Where each row starts in a flat block."""
-    found = np.arange(0, rows * classes, classes)
-    found.flags.writeable = False
-    return found
+    starts = np.arange(0, rows * classes, classes)
+    starts.flags.writeable = False
+    return starts
 
 
-def _solve(block: Tensor, y: Array, factor: float | None) -> Array | None:
-    """The losses of rows whose exponentials ``block`` holds; with a factor they become the gradient.
+def _row_losses(block: Tensor, index: Array, grad_scale: float | None) -> Array | None:
+    """The losses of rows whose exponentials ``block`` holds; with a ``grad_scale`` they become the gradient.
 
     None where a row may have to be shifted, or NumPy would warn: within these bounds all that follows is far from the
-    ends of float32, and no row is one of `_rows._rows_outside`.
+    ends of float32, and no row is one of `kernel.rows._rows_to_shift`.
     """
-    rows = block if block.ndim == 2 else block.view(len(y), -1)
-    e = rows.numpy()
-    flat, own = e.reshape(-1), _starts(*e.shape) + y
-    e_k = flat[own]
-    flat[own] = 0
-    rest = rows.sum(1).numpy()
-    total = rest + e_k
+    rows = block if block.ndim == 2 else block.view(len(index), -1)
+    exps = rows.numpy()
+    flat, pivots = exps.reshape(-1), _row_starts(*exps.shape) + index
+    pivot_exp = flat[pivots]
+    flat[pivots] = 0
+    sum_rest = rows.sum(1).numpy()
+    total = sum_rest + pivot_exp
     # argmin and argmax stop at a NaN.
     if not (
-        rest.item(rest.argmin()) >= 1e-10 and e_k.item(e_k.argmin()) >= 1e-12 and total.item(total.argmax()) <= 1e15
+        sum_rest.item(sum_rest.argmin()) >= 1e-10
+        and pivot_exp.item(pivot_exp.argmin()) >= 1e-12
+        and total.item(total.argmax()) <= 1e15
     ):
         return None
     if not total.item(total.argmin()) >= 1:
-        flat[own] = 1
-        if flat.item(flat.argmin()) < LEAST_CLASS:
+        flat[pivots] = 1
+        if flat.item(flat.argmin()) < MIN_EXP:
             return None
-    if factor is not None:
-        flat[own] = -rest
-        push = 1 / total
-        push *= factor
-        e *= push[:, None]
-    rest /= e_k
-    losses: Array = np.log1p(rest, out=rest)
+    if grad_scale is not None:
+        flat[pivots] = -sum_rest
+        nll_grad = 1 / total
+        nll_grad *= grad_scale
+        exps *= nll_grad[:, None]
+    sum_rest /= pivot_exp
+    losses: Array = np.log1p(sum_rest, out=sum_rest)
     return losses
 
 
-class SmallLoss(Function):
+class FastLoss(Function):
     """A small loss under plain reverse mode, with the gradient that was formed along with it.
 
     What `save_for_backward` is for, telling of logits that were changed meanwhile and letting go of memory, is done by
@@ -125,28 +129,29 @@ class SmallLoss(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Array, kept: tuple[Any, ...]) -> Tensor:
-        ctx.kept = kept
+    def forward(ctx: Any, x: Tensor, value: Array, saved: tuple[Any, ...]) -> Tensor:
+        ctx.saved = saved
         return torch.from_numpy(value)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        if ctx.kept is None:
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        if ctx.saved is None:
             raise RuntimeError(
                 "Trying to backward through the graph a second time: use retain_graph=True the first time"
             )
-        grad, x, target, versions, denominator = ctx.kept
-        if torch.is_grad_enabled() or compat.transforms_active() or compat.is_legacy_batched(upstream):
+        grad, x, target, versions, denominator = ctx.saved
+        if torch.is_grad_enabled() or compat.transforms_active() or compat.is_legacy_batched(grad_output):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
-            call = Call(Spec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
-            (grad,) = gradients((x, target, None, None), upstream, float(denominator), call, ("logits",))
+            spec = LossSpec(KernelSpec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
+            operands = (x, target, None, None)
+            (grad,) = gradients(operands, grad_output, float(denominator), spec, ("logits",))
             return grad, None, None
-        scale = upstream.item()
+        scale = grad_output.item()
         if compat.keeps_graph():
             return grad * scale, None, None
-        ctx.kept = None
+        ctx.saved = None
         return grad if scale == 1 else grad.mul_(scale), None, None
 
 
-_record = compat.fast_function(SmallLoss)
+_record = compat.fast_function(FastLoss)

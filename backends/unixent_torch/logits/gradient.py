@@ -2,33 +2,54 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent_torch.kernel.composed import solve
-from unixent_torch.kernel.spec import Spec
+from unixent_torch.kernel import KernelSpec, row_losses
 
-# logits, target, weight, v: as `solve` takes them
+# logits, target, weight, position weight: as `row_losses` takes them.
 Operands: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None]"
 
+# What a gradient may be asked of, in the order of the functions' inputs.
+NAMES = ("logits", "target")
 
-class Gradient(Function):
-    """The gradient of ``sum(f * losses)`` for each of ``wrt``, with ``f`` of shape P."""
+
+def needed(ctx: Any, names: tuple[str, ...] = NAMES) -> tuple[str, ...]:
+    """Which of the first inputs of a function autograd wants a gradient of."""
+    return tuple(compress(names, ctx.needs_input_grad))
+
+
+def in_order(
+    wrt: tuple[str, ...], grads: tuple[Tensor, ...], constants: int, names: tuple[str, ...] = NAMES
+) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of a function's inputs, the last of which are constants."""
+    by_name = dict(zip(wrt, grads, strict=True))
+    return (*map(by_name.get, names), *(None,) * constants)
+
+
+def given_tangents(tangents: tuple[Any, ...], names: tuple[str, ...] = NAMES) -> dict[str, Tensor]:
+    """The tangents that there are, by the names of their inputs."""
+    return {name: tangent for name, tangent in zip(names, tangents, strict=False) if tangent is not None}
+
+
+class RowGradient(Function):
+    """The gradient of ``sum(grad_scale * losses)`` for each of ``wrt``, with ``grad_scale`` of shape P."""
 
     @staticmethod
     def forward(
         x: Tensor,
         target: Tensor,
         weight: Tensor | None,
-        v: Tensor | None,
-        f: Tensor,
-        spec: Spec,
+        position_weight: Tensor | None,
+        grad_scale: Tensor,
+        spec: KernelSpec,
         wrt: tuple[str, ...],
     ) -> tuple[Tensor, ...]:
-        return solve(x, target, weight, v, f, spec, wrt)[1]
+        return row_losses(x, target, weight, position_weight, grad_scale, spec, wrt)[1]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -37,35 +58,39 @@ class Gradient(Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> Any:
-        x, target, weight, v, f = ctx.saved_tensors
-        along = dict(zip(ctx.wrt, upstream, strict=True))
-        by_x, by_target = curvature((x, target, weight, v), f, ctx.spec, along)
-        by_f = None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        x, target, weight, position_weight, grad_scale = ctx.saved_tensors
+        operands = (x, target, weight, position_weight)
+        tangents = dict(zip(ctx.wrt, grad_outputs, strict=True))
+        for_x, for_target = hvp(operands, grad_scale, ctx.spec, tangents)
+        for_scale = None
         if ctx.needs_input_grad[4]:
-            plain = Gradient.apply(x, target, weight, v, torch.ones_like(f), ctx.spec, ctx.wrt)
-            by_f = inner(plain, upstream, f.dtype)
+            unscaled = RowGradient.apply(*operands, torch.ones_like(grad_scale), ctx.spec, ctx.wrt)
+            for_scale = inner(unscaled, grad_outputs, grad_scale.dtype)
         return (
-            by_x.to(x.dtype) if ctx.needs_input_grad[0] else None,
-            by_target.to(target.dtype) if by_target is not None and ctx.needs_input_grad[1] else None,
+            for_x.to(x.dtype) if ctx.needs_input_grad[0] else None,
+            for_target.to(target.dtype) if for_target is not None and ctx.needs_input_grad[1] else None,
             None,
             None,
-            by_f,
+            for_scale,
             None,
             None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, x_t: Any, target_t: Any, weight_t: Any, v_t: Any, f_t: Any, *_: Any) -> tuple[Tensor, ...]:
-        x, target, weight, v, f = ctx.saved_tensors
-        along = {name: t for name, t in (("logits", x_t), ("target", target_t)) if t is not None}
-        by_x, by_target = curvature((x, target, weight, v), f, ctx.spec, along)
-        change = {"logits": by_x.to(x.dtype), "target": None if by_target is None else by_target.to(target.dtype)}
-        if f_t is None:
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        x, target, weight, position_weight, grad_scale = ctx.saved_tensors
+        operands, scale_tangent = (x, target, weight, position_weight), tangents[4]
+        for_x, for_target = hvp(operands, grad_scale, ctx.spec, given_tangents(tangents))
+        change = {
+            "logits": for_x.to(x.dtype),
+            "target": None if for_target is None else for_target.to(target.dtype),
+        }
+        if scale_tangent is None:
             return tuple(torch.zeros_like(target) if change[name] is None else change[name] for name in ctx.wrt)
-        moved = Gradient.apply(x, target, weight, v, f_t, ctx.spec, ctx.wrt)
+        rescaled = RowGradient.apply(*operands, scale_tangent, ctx.spec, ctx.wrt)
         return tuple(
-            more if change[name] is None else change[name] + more for name, more in zip(ctx.wrt, moved, strict=True)
+            more if change[name] is None else change[name] + more for name, more in zip(ctx.wrt, rescaled, strict=True)
         )
 
     @staticmethod
@@ -73,9 +98,9 @@ class Gradient(Function):
         *tensors, spec, wrt = inputs
         dims = (0,) * len(wrt)
         if in_dims[2] is not None:
-            rows = [Gradient.apply(*row, spec, wrt) for row in unbatched(info, in_dims, tuple(tensors))]
-            return tuple(torch.stack(items) for items in zip(*rows, strict=True)), dims
-        return Gradient.apply(*batched(info, in_dims, tuple(tensors)), spec, wrt), dims
+            items = [RowGradient.apply(*item, spec, wrt) for item in unbatched(info, in_dims, tuple(tensors))]
+            return tuple(torch.stack(each) for each in zip(*items, strict=True)), dims
+        return RowGradient.apply(*batched(info, in_dims, tuple(tensors)), spec, wrt), dims
 
 
 def inner(grads: tuple[Tensor, ...], tangents: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
@@ -104,8 +129,10 @@ def unbatched(info: Any, in_dims: Any, tensors: tuple[Any, ...]) -> list[tuple[A
     ]
 
 
-def curvature(operands: Operands, f: Tensor, spec: Spec, along: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    r"""The second derivative of ``sum(f * losses)`` applied to directions u of logits and r of probabilities.
+def hvp(
+    operands: Operands, grad_scale: Tensor, spec: KernelSpec, tangents: dict[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    r"""The second derivative of ``sum(grad_scale * losses)`` times tangents u of logits and r of probabilities.
 
     With T = sum_c t_c, A = T + 2 z lse, k = (1 - s) w, t' = k r and T' its sum, before a softcap:
 
@@ -114,40 +141,44 @@ def curvature(operands: Operands, f: Tensor, spec: Spec, along: dict[str, Tensor
 
     It is symmetric, so it serves forward and reverse mode alike.
     """
-    x, target, weight, v = operands
-    scale = f if v is None else torch.where(v == 0, 0, f * v)
+    x, target, weight, position_weight = operands
+    scale = grad_scale
     x = x.to(spec.acc_dtype)
-    if v is not None:
-        x = torch.where((v == 0).unsqueeze(-1), 0, x)
-    slope: Tensor | float = 1.0
+    inactive: Tensor | None = None
+    if position_weight is not None:
+        scale = torch.where(position_weight == 0, 0, grad_scale * position_weight)
+        inactive = (position_weight == 0).unsqueeze(-1)
+        x = torch.where(inactive, 0, x)
+    softcap_grad: Tensor | float = 1.0
     if spec.softcap is not None:
-        bent = torch.tanh(x / spec.softcap)
-        slope, x = 1 - bent * bent, spec.softcap * bent
-    share, base = 1 - spec.smoothing, spec.smoothing / x.shape[-1]
-    k: Tensor | float = share if weight is None else share * weight
+        tanh = torch.tanh(x / spec.softcap)
+        softcap_grad, x = 1 - tanh * tanh, spec.softcap * tanh
+    one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
+    k: Tensor | float = one_minus_smoothing if weight is None else one_minus_smoothing * weight
     if target.is_floating_point():
-        t = target.to(x.dtype) * k + base * (1.0 if weight is None else weight)
-        if v is not None:
-            t = torch.where((v == 0).unsqueeze(-1), 0, t)
+        coefs = target.to(x.dtype) * k + smoothing * (1.0 if weight is None else weight)
+        if inactive is not None:
+            coefs = torch.where(inactive, 0, coefs)
     else:
-        hot = torch.arange(x.shape[-1], device=x.device) == target.unsqueeze(-1)
-        t = torch.where(hot, share + base, torch.full((), base, dtype=x.dtype, device=x.device))
-        t = t if weight is None else t * weight
+        is_target = torch.arange(x.shape[-1], device=x.device) == target.unsqueeze(-1)
+        base = torch.full((), smoothing, dtype=x.dtype, device=x.device)
+        coefs = torch.where(is_target, one_minus_smoothing + smoothing, base)
+        coefs = coefs if weight is None else coefs * weight
     p = torch.softmax(x, -1)
-    mass = t.sum(-1, keepdim=True)
+    coef_sum = coefs.sum(-1, keepdim=True)
     if spec.z_loss:
-        mass = mass + 2 * spec.z_loss * torch.logsumexp(x, -1, keepdim=True)
-    by_x = torch.zeros_like(x)
-    by_target = None
-    if "logits" in along:
-        u = slope * along["logits"].to(x.dtype)
+        coef_sum = coef_sum + 2 * spec.z_loss * torch.logsumexp(x, -1, keepdim=True)
+    for_x = torch.zeros_like(x)
+    for_target = None
+    if "logits" in tangents:
+        u = softcap_grad * tangents["logits"].to(x.dtype)
         mean = (p * u).sum(-1, keepdim=True)
-        by_x = slope * (p * (mass * (u - mean) + 2 * spec.z_loss * mean))
+        for_x = softcap_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean))
         if spec.softcap is not None:
-            by_x = by_x - 2 / spec.softcap * bent * u * (mass * p - t)
+            for_x = for_x - 2 / spec.softcap * tanh * u * (coef_sum * p - coefs)
         if target.is_floating_point():
-            by_target = scale.unsqueeze(-1) * (k * (mean - u))
-    if "target" in along:
-        r = k * along["target"].to(x.dtype)
-        by_x = by_x + slope * (p * r.sum(-1, keepdim=True) - r)
-    return scale.unsqueeze(-1) * by_x, by_target
+            for_target = scale.unsqueeze(-1) * (k * (mean - u))
+    if "target" in tangents:
+        r = k * tangents["target"].to(x.dtype)
+        for_x = for_x + softcap_grad * (p * r.sum(-1, keepdim=True) - r)
+    return scale.unsqueeze(-1) * for_x, for_target

@@ -1,4 +1,4 @@
-"""What is known of the positions before any logit is read: indices safe to gather with, weights, the denominator."""
+"""What is known of the positions before any logit is read: indices safe to gather with, weights, the denominators."""
 
 from __future__ import annotations
 
@@ -9,91 +9,81 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import LossProblem
+from unixent.semantics import denominators, index_positions
 from unixent_torch.kernel.rows import class_weight
 
 _UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
-def equals(target: Tensor, value: int) -> Tensor:
-    """``target == value`` without casting ``value`` into a dtype that can't hold it."""
-    limits = torch.iinfo(target.dtype)
-    if not limits.min <= value <= limits.max:
-        return torch.zeros_like(target, dtype=torch.bool)
-    return as_index(target) == _as_int64(value)
+def _as_int64(ignore_index: int, dtype: torch.dtype) -> int:
+    """``ignore_index`` as it looks in an int64 that was cast from ``dtype``; 2**63, which none is, where it can't."""
+    limits = torch.iinfo(dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        return 2**63
+    return ignore_index - 2**64 if ignore_index >= 2**63 else ignore_index
 
 
-def as_index(target: Tensor) -> Tensor:
-    """``target`` as int64; what of a uint64 does not fit becomes negative, which is out of range as well."""
-    return target.to(torch.int64)
-
-
-def _as_int64(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
-def outside(target: Tensor, classes: int) -> Tensor:
-    """Which indices are outside [0, C)."""
-    index = as_index(target)
-    return (index < 0) | (index >= classes)
-
-
-def first_invalid(target: Tensor, classes: int, ignore_index: int) -> tuple[int, int] | None:
+def first_invalid(target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
     """Flat position and value of the first index outside [0, C) that is not ``ignore_index``. Reads values."""
     if not target.numel():
         return None
     if target.dtype == torch.int64 and type(target) is Tensor and target.is_cpu:
         # What is negative is large without its sign; and of NumPy's reductions, argmax is called in the least time.
         index = target.numpy().view(np.uint64)
-        if index.item(index.argmax()) < classes:
+        if index.item(index.argmax()) < num_classes:
             return None
     else:
-        least, most = torch.aminmax(as_index(target))
-        if least.item() >= 0 and most.item() < classes:
+        smallest, largest = torch.aminmax(target.to(torch.int64))
+        if smallest.item() >= 0 and largest.item() < num_classes:
             return None
-    flat = target.reshape(-1)
-    invalid = outside(flat, classes) & ~equals(flat, ignore_index)
-    if not invalid.any():
+    index = target.reshape(-1).to(torch.int64)
+    one, ignored = torch.ones((), device=index.device), _as_int64(ignore_index, target.dtype)
+    _, _, out_of_range = index_positions(torch, index, None, one, num_classes, ignored)
+    if not out_of_range.any():
         return None
-    position = int(invalid.to(torch.uint8).argmax())
-    value = int(as_index(flat[position]))
+    position = int(out_of_range.to(torch.uint8).argmax())
+    value = int(index[position])
     return position, value + 2**64 if value < 0 and target.dtype in _UNSIGNED else value
 
 
 class Positions(NamedTuple):
-    """``target`` as the kernel takes it, the position weights v (None: 1), and the terms d of the
-    mean's denominator (None: 1)."""
+    """What the kernel takes of a call's positions.
+
+    Attributes:
+        target: int64 indices in [0, C), or probabilities.
+        position_weight: v, or None for ones; NaN where an index is out of range, 0 where it is ignored.
+        denominators: the terms d of the mean's denominator, or None for ones.
+    """
 
     target: Tensor
-    v: Tensor | None
-    d: Tensor | None
+    position_weight: Tensor | None
+    denominators: Tensor | None
 
     @classmethod
-    def of(cls, problem: LossProblem, target: Tensor, weight: Tensor | None, host: bool) -> Positions:
-        """``target`` has its classes last; with ``host``, values may be read."""
-        kind = torch.float64 if problem.acc_dtype == "float64" else torch.float32
-        mask = None if problem.mask is None else problem.mask.to(kind)
+    def of(
+        cls, problem: LossProblem, target: Tensor, weight: Tensor | None, acc_dtype: torch.dtype, readable: bool
+    ) -> Positions:
+        """``target`` has its classes last; where ``readable``, values may be read."""
+        mask = None if problem.mask is None else problem.mask.to(acc_dtype)
         if problem.target_kind == "probability":
             return cls(target, mask, mask)
-        index = as_index(target)
-        if problem.all_targets_valid or (host and _all_counted(index, problem)):
-            d = mask
-            if weight is not None:
-                own = class_weight(weight, index)
-                d = own if mask is None else mask * own
-            return cls(index, mask, d)
-        ignored, beyond = equals(target, problem.options.ignore_index), outside(target, problem.num_classes)
-        index = torch.where(beyond, 0, index)
-        v = torch.where(ignored, 0, torch.ones((), dtype=kind, device=target.device) if mask is None else mask)
-        d = v
+        index = target.to(torch.int64)  # what of a uint64 does not fit becomes negative, and is out of range as well
+        out_of_range = None
+        if not (problem.all_targets_valid or (readable and _all_valid(index, problem))):
+            one = torch.ones((), dtype=acc_dtype, device=target.device)
+            ignored = _as_int64(problem.options.ignore_index, target.dtype)
+            index, mask, out_of_range = index_positions(torch, index, mask, one, problem.num_classes, ignored)
+        terms = mask
         if weight is not None:
-            # An ignored position has no class, so its weight is not looked at: it may be NaN.
-            d = torch.where(ignored, 0, v * torch.where(beyond, 1, class_weight(weight, index)))
-        return cls(index, torch.where(beyond & ~ignored, torch.nan, v), d)
+            terms = denominators(torch, mask, class_weight(weight, index), out_of_range)
+        if out_of_range is not None:
+            mask = torch.where(out_of_range, torch.nan, one if mask is None else mask)
+        return cls(index, mask, terms)
 
 
-def _all_counted(index: Tensor, problem: LossProblem) -> bool:
+def _all_valid(index: Tensor, problem: LossProblem) -> bool:
     """Whether every index is a class and none is ignored. Reads values."""
     if 0 <= problem.options.ignore_index < problem.num_classes or not index.numel():
         return False
-    least, most = torch.aminmax(index)
-    return bool(least.item() >= 0 and most.item() < problem.num_classes)
+    smallest, largest = torch.aminmax(index)
+    return bool(smallest.item() >= 0 and largest.item() < problem.num_classes)

@@ -1,4 +1,4 @@
-"""What a logits-level and a fused linear problem have in common once they reach torch."""
+"""A call as torch serves it: its operands, its positions, its denominator, and the way that suits how torch runs it."""
 
 from __future__ import annotations
 
@@ -7,121 +7,149 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent.protocol import LossProblem, Problem
+from unixent.protocol import LossProblem, LossTerms, Problem
 from unixent.validation import empty_mean
-from unixent_torch import compat
-from unixent_torch.kernel import traced
-from unixent_torch.kernel.composed import solve
-from unixent_torch.kernel.spec import Spec
-from unixent_torch.logits.autograd import Loss, apply
-from unixent_torch.logits.gradient import Gradient
+from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
+from unixent_torch.kernel import KernelSpec, row_losses, traced
+from unixent_torch.kernel.mode import Mode, current_mode
+from unixent_torch.logits.autograd import ReverseLoss, TransformedLoss
+from unixent_torch.logits.gradient import RowGradient
 from unixent_torch.logits.positions import Positions
-from unixent_torch.logits.reduction import Call, Denominator, factor, reduce, spread
+from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 
 
-class Prepared:
-    """A problem with its positions known and its denominator found.
+class LossCall:
+    """What the logits-level and the fused linear form have in common; each adds its operands and how it is computed.
 
     Args:
         problem: the problem.
-        lead: its tensor of shape P + (C,) or P + (D,).
+        array: its tensor of shape P + (C,) or P + (D,).
         target: its target, the classes last.
+        token_groups: the process groups that share the positions.
     """
 
-    def __init__(self, problem: LossProblem, lead: Tensor, target: Tensor) -> None:
+    def __init__(self, problem: LossProblem, array: Tensor, target: Tensor, token_groups: Groups) -> None:
         options = problem.options
-        self._problem = problem
-        self._shape, self._device = lead.shape[:-1], lead.device
-        self.composed = compat.needs_composition()
-        kind = torch.float64 if problem.acc_dtype == "float64" else torch.float32
-        on_cpu = lead.is_cpu
-        self._host = on_cpu and not self.composed and not compat.transforms_active()
-        self.weight = None if problem.weight is None else problem.weight.to(kind)
-        self.positions = Positions.of(problem, target, self.weight, self._host)
-        spec = Spec(kind, options.label_smoothing, options.z_loss, options.softcap, on_cpu)
-        kept = len(self._shape) if options.reduction == "none" else 0
-        self.call = Call(spec, kept, 0.0 if options.on_empty == "zero" else torch.nan)
-        self.denominator = self._denominator()
+        self._problem, self._token_groups = problem, token_groups
+        self._shape, self._device = array.shape[:-1], array.device
+        self.mode = current_mode()
+        on_host = array.is_cpu
+        self._readable = on_host and self.mode is Mode.EAGER
+        acc_dtype = torch.float64 if problem.acc_dtype == "float64" else torch.float32
+        kernel = KernelSpec(acc_dtype, options.label_smoothing, options.z_loss, options.softcap, on_host)
+        kept_axes = len(self._shape) if options.reduction == "none" else 0
+        self.spec = LossSpec(kernel, kept_axes, 0.0 if options.on_empty == "zero" else torch.nan)
+        self.weight = None if problem.weight is None else problem.weight.to(acc_dtype)
+        self.positions = Positions.of(problem, target, self.weight, acc_dtype, self._readable)
+        self.denominator: Denominator = None
+        if options.reduction == "mean" and not problem.return_terms:
+            self.denominator = self._mean_denominator()
 
-    def total(self) -> Tensor:
-        """The sum of the d_n."""
-        d = self.positions.d
-        if d is not None:
-            return d.sum()
-        return torch.full((), float(self._shape.numel()), dtype=self.call.spec.acc_dtype, device=self._device)
+    def denominator_sum(self) -> Tensor:
+        """The sum of the d_n of all processes."""
+        d = self.positions.denominators
+        if d is None:
+            total = torch.full((), float(self._shape.numel()), dtype=self.spec.kernel.acc_dtype, device=self._device)
+        else:
+            total = d.sum()
+        return all_reduce(total, self._token_groups, "sum") if self._token_groups else total
 
-    def counted(self) -> Tensor | float:
-        """`total`, as a number where every position counts 1."""
-        return self.total() if self.positions.d is not None or self.composed else float(self._shape.numel())
-
-    def _denominator(self) -> Denominator:
-        problem = self._problem
-        if problem.return_terms or problem.options.reduction != "mean":
-            return None
-        value: Any = problem.normalizer
+    def _mean_denominator(self) -> Denominator:
+        value: Any = self._problem.normalizer
         if value is None:
-            value = self.counted()
+            recorded = self.mode is Mode.TRACED or self.mode is Mode.COMPOSED
+            if self.positions.denominators is None and not self._token_groups and not recorded:
+                value = float(self._shape.numel())
+            else:
+                value = self.denominator_sum()
         if isinstance(value, Tensor):
-            value = value.to(self.call.spec.acc_dtype)
-            value = value.item() if self._host else value
-        if problem.check_empty and value == 0:
+            value = value.to(self.spec.kernel.acc_dtype)
+            value = value.item() if self._readable else value
+        if self._problem.check_empty and value == 0:
             raise empty_mean()
         return value
 
-    def loss(self) -> Tensor:
-        """The reduced loss in the accumulation dtype."""
-        raise NotImplementedError
+    def result(self) -> Tensor | LossTerms:
+        """The loss, or its two terms, in the dtype of the result."""
+        loss = self._loss()
+        if self._token_groups and not self.spec.kept_axes:
+            loss = sum_over_processes(loss, self._token_groups)
+        dtype = getattr(torch, self._problem.result_dtype)
+        if self._problem.return_terms:
+            return LossTerms(loss.to(dtype), self.denominator_sum().to(dtype))
+        return loss if loss.dtype == dtype else loss.to(dtype)
 
-    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The reduced loss, and its gradient for each of ``wrt``."""
-        raise NotImplementedError
-
-    def upstream(self, grad_output: Tensor | None) -> Tensor:
-        """The upstream gradient in the accumulation dtype; ones without any."""
-        kind = self.call.spec.acc_dtype
+    def value_and_grad(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss in the dtype of the result, and its gradient for each of ``wrt``."""
+        acc_dtype = self.spec.kernel.acc_dtype
         if grad_output is None:
-            return torch.ones(self._shape[: self.call.kept], dtype=kind, device=self._device)
-        return grad_output.to(kind)
+            grad_output = torch.ones(self._shape[: self.spec.kept_axes], dtype=acc_dtype, device=self._device)
+        loss, grads = self._loss_and_grads(grad_output.to(acc_dtype), wrt)
+        if self._token_groups and not self.spec.kept_axes:
+            loss = sum_over_processes(loss, self._token_groups)
+        return loss.to(getattr(torch, self._problem.result_dtype)), grads
 
-    def finish(self, value: Tensor) -> Tensor:
-        """``value`` in the dtype of the result."""
-        dtype: torch.dtype = getattr(torch, self._problem.result_dtype)
-        return value if value.dtype == dtype else value.to(dtype)
+    def grad_scale(self, grad_output: Tensor) -> Tensor:
+        """What the derivatives of the losses are multiplied with, P."""
+        return expand_to(grad_scale_of(grad_output, self.denominator, self.spec), self._shape)
+
+    def _loss(self) -> Tensor:
+        """The loss of this process's positions, reduced, in the accumulation dtype."""
+        raise NotImplementedError
+
+    def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`_loss`, and its gradient for each of ``wrt``; ``grad_output`` is in the accumulation dtype."""
+        raise NotImplementedError
 
 
-class PreparedLogits(Prepared):
-    """A problem with its classes last."""
+class LogitsCall(LossCall):
+    """A call of the logits-level form."""
 
-    def __init__(self, problem: Problem) -> None:
-        x, target = problem.logits, problem.target
-        if problem.axis != x.ndim - 1:
-            x = x.movedim(problem.axis, -1)
-            target = target.movedim(problem.axis, -1) if problem.target_kind == "probability" else target
-        super().__init__(problem, x, target)
-        self.operands = (x, self.positions.target, self.weight, self.positions.v)
+    def __init__(self, problem: Problem, token_groups: Groups = ()) -> None:
+        x, target, axis = problem.logits, problem.target, problem.axis
+        self._axis = axis
+        if axis != x.ndim - 1:
+            x = x.movedim(axis, -1)
+            target = target.movedim(axis, -1) if problem.target_kind == "probability" else target
+        super().__init__(problem, x, target, token_groups)
+        self.operands = (x, self.positions.target, self.weight, self.positions.position_weight)
 
-    def loss(self) -> Tensor:
-        if self.composed:
-            return reduce(traced.losses(*self.operands, self.call.spec), self.denominator, self.call)
-        return apply(self.operands, self.denominator, self.call)
+    def _loss(self) -> Tensor:
+        x, target, mode = self.operands[0], self.operands[1], self.mode
+        loss: Tensor
+        if mode is Mode.TRANSFORMED:
+            loss = TransformedLoss.apply(*self.operands, self.denominator, self.spec)
+        elif mode is not Mode.EAGER:
+            loss = self._composition(x, target)
+        elif torch.is_grad_enabled() and (x.requires_grad or target.requires_grad):
+            loss = ReverseLoss.apply(*self.operands, self.denominator, self.spec)
+        else:
+            loss = reduce(row_losses(*self.operands, None, self.spec.kernel)[0], self.denominator, self.spec)
+        return loss
 
-    def loss_and_grads(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x, target, weight, v = self.operands
-        spec, upstream = self.call.spec, self.upstream(grad_output)
-        if self.composed:
-            sources = {"logits": x, "target": target}
+    def _composition(self, x: Tensor, target: Tensor) -> Tensor:
+        losses = traced.row_losses(x, target, *self.operands[2:], self.spec.kernel)
+        return reduce(losses, self.denominator, self.spec)
+
+    def value_and_grad(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss, grads = super().value_and_grad(grad_output, wrt)
+        return loss, tuple(grad.movedim(-1, self._axis) for grad in grads)
+
+    def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        operands, kernel = self.operands, self.spec.kernel
+        if self.mode is Mode.TRACED or self.mode is Mode.COMPOSED:
+            sources = {"logits": operands[0], "target": operands[1]}
 
             def loss_of(*values: Tensor) -> Tensor:
                 given = {**sources, **dict(zip(wrt, values, strict=True))}
-                losses = traced.losses(given["logits"], given["target"], weight, v, spec)
-                return reduce(losses, self.denominator, self.call)
+                return self._composition(given["logits"], given["target"])
 
-            loss, pull = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
-            return loss, pull(upstream)
-        scale = spread(factor(upstream, self.denominator, self.call), x.shape[:-1])
-        if compat.transforms_active():
-            grads = Gradient.apply(*self.operands, scale, spec, wrt)
-            return Loss.apply(*self.operands, self.denominator, self.call), grads
+            loss, vjp = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
+            return loss, vjp(grad_output)
+        scale = self.grad_scale(grad_output)
+        if self.mode is Mode.TRANSFORMED:
+            grads = RowGradient.apply(*operands, scale, kernel, wrt)
+            return TransformedLoss.apply(*operands, self.denominator, self.spec), grads
         with torch.no_grad():
-            losses, grads = solve(x, target, weight, v, scale, spec, wrt)
-            return reduce(losses, self.denominator, self.call), grads
+            losses, grads = row_losses(*operands, scale, kernel, wrt)
+            return reduce(losses, self.denominator, self.spec), grads

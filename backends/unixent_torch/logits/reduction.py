@@ -8,50 +8,46 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from unixent_torch.kernel.spec import Spec
+from unixent.semantics import grad_scale, mean_of
+from unixent_torch.kernel.spec import KernelSpec
 
 Denominator: TypeAlias = "Tensor | float | None"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What to make of the losses of shape P.
+class LossSpec:
+    """The static side of a call.
 
     Attributes:
-        spec: the static options.
-        kept: number of leading axes of P that stay; the loss is summed over the others and divided by a denominator.
-        empty: what a quotient by 0 is.
+        kernel: that of the pass over the logits.
+        kept_axes: number of leading axes of P that stay; the loss is summed over the others and divided by a
+            denominator.
+        empty: what a mean with the denominator 0 is.
     """
 
-    spec: Spec
-    kept: int
+    kernel: KernelSpec
+    kept_axes: int
     empty: float
 
 
-def reduce(losses: Tensor, denominator: Denominator, call: Call) -> Tensor:
+def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec) -> Tensor:
     """Sum over all but the kept axes, divided by the denominator."""
-    total = losses.sum(tuple(range(call.kept, losses.ndim))) if call.kept < losses.ndim else losses
+    kept = spec.kept_axes
+    total = losses.sum(tuple(range(kept, losses.ndim))) if kept < losses.ndim else losses
     if denominator is None:
         return total
-    if isinstance(denominator, float):
-        if denominator:
-            return total / denominator
-        return total * call.empty if call.empty else torch.where(torch.isnan(total), total, 0)
-    none = denominator == 0
-    if call.empty:  # NaN by a product, so that the gradient is NaN as well
-        return total * torch.where(none, call.empty, 1) / torch.where(none, 1, denominator)
-    return torch.where(none & ~torch.isnan(total), 0, total / torch.where(none, 1, denominator))
+    return mean_of(torch, total, denominator, spec.empty, host=isinstance(denominator, float))
 
 
-def factor(upstream: Tensor | float, denominator: Denominator, call: Call) -> Any:
+def grad_scale_of(grad_output: Tensor | float, denominator: Denominator, spec: LossSpec) -> Any:
     """What the derivatives of the losses are multiplied with: of the shape of the kept axes, or a number."""
     if denominator is None:
-        return upstream
+        return grad_output
     if isinstance(denominator, float):
-        return upstream / denominator if denominator else upstream * call.empty
-    return torch.where(denominator == 0, call.empty, upstream / torch.where(denominator == 0, 1, denominator))
+        return grad_output / denominator if denominator else grad_output * spec.empty
+    return grad_scale(torch, grad_output, denominator, spec.empty)
 
 
-def spread(kept: Tensor, shape: torch.Size) -> Tensor:
-    """Kept axes stretched over all of P."""
+def expand_to(kept: Tensor, shape: torch.Size) -> Tensor:
+    """Kept axes expanded over all of P."""
     return kept.reshape(kept.shape + (1,) * (len(shape) - kept.ndim)).expand(shape)

@@ -1,0 +1,1 @@
+"""Losses whose positions or classes are split over processes."""

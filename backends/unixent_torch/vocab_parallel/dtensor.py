@@ -1,4 +1,4 @@
-"""DTensors: what their placements say of the split, the local problem under them, and results that are DTensors again.
+"""DTensors: what their placements say of the split, the local problem under them, results as DTensors.
 
 A mesh axis that shards the class dimension of the logits shares the classes, one that shards another dimension shares
 the positions, and one that replicates holds copies of the same. Whatever is as large as the logits stays where it is.
@@ -14,82 +14,94 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from unixent.errors import BackendError
 from unixent.protocol import LinearProblem, LossProblem, Problem
-from unixent_torch.collectives import Parts
+from unixent_torch.collectives import LocalShard
 
 Placements = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PositionLayout:
     """How the positions of a problem lie on its mesh.
 
     Attributes:
         mesh: the mesh.
         shape: P of the whole.
-        positions: the placements of a tensor of that shape.
+        placements: those of a tensor of that shape.
     """
 
     mesh: Any
     shape: torch.Size
-    positions: Placements
+    placements: Placements
 
     def local(self, name: str, value: Tensor) -> Tensor:
         """This process's part of a tensor of shape P: of one that is whole on every process, or of a DTensor."""
         if isinstance(value, DTensor):
-            _same_mesh(name, value, self.mesh)
-            if tuple(value.placements) != self.positions:
-                value = value.redistribute(placements=self.positions)  # one number a position
+            _check_same_mesh(name, value, self.mesh)
+            if tuple(value.placements) != self.placements:
+                value = value.redistribute(placements=self.placements)  # one number a position
             return value.to_local()
-        return _part(value, self.mesh, self.positions)
+        return _local_part(value, self.mesh, self.placements)
 
     def wrap(self, value: Tensor) -> Tensor:
         """The loss of this process as a DTensor: replicated where it is one number, else as the positions are."""
         if value.ndim == 0 and self.shape != ():
             return DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
-        return _whole(value, self.mesh, self.positions, self.shape, torch.empty(self.shape, device="meta").stride())
+        return _global(value, self.mesh, self.placements, self.shape, torch.empty(self.shape, device="meta").stride())
 
-    def upstream(self, value: Tensor | None) -> Tensor | None:
+    def local_grad_output(self, value: Tensor | None) -> Tensor | None:
         """This process's part of an upstream gradient: of the shape of the positions, or one number."""
         if value is None or value.ndim < len(self.shape):
-            return _constant(value)
+            return _replicated(value)
         return self.local("grad_output", value)
 
 
-def _whole(value: Tensor, mesh: Any, placements: Placements, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    found: Tensor = DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
-    return found
+def _global(value: Tensor, mesh: Any, placements: Placements, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    array: Tensor = DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
+    return array
 
 
-def wrap_like(value: Tensor, whole: DTensor) -> Tensor:
-    """The gradient of this process as a DTensor that lies as ``whole`` does."""
-    return _whole(value, whole.device_mesh, whole.placements, whole.shape, whole.stride())
+def wrap_like(value: Tensor, like: DTensor) -> Tensor:
+    """The gradient of this process as a DTensor that lies as ``like`` does."""
+    return _global(value, like.device_mesh, like.placements, like.shape, like.stride())
 
 
-def _same_mesh(name: str, value: DTensor, mesh: Any) -> None:
+def _check_same_mesh(name: str, value: DTensor, mesh: Any) -> None:
     if value.device_mesh != mesh:
         raise BackendError(
             f"{name}: expected a DTensor on the mesh of the scores, {mesh}; got one on {value.device_mesh}"
         )
 
 
-def _part(value: Tensor, mesh: Any, placements: Placements) -> Tensor:
-    shape, offset = compute_local_shape_and_global_offset(value.shape, mesh, placements)
-    for dim, (size, start) in enumerate(zip(shape, offset, strict=True)):
-        value = value.narrow(dim, min(start, value.shape[dim]), size)
+def _local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Placements) -> tuple[list[int], list[int]]:
+    """The shape of this process's part, and where it starts, as DTensors are cut: by `torch.chunk`, axis by axis."""
+    sizes, offsets = list(shape), [0] * len(shape)
+    for axis, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            dim = placement.dim
+            step = math.ceil(sizes[dim] / mesh.size(axis))
+            start = min(sizes[dim], step * mesh.get_local_rank(axis))
+            offsets[dim] += start
+            sizes[dim] = min(step, sizes[dim] - start)
+    return sizes, offsets
+
+
+def _local_part(value: Tensor, mesh: Any, placements: Placements) -> Tensor:
+    sizes, offsets = _local_shape_and_offset(value.shape, mesh, placements)
+    for dim, (size, start) in enumerate(zip(sizes, offsets, strict=True)):
+        value = value.narrow(dim, start, size)
     return value
 
 
-def _constant(value: Any) -> Any:
+def _replicated(value: Any) -> Any:
     """A class weight or a number, whole on every process."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def _checked(name: str, value: DTensor, problem: LossProblem) -> Placements:
-    """The placements of scores, every one of which says where a value is."""
+def _checked_placements(name: str, value: DTensor, problem: LossProblem) -> Placements:
+    """The placements of scores, every one of which says where a value is; their dimensions count from the front."""
     if problem.sharding is not None:
         raise BackendError(
             f"parallel: expected None beside {name} that are a DTensor, whose placements say how they are split"
@@ -102,7 +114,7 @@ def _checked(name: str, value: DTensor, problem: LossProblem) -> Placements:
                 f"{name}: expected placements Shard and Replicate; got {tuple(value.placements)} "
                 "(redistribute it before the loss)"
             )
-    return tuple(value.placements)
+    return tuple(Shard(p.dim % value.ndim) if isinstance(p, Shard) else p for p in value.placements)
 
 
 def _axes(placements: Placements, mesh: Any, wanted: Callable[[int], bool] = lambda dim: True) -> list[int]:
@@ -110,35 +122,37 @@ def _axes(placements: Placements, mesh: Any, wanted: Callable[[int], bool] = lam
     return [i for i, p in enumerate(placements) if isinstance(p, Shard) and wanted(p.dim) and mesh.size(i) > 1]
 
 
-def _parts(mesh: Any, classes: int, placements: Placements, dim: int, shape: torch.Size, token: list[int]) -> Parts:
-    """The split of ``classes`` along ``dim`` of a tensor with these placements."""
-    model = _axes(placements, mesh, lambda each: each == dim)
-    local, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
-    most = classes
-    for axis in model:
-        most = math.ceil(most / mesh.size(axis))
-    return Parts(
-        tuple(mesh.get_group(axis) for axis in model),
-        tuple(mesh.get_group(axis) for axis in token),
-        min(offset[dim], classes) if local[dim] else classes,
-        classes,
-        most,
+def _local_shard(
+    mesh: Any, num_classes: int, placements: Placements, dim: int, shape: torch.Size, token_axes: list[int]
+) -> LocalShard:
+    """The part of the classes along ``dim`` of a tensor with these placements."""
+    model_axes = _axes(placements, mesh, lambda each: each == dim)
+    sizes, offsets = _local_shape_and_offset(shape, mesh, placements)
+    max_local_classes = num_classes
+    for axis in model_axes:
+        max_local_classes = math.ceil(max_local_classes / mesh.size(axis))
+    return LocalShard(
+        tuple(mesh.get_group(axis) for axis in model_axes),
+        tuple(mesh.get_group(axis) for axis in token_axes),
+        offsets[dim] if sizes[dim] else num_classes,
+        num_classes,
+        max_local_classes,
     )
 
 
-def _sides(problem: LossProblem, layout: Layout) -> dict[str, Any]:
+def _common_fields(problem: LossProblem, layout: PositionLayout) -> dict[str, Any]:
     """The fields that all forms share, but for probabilities."""
-    found: dict[str, Any] = {"weight": _constant(problem.weight), "normalizer": _constant(problem.normalizer)}
+    fields: dict[str, Any] = {"weight": _replicated(problem.weight), "normalizer": _replicated(problem.normalizer)}
     if problem.mask is not None:
-        found["mask"] = layout.local("mask", problem.mask)
+        fields["mask"] = layout.local("mask", problem.mask)
     if problem.target_kind == "index":
-        found["target"] = layout.local("target", problem.target)
-    return found
+        fields["target"] = layout.local("target", problem.target)
+    return fields
 
 
-def _probabilities(target: Tensor, mesh: Any, placements: Placements) -> Tensor:
+def _local_probabilities(target: Tensor, mesh: Any, placements: Placements) -> Tensor:
     if isinstance(target, DTensor):
-        _same_mesh("target", target, mesh)
+        _check_same_mesh("target", target, mesh)
         if tuple(target.placements) != placements:
             raise BackendError(
                 f"target: expected probabilities that lie as the scores do, {placements}; "
@@ -149,10 +163,10 @@ def _probabilities(target: Tensor, mesh: Any, placements: Placements) -> Tensor:
         raise BackendError(
             "target: expected a DTensor where its gradient is asked for, since a process has that of its part only"
         )
-    return _part(target, mesh, placements)
+    return _local_part(target, mesh, placements)
 
 
-def localize(problem: Problem) -> tuple[Problem, Parts, Layout]:
+def localize(problem: Problem) -> tuple[Problem, LocalShard, PositionLayout]:
     """This process's part of a problem whose logits are a DTensor.
 
     Raises:
@@ -160,25 +174,21 @@ def localize(problem: Problem) -> tuple[Problem, Parts, Layout]:
     """
     x: DTensor = problem.logits
     mesh, axis = x.device_mesh, problem.axis
-    placements = _normal(_checked("logits", x, problem), x.ndim)
+    placements = _checked_placements("logits", x, problem)
     positions = tuple(
         Shard(p.dim - (p.dim > axis)) if isinstance(p, Shard) and p.dim != axis else Replicate() for p in placements
     )
     shape = torch.Size((*x.shape[:axis], *x.shape[axis + 1 :]))
-    layout = Layout(mesh, shape, positions)
-    token = _axes(placements, mesh, lambda dim: dim != axis)
-    parts = _parts(mesh, problem.num_classes, placements, axis, x.shape, token)
-    fields = _sides(problem, layout)
+    layout = PositionLayout(mesh, shape, positions)
+    token_axes = _axes(placements, mesh, lambda dim: dim != axis)
+    shard = _local_shard(mesh, problem.num_classes, placements, axis, x.shape, token_axes)
+    fields = _common_fields(problem, layout)
     if problem.target_kind == "probability":
-        fields["target"] = _probabilities(problem.target, mesh, placements)
-    return replace(problem, logits=x.to_local(), sharding=None, **fields), parts, layout
+        fields["target"] = _local_probabilities(problem.target, mesh, placements)
+    return replace(problem, logits=x.to_local(), sharding=None, **fields), shard, layout
 
 
-def _normal(placements: Placements, ndim: int) -> Placements:
-    return tuple(Shard(p.dim % ndim) if isinstance(p, Shard) else p for p in placements)
-
-
-def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, Parts, Layout]:
+def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, PositionLayout]:
     """This process's part of a fused linear problem whose hidden states, classifier and bias are DTensors.
 
     A mesh axis shards the positions of the hidden states or the classes of the classifier, and replicates the other.
@@ -194,61 +204,62 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, Parts, Layou
                 "(distribute_tensor(..., [Replicate()]) where it is the same everywhere)"
             )
     mesh, features = hidden.device_mesh, hidden.ndim - 1
-    placed = _normal(_checked("hidden", hidden, problem), hidden.ndim)
-    rows = _normal(_checked("classifier", classifier, problem), 2)
-    _same_mesh("classifier", classifier, mesh)
-    for i, (h, c) in enumerate(zip(placed, rows, strict=True)):
+    of_hidden = _checked_placements("hidden", hidden, problem)
+    of_classifier = _checked_placements("classifier", classifier, problem)
+    _check_same_mesh("classifier", classifier, mesh)
+    for i, (h, c) in enumerate(zip(of_hidden, of_classifier, strict=True)):
         if h == Shard(features) or c == Shard(1) or (isinstance(h, Shard) and isinstance(c, Shard)):
             raise BackendError(
                 "hidden, classifier: expected each mesh axis to shard positions of hidden or classes of classifier, "
                 f"and to replicate the other; got {h} and {c} on axis {i} (redistribute one of them)"
             )
-    token = _axes(placed, mesh)
-    layout = Layout(mesh, hidden.shape[:-1], placed)
-    parts = _parts(mesh, problem.num_classes, rows, 0, classifier.shape, token)
-    fields = _sides(problem, layout)
+    layout = PositionLayout(mesh, hidden.shape[:-1], of_hidden)
+    token_axes = _axes(of_hidden, mesh)
+    shard = _local_shard(mesh, problem.num_classes, of_classifier, 0, classifier.shape, token_axes)
+    fields = _common_fields(problem, layout)
     if problem.target_kind == "probability":
-        both = tuple(Shard(features) if isinstance(c, Shard) else h for h, c in zip(placed, rows, strict=True))
-        fields["target"] = _probabilities(problem.target, mesh, both)
+        both = zip(of_hidden, of_classifier, strict=True)
+        of_target = tuple(Shard(features) if isinstance(c, Shard) else h for h, c in both)
+        fields["target"] = _local_probabilities(problem.target, mesh, of_target)
     if bias is not None:
-        _same_mesh("bias", bias, mesh)
-        if tuple(bias.placements) != rows:
-            raise BackendError(f"bias: expected the placements of classifier, {rows}; got {tuple(bias.placements)}")
-    summed = _summed(mesh, rows, placed)
+        _check_same_mesh("bias", bias, mesh)
+        if tuple(bias.placements) != of_classifier:
+            raise BackendError(
+                f"bias: expected the placements of classifier, {of_classifier}; got {tuple(bias.placements)}"
+            )
+    gradients = _gradient_placements(mesh, of_classifier, of_hidden)
     local = replace(
         problem,
         hidden=hidden.to_local(),
-        classifier=_local_sum(classifier, summed),
-        bias=None if bias is None else _local_sum(bias, summed),
+        classifier=_local_with_summed_grad(classifier, gradients),
+        bias=None if bias is None else _local_with_summed_grad(bias, gradients),
         sharding=None,
         **fields,
     )
-    return local, parts, layout
+    return local, shard, layout
 
 
-def _local_sum(value: DTensor, summed: Placements) -> Tensor:
-    return value.redistribute(placements=value.placements).to_local(grad_placements=summed)
+def _gradient_placements(mesh: Any, of_classifier: Placements, positions: Placements) -> Placements:
+    """Those of what a process has of the classifier's gradient: a sum over its own positions alone."""
+    token_axes = _axes(positions, mesh)
+    return tuple(Partial() if i in token_axes else placement for i, placement in enumerate(of_classifier))
+
+
+def _local_with_summed_grad(value: DTensor, gradients: Placements) -> Tensor:
+    return value.redistribute(placements=value.placements).to_local(grad_placements=gradients)
 
 
 def wrap_linear(
-    problem: LinearProblem, layout: Layout, wrt: tuple[str, ...], grads: tuple[Tensor, ...]
+    problem: LinearProblem, layout: PositionLayout, wrt: tuple[str, ...], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The gradients of this process as DTensors that lie as what they are taken with respect to."""
-    found = []
+    wrapped = []
     for name, grad in zip(wrt, grads, strict=True):
-        whole = getattr(problem, name)
+        like = getattr(problem, name)
         if name in ("classifier", "bias"):
-            summed = _summed(layout.mesh, whole.placements, layout.positions)
-            grad = _whole(grad, layout.mesh, summed, whole.shape, whole.stride()).redistribute(
-                placements=whole.placements
-            )
+            partial = _gradient_placements(layout.mesh, like.placements, layout.placements)
+            array = _global(grad, layout.mesh, partial, like.shape, like.stride())
+            wrapped.append(array.redistribute(placements=like.placements))
         else:
-            grad = wrap_like(grad, whole)
-        found.append(grad)
-    return tuple(found)
-
-
-def _summed(mesh: Any, rows: Placements, positions: Placements) -> Placements:
-    """What a process finds for its positions is a part of the classifier's gradient, which lies as the classifier."""
-    token = _axes(positions, mesh)
-    return tuple(Partial() if i in token else placement for i, placement in enumerate(rows))
+            wrapped.append(wrap_like(grad, like))
+    return tuple(wrapped)

@@ -1,62 +1,76 @@
-"""The second derivative of the split loss: one more round of sums over the classes of all processes."""
+"""The second derivative of a loss whose classes are split: one more all-reduce of sums over the classes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from unixent_torch.collectives import Parts, all_reduce
-from unixent_torch.kernel.spec import Spec
+from unixent_torch.collectives import LocalShard, all_reduce
+from unixent_torch.kernel import KernelSpec
 from unixent_torch.logits.gradient import Operands
-from unixent_torch.vocab_parallel.blocks import put
-from unixent_torch.vocab_parallel.statistics import Found
+from unixent_torch.vocab_parallel.blocks import put_where
+from unixent_torch.vocab_parallel.statistics import ShardStats
 
 
-def split_curvature(
-    operands: Operands, f: Tensor, found: Found, spec: Spec, parts: Parts, along: dict[str, Tensor]
+def shard_hvp(
+    operands: Operands,
+    grad_scale: Tensor,
+    stats: ShardStats,
+    spec: KernelSpec,
+    shard: LocalShard,
+    tangents: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`logits.gradient.curvature` at this process's classes: by logits and by target, in their own dtypes.
+    """`unixent_torch.logits.gradient.hvp` at the local classes, by logits and by target, in their own dtypes.
 
-    <p, u> and the sum of t' run over all classes, and are what goes round: 2 numbers a position.
+    <p, u> and the sum of t' run over all classes, and are what is summed: 2 numbers a position.
     """
-    x, target, weight, v = operands
-    shape, kind = x.shape, spec.acc_dtype
-    local = slice(parts.first_class, parts.first_class + shape[-1])
+    x, target, weight, position_weight = operands
+    shape, dtype = x.shape, spec.acc_dtype
+    local = slice(shard.vocab_start, shard.vocab_start + shape[-1])
     weight = None if weight is None else weight[local]
-    rows = x.reshape(-1, shape[-1]).to(kind, copy=True) if shape[-1] else x.new_zeros(shape[:-1].numel(), 0, dtype=kind)
-    scale = f.expand(shape[:-1]).reshape(-1, 1)
-    dead = None
-    if v is not None:
-        dead = v.reshape(-1, 1) == 0
-        scale = torch.where(dead, 0, scale * v.reshape(-1, 1))
-    bent: Tensor | None = None
-    slope: Tensor | float = 1.0
-    if spec.softcap is not None:
-        bent = torch.tanh(rows / spec.softcap)
-        slope, rows = 1 - bent * bent, spec.softcap * bent
-    p = torch.exp(rows - found.shift) * found.scale
     if shape[-1]:
-        put(p, found.at, found.mine, found.p)
-    share, base = 1 - spec.smoothing, spec.smoothing / parts.classes
-    k = torch.full(shape[-1:], share, dtype=kind, device=x.device) if weight is None else share * weight
-    if target.is_floating_point():
-        t = target.reshape(rows.shape).to(kind) * k + base * (1.0 if weight is None else weight)
+        rows = x.reshape(-1, shape[-1]).to(dtype, copy=True)
     else:
-        t = torch.full_like(rows, base)
+        rows = x.new_zeros(shape[:-1].numel(), 0, dtype=dtype)
+    scale = grad_scale.expand(shape[:-1]).reshape(-1, 1)
+    inactive = None
+    if position_weight is not None:
+        inactive = position_weight.reshape(-1, 1) == 0
+        scale = torch.where(inactive, 0, scale * position_weight.reshape(-1, 1))
+    tanh: Tensor | None = None
+    softcap_grad: Tensor | float = 1.0
+    if spec.softcap is not None:
+        tanh = torch.tanh(rows / spec.softcap)
+        softcap_grad, rows = 1 - tanh * tanh, spec.softcap * tanh
+    p = torch.exp(rows - stats.shift) * stats.exp_scale
+    if shape[-1]:
+        put_where(p, stats.owns_pivot, stats.local_index, stats.p)
+    one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / shard.num_classes
+    k = torch.full(shape[-1:], one_minus_smoothing, dtype=dtype, device=x.device)
+    if weight is not None:
+        k = one_minus_smoothing * weight
+    if target.is_floating_point():
+        coefs = target.reshape(rows.shape).to(dtype) * k + smoothing * (1.0 if weight is None else weight)
+    else:
+        coefs = torch.full_like(rows, smoothing)
         if shape[-1]:
-            put(t, found.at, found.mine, share + base)
-        t = t if weight is None else t * weight
-    if dead is not None:
-        p, t = torch.where(dead, 0, p), torch.where(dead, 0, t)
-    mass = found.mass + 2 * spec.z_loss * found.lse
-    mass = mass if dead is None else torch.where(dead, 0, mass)
-    u = slope * along["logits"].reshape(rows.shape).to(kind) if "logits" in along else torch.zeros_like(rows)
-    r = k * along["target"].reshape(rows.shape).to(kind) if "target" in along else torch.zeros_like(rows)
-    sums = all_reduce(torch.stack([(p * u).sum(-1, keepdim=True), r.sum(-1, keepdim=True)]), parts.model, "sum")
-    mean, moved = sums[0], sums[1]
-    by_x = slope * (p * (mass * (u - mean) + 2 * spec.z_loss * mean + moved) - r)
-    if bent is not None and spec.softcap is not None:
-        by_x = by_x - 2 / spec.softcap * bent * u * (mass * p - t)
-    by_target = k * (mean - u) if target.is_floating_point() else u.new_zeros(())
-    by_x = (scale * by_x).view(shape).to(x.dtype)
-    return by_x, (scale * by_target).view(shape).to(target.dtype) if target.is_floating_point() else by_target
+            put_where(coefs, stats.owns_pivot, stats.local_index, one_minus_smoothing + smoothing)
+        coefs = coefs if weight is None else coefs * weight
+    coef_sum = stats.coef_sum + 2 * spec.z_loss * stats.logsumexp
+    if inactive is not None:
+        p, coefs = torch.where(inactive, 0, p), torch.where(inactive, 0, coefs)
+        coef_sum = torch.where(inactive, 0, coef_sum)
+    u, r = torch.zeros_like(rows), torch.zeros_like(rows)
+    if "logits" in tangents:
+        u = softcap_grad * tangents["logits"].reshape(rows.shape).to(dtype)
+    if "target" in tangents:
+        r = k * tangents["target"].reshape(rows.shape).to(dtype)
+    local_sums = torch.stack([(p * u).sum(-1, keepdim=True), r.sum(-1, keepdim=True)])
+    mean, r_sum = all_reduce(local_sums, shard.model_groups, "sum").unbind()
+    for_x = softcap_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean + r_sum) - r)
+    if tanh is not None and spec.softcap is not None:
+        for_x = for_x - 2 / spec.softcap * tanh * u * (coef_sum * p - coefs)
+    for_x = (scale * for_x).view(shape).to(x.dtype)
+    if target.is_floating_point():
+        return for_x, (scale * (k * (mean - u))).view(shape).to(target.dtype)
+    return for_x, u.new_zeros(())

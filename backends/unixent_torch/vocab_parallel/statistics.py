@@ -1,16 +1,17 @@
-"""The loss of positions whose classes lie on several processes: passes over the logits here, reductions between.
+"""The loss of positions whose classes lie on several processes: local passes over the logits, reductions between.
 
-The statistics are those of `unixent_torch.kernel.rows`, spread out. Two rounds find them, a maximum and then sums:
+The statistics are those of `unixent_torch.kernel.rows`, over processes. Two all-reduces find them, a maximum and then
+sums:
 
 class indices    The pivot is the target. Maximum: the largest logit of the other classes. Sums: their exponentials, the
-                 target's logit and, under smoothing, their weighted distances from that maximum: 3 numbers a position,
-                 or 4.
+                 target's logit and, under smoothing, their weighted distances from that maximum: 2 numbers a position,
+                 or 3.
 probabilities    The pivot is the largest logit. Maximum: that one. Each process then takes its own exponentials
-                 relative to its own largest logit but the pivot, and adds its share of t = (1 - p) / p. Sums: t, the
+                 relative to its own largest logit but the pivot, and adds its part of t = (1 - p) / p. Sums: t, the
                  weighted distances, the coefficients of the other classes and of the pivot, and how many processes
-                 hold a logit as large: 6 numbers.
+                 hold a logit as large: 5 numbers.
 
-What they found is enough for the gradient. A maximum may lose a NaN on its way, so NaN is left to travel in the sums.
+They are enough for the gradient. A maximum may lose a NaN on its way, so NaN is left to travel in the sums.
 """
 
 from __future__ import annotations
@@ -21,268 +22,279 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch.collectives import Parts, all_reduce
+from unixent.semantics import product, row_stats, two_diff
+from unixent_torch.collectives import LocalShard, all_reduce
+from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import row_sum
-from unixent_torch.kernel.rows import finish, times, two_diff
-from unixent_torch.kernel.spec import Spec
-from unixent_torch.vocab_parallel.blocks import LocalRows, exponentials, put
+from unixent_torch.vocab_parallel.blocks import LocalLogits, exp_without_pivot, put_where
 
 
-class Found(NamedTuple):
-    """What the processes found together, a column [N, 1] each.
+class ShardStats(NamedTuple):
+    """The statistics of all processes together, a column [N, 1] each.
 
     Attributes:
-        at: the pivot's column here; anything where another process holds it.
-        mine: whether this one does.
-        shift, scale: p_c = scale * exp(x_c - shift) for every class here but the pivot.
+        local_index: the pivot's column here; anything where another process holds it.
+        owns_pivot: whether this one does.
+        shift, exp_scale: p_c = exp_scale * exp(x_c - shift) for every local class but the pivot.
         p: p of the pivot.
-        mass: sum of the target's coefficients t_c.
-        lse: log-sum-exp.
-        x_k, loss: the pivot's logit and its negative log-probability.
-        at_pivot: the gradient there, of the loss without position weight.
+        coef_sum: sum of the target's coefficients t_c.
+        logsumexp: log-sum-exp.
+        pivot_logit, pivot_loss: the pivot's logit and its negative log-probability.
+        pivot_grad: the gradient there, of the loss without position weight.
     """
 
-    at: Tensor
-    mine: Tensor
+    local_index: Tensor
+    owns_pivot: Tensor
     shift: Tensor
-    scale: Tensor
+    exp_scale: Tensor
     p: Tensor
-    mass: Tensor
-    lse: Tensor
-    x_k: Tensor
-    loss: Tensor
-    at_pivot: Tensor
+    coef_sum: Tensor
+    logsumexp: Tensor
+    pivot_logit: Tensor
+    pivot_loss: Tensor
+    pivot_grad: Tensor
 
 
-def solve_split(
+def shard_losses(
     x: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    v: Tensor | None,
-    spec: Spec,
-    parts: Parts,
-    keep: Tensor | None = None,
-) -> tuple[Tensor, Found]:
-    """Losses of shape P in the accumulation dtype, the same on every process of the model groups, and what was found.
+    position_weight: Tensor | None,
+    spec: KernelSpec,
+    shard: LocalShard,
+    exps_out: Tensor | None = None,
+) -> tuple[Tensor, ShardStats]:
+    """Losses of shape P in the accumulation dtype, the same on every process of the model groups, and their statistics.
 
     Args:
-        x: the logits of this process's classes, P + (C here,), any strides; no class is legal.
+        x: the logits of this process's classes, P + (local classes,), any strides; no class is legal.
         target: int64 indices P in [0, C), or the probabilities of this process's classes.
-        weight, v: as `unixent_torch.kernel.composed.solve` takes them; ``weight`` is that of all classes.
-        spec, parts: the static options, and how the classes are split.
-        keep: contiguous memory of the shape of ``x`` and the accumulation dtype to leave the exponentials in, for
-            `split_gradients`; may be ``x`` itself.
+        weight, position_weight: as `unixent_torch.kernel.row_losses` takes them; ``weight`` is that of all classes.
+        spec, shard: the static options, and how the classes are split.
+        exps_out: contiguous memory of the shape of ``x`` and the accumulation dtype to leave the exponentials in, for
+            `shard_gradients`; may be ``x`` itself.
     """
-    rows = LocalRows(x, target, weight, spec, parts)
-    losses, found = _by_target(rows, keep) if rows.index is not None else _by_largest(rows, keep)
-    if v is not None:
-        v = v.reshape(-1, 1)
-        losses = torch.where(v == 0, 0, losses * v)
-    return losses.view(x.shape[:-1]), found
+    local = LocalLogits(x, target, weight, spec, shard)
+    losses, stats = _index_losses(local, exps_out) if local.index is not None else _mixed_losses(local, exps_out)
+    if position_weight is not None:
+        position_weight = position_weight.reshape(-1, 1)
+        losses = torch.where(position_weight == 0, 0, losses * position_weight)
+    return losses.view(x.shape[:-1]), stats
 
 
-def _by_target(local: LocalRows, keep: Tensor | None) -> tuple[Tensor, Found]:
+def _index_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, ShardStats]:
     """Class indices: the pivot is the target, on the process that holds it."""
     assert local.index is not None
-    index, parts, fixed = local.index, local.parts, local.fixed
-    at = index - parts.first_class
-    mine = (at >= 0) & (at < local.here)
-    at = torch.where(mine, at, 0)
-    top, sums = local.columns().fill_(-math.inf), local.columns(2 if fixed is None else 3)
+    index, shard, coefs = local.index, local.shard, local.coefs
+    column = index - shard.vocab_start
+    owned = (column >= 0) & (column < local.num_local_classes)
+    column = torch.where(owned, column, 0)
+    max_rest, sums = local.columns().fill_(-math.inf), local.columns(2 if coefs is None else 3)
     for rows, (piece,) in local.pieces():
         block = local.read(piece)
-        sums[1, rows] = torch.where(mine[rows], block.gather(1, at[rows]), 0)
-        put(block, at[rows], mine[rows], -math.inf)
-        top[rows] = block.amax(1, keepdim=True)
-    top = all_reduce(top, parts.model, "max")
-    shift = torch.where(top == -math.inf, 0, top)
-    for rows, (piece, *out) in local.pieces(keep):
+        sums[1, rows] = torch.where(owned[rows], block.gather(1, column[rows]), 0)
+        put_where(block, owned[rows], column[rows], -math.inf)
+        max_rest[rows] = block.amax(1, keepdim=True)
+    max_rest = all_reduce(max_rest, shard.model_groups, "max")
+    shift = torch.where(max_rest == -math.inf, 0, max_rest)
+    for rows, (piece, *out) in local.pieces(exps_out):
         block = local.shifted(piece, shift[rows], *out)
-        if fixed is not None:
-            gaps = torch.neg(block, out=local.buffer("gaps", len(block)))
-            put(gaps, at[rows], mine[rows], 0.0)
-            sums[2, rows] = row_sum(gaps.mul_(local.base).masked_fill_(local.base == 0, 0))
-        sums[0, rows] = row_sum(exponentials(block, at[rows], mine[rows]))
-    sums = _sum(local, sums)
-    x_k = sums[1]
-    # Where no other class is left the pivot is its own shift, as in `pivot_statistics`.
-    stats = finish(torch.where(top == -math.inf, x_k, top), x_k, sums[0])
-    own = torch.ones_like(x_k) if local.weight is None else local.weight[index]
-    others = torch.zeros_like(x_k)
+        if coefs is not None:
+            gaps = torch.neg(block, out=local.buffer("logit_gaps", len(block)))
+            put_where(gaps, owned[rows], column[rows], 0.0)
+            sums[2, rows] = row_sum(gaps.mul_(local.smoothing).masked_fill_(local.smoothing == 0, 0))
+        sums[0, rows] = row_sum(exp_without_pivot(block, owned[rows], column[rows]))
+    sums = _sum_over_classes(local, sums)
+    pivot_logit = sums[1]
+    # Where no other class is left the pivot is its own shift, as in `pivot_stats`.
+    stats = row_stats(torch, torch.where(max_rest == -math.inf, pivot_logit, max_rest), pivot_logit, sums[0])
+    target_coef = torch.ones_like(pivot_logit) if local.weight is None else local.weight[index]
+    rest_coef = torch.zeros_like(pivot_logit)
     loss = stats.loss
-    if fixed is not None:
-        own, others = fixed.share * own + fixed.base[index], fixed.without[index]
-        gap = shift - x_k
-        # lse - shift, which stats.loss - gap would cancel down to where the pivot is far below.
-        rise = torch.where(gap > 0, torch.log(sums[0] + torch.exp(-gap.clamp(min=0))), stats.loss - gap)
-        loss = times(own, stats.loss) + sums[2] + times(others, rise)
+    if coefs is not None:
+        target_coef = coefs.one_minus_smoothing * target_coef + coefs.smoothing[index]
+        rest_coef = coefs.smoothing_sum_rest[index]
+        loss = (
+            product(torch, target_coef, stats.loss) + sums[2] + product(torch, rest_coef, stats.logsumexp_minus_shift)
+        )
     elif local.weight is not None:
-        loss = times(own, stats.loss)
-    return _with_z(loss, stats.lse, local.spec), Found(
-        at=at,
-        mine=mine,
+        loss = product(torch, target_coef, stats.loss)
+    rest_grad = rest_coef + _z_loss_grad(stats.logsumexp, local.spec)
+    return _with_z_loss(loss, stats.logsumexp, local.spec), ShardStats(
+        local_index=column,
+        owns_pivot=owned,
         shift=shift,
-        scale=stats.scale,
+        exp_scale=stats.exp_scale,
         p=stats.p,
-        mass=own + others,
-        lse=stats.lse,
-        x_k=x_k,
-        loss=stats.loss,
-        at_pivot=(others + _pull(stats.lse, local.spec)) * stats.p - own * stats.q,
+        coef_sum=target_coef + rest_coef,
+        logsumexp=stats.logsumexp,
+        pivot_logit=pivot_logit,
+        pivot_loss=stats.loss,
+        pivot_grad=rest_grad * stats.p - target_coef * stats.one_minus_p,
     )
 
 
-def _by_largest(local: LocalRows, keep: Tensor | None) -> tuple[Tensor, Found]:
+def _mixed_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, ShardStats]:
     """Probabilities: the pivot is the largest logit, one on each process that holds one as large."""
-    first, second = local.columns().fill_(-math.inf), local.columns().fill_(-math.inf)
-    at = torch.zeros_like(first, dtype=torch.int64)
+    local_max, local_second = local.columns().fill_(-math.inf), local.columns().fill_(-math.inf)
+    column = torch.zeros_like(local_max, dtype=torch.int64)
     for rows, (piece, _) in local.pieces():
         block = local.read(piece)
-        at[rows] = block.argmax(1, keepdim=True)
-        first[rows] = block.gather(1, at[rows])
-        block.scatter_(1, at[rows], -math.inf)
-        second[rows] = block.amax(1, keepdim=True)
-    x_k = all_reduce(first.clone(), local.parts.model, "max")
-    mine = (first == x_k) & (local.here > 0)
-    near = torch.where(mine, second, first)
-    shift = torch.where(near == -math.inf, 0, near)
-    sums, rest, own = local.columns(5), local.columns(), local.columns()
-    for rows, (piece, probabilities, *out) in local.pieces(keep):
-        block, shares = local.read(piece, *out), local.shares(probabilities)
-        gaps = local.gaps(block, x_k[rows])
-        put(gaps, at[rows], mine[rows], 0.0)
-        sums[1, rows] = row_sum(gaps.mul_(shares).masked_fill_(shares == 0, 0))
-        own[rows] = torch.where(mine[rows], shares.gather(1, at[rows]), 0)
-        put(shares, at[rows], mine[rows], 0.0)
-        sums[2, rows] = row_sum(shares)
-        rest[rows] = row_sum(exponentials(block.sub_(shift[rows]), at[rows], mine[rows]))
-    # D = near - x_k <= 0; exp(D) is subnormal before rest * exp(D) is: take two halves in turn.
-    gap, dropped = two_diff(torch.where(rest == 0, x_k, near), x_k)
+        column[rows] = block.argmax(1, keepdim=True)
+        local_max[rows] = block.gather(1, column[rows])
+        block.scatter_(1, column[rows], -math.inf)
+        local_second[rows] = block.amax(1, keepdim=True)
+    pivot_logit = all_reduce(local_max.clone(), local.shard.model_groups, "max")
+    owned = (local_max == pivot_logit) & (local.num_local_classes > 0)
+    max_rest = torch.where(owned, local_second, local_max)
+    shift = torch.where(max_rest == -math.inf, 0, max_rest)
+    sums, sum_rest, pivot_coef = local.columns(5), local.columns(), local.columns()
+    for rows, (piece, probabilities, *out) in local.pieces(exps_out):
+        block, target_coefs = local.read(piece, *out), local.target_coefs(probabilities)
+        at = (owned[rows], column[rows])
+        gaps = local.logit_gaps(block, pivot_logit[rows])
+        put_where(gaps, *at, 0.0)
+        sums[1, rows] = row_sum(gaps.mul_(target_coefs).masked_fill_(target_coefs == 0, 0))
+        pivot_coef[rows] = torch.where(owned[rows], target_coefs.gather(1, column[rows]), 0)
+        put_where(target_coefs, *at, 0.0)
+        sums[2, rows] = row_sum(target_coefs)
+        sum_rest[rows] = row_sum(exp_without_pivot(block.sub_(shift[rows]), *at))
+    # D = max_rest - x_k <= 0; exp(D) is subnormal before sum_rest * exp(D) is: take two halves in turn.
+    gap, dropped = two_diff(torch, torch.where(sum_rest == 0, pivot_logit, max_rest), pivot_logit)
     half = torch.exp(gap / 2)
-    sums[0] = (rest * half) * half * (1 + dropped)
-    sums[3], sums[4] = own, mine
-    sums = _sum(local, sums)
+    sums[0] = (sum_rest * half) * half * (1 + dropped)
+    sums[3], sums[4] = pivot_coef, owned
+    sums = _sum_over_classes(local, sums)
     # Each further logit as large as the pivot adds 1. A row with none is one of NaN.
-    t = torch.where((x_k == math.inf) | (sums[4] == 0), math.nan, sums[0] + (sums[4] - 1))
-    loss, norm, mass = torch.log1p(t), 1 + t, sums[2] + sums[3]
-    lse = x_k + loss
-    return _with_z(sums[1] + times(mass, loss), lse, local.spec), Found(
-        at=at,
-        mine=mine,
+    undefined = (pivot_logit == math.inf) | (sums[4] == 0)
+    odds = torch.where(undefined, math.nan, sums[0] + (sums[4] - 1))
+    pivot_loss, norm, coef_sum = torch.log1p(odds), 1 + odds, sums[2] + sums[3]
+    logsumexp = pivot_logit + pivot_loss
+    rest_grad = sums[2] + (sums[3] - pivot_coef) + _z_loss_grad(logsumexp, local.spec)
+    return _with_z_loss(sums[1] + product(torch, coef_sum, pivot_loss), logsumexp, local.spec), ShardStats(
+        local_index=column,
+        owns_pivot=owned,
         shift=shift,
-        scale=half * half / norm,
+        exp_scale=half * half / norm,
         p=1 / norm,
-        mass=mass,
-        lse=lse,
-        x_k=x_k,
-        loss=loss,
-        at_pivot=(sums[2] + (sums[3] - own) + _pull(lse, local.spec) - own * t) / norm,
+        coef_sum=coef_sum,
+        logsumexp=logsumexp,
+        pivot_logit=pivot_logit,
+        pivot_loss=pivot_loss,
+        pivot_grad=(rest_grad - pivot_coef * odds) / norm,
     )
 
 
-def _sum(local: LocalRows, sums: Tensor) -> Tensor:
+def _sum_over_classes(local: LocalLogits, sums: Tensor) -> Tensor:
     """The sums over the classes of all processes."""
+    groups = local.shard.model_groups
     if not torch.compiler.is_compiling():
-        return all_reduce(sums, local.parts.model, "sum")
+        return all_reduce(sums, groups, "sum")
     # A compiled program takes all processes to hold as many classes. Where they don't, the loss is NaN, not a number
     # that looks like one.
-    flat = torch.cat([sums.reshape(-1), sums.new_full((1,), float(local.here))])
-    flat = all_reduce(flat, local.parts.model, "sum")
-    return torch.where(flat[-1] == local.parts.classes, flat[:-1].view_as(sums), math.nan)
+    flat = torch.cat([sums.reshape(-1), sums.new_full((1,), float(local.num_local_classes))])
+    flat = all_reduce(flat, groups, "sum")
+    return torch.where(flat[-1] == local.shard.num_classes, flat[:-1].view_as(sums), math.nan)
 
 
-def _with_z(loss: Tensor, lse: Tensor, spec: Spec) -> Tensor:
-    return loss + spec.z_loss * lse.square() if spec.z_loss else loss
+def _with_z_loss(loss: Tensor, logsumexp: Tensor, spec: KernelSpec) -> Tensor:
+    return loss + spec.z_loss * logsumexp.square() if spec.z_loss else loss
 
 
-def _pull(lse: Tensor, spec: Spec) -> Tensor | float:
-    """What z-loss adds to the sum of the coefficients: its derivative along lse."""
-    return 2 * spec.z_loss * lse if spec.z_loss else 0.0
+def _z_loss_grad(logsumexp: Tensor, spec: KernelSpec) -> Tensor | float:
+    """The derivative of the z-loss along lse, which adds to the sum of the coefficients."""
+    return 2 * spec.z_loss * logsumexp if spec.z_loss else 0.0
 
 
-def split_gradients(
+def shard_gradients(
     x: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    v: Tensor | None,
-    factor: Tensor | float | None,
-    found: Found,
-    spec: Spec,
-    parts: Parts,
+    position_weight: Tensor | None,
+    grad_scale: Tensor | float | None,
+    stats: ShardStats,
+    spec: KernelSpec,
+    shard: LocalShard,
     wrt: tuple[str, ...],
-    kept: Tensor | None = None,
+    exps: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """The gradient of ``sum(factor * loss)`` for each of ``wrt``, at this process's classes. Nothing is communicated.
+    """The gradient of ``sum(grad_scale * losses)`` for each of ``wrt``, at the local classes. Nothing is communicated.
 
     Args:
-        x, target, weight, v, spec, parts: as `solve_split` takes them.
-        factor: in the accumulation dtype and broadcastable to P, or a number; None for 1.
-        found: what `solve_split` returned.
+        x, target, weight, position_weight, spec, shard: as `shard_losses` takes them.
+        grad_scale: in the accumulation dtype and broadcastable to P, or a number; None for 1.
+        stats: what `shard_losses` returned.
         wrt: "logits", "target".
-        kept: what was given to `solve_split` as ``keep``; becomes the gradient of the logits. It can be ``x`` itself
-            where that is not read again: without softcap and gradient of the target.
+        exps: what was given to `shard_losses` as ``exps_out``; becomes the gradient of the logits. It can be ``x``
+            itself where that is not read again: without softcap and gradient of the target.
     """
-    local = LocalRows(x, target, weight, spec, parts)
-    if isinstance(factor, Tensor) and factor.ndim:
-        factor = factor.expand(x.shape[:-1]).reshape(-1, 1)
-    dead = None
-    if v is not None:
-        v = v.reshape(-1, 1)
-        factor, dead = v if factor is None else v * factor, v == 0
-    results = {"logits": torch.empty_like(x) if kept is None else kept} if "logits" in wrt else {}
+    local = LocalLogits(x, target, weight, spec, shard)
+    if isinstance(grad_scale, Tensor) and grad_scale.ndim:
+        grad_scale = grad_scale.expand(x.shape[:-1]).reshape(-1, 1)
+    inactive = None
+    if position_weight is not None:
+        position_weight = position_weight.reshape(-1, 1)
+        grad_scale = position_weight if grad_scale is None else position_weight * grad_scale
+        inactive = position_weight == 0
+    results = {"logits": torch.empty_like(x) if exps is None else exps} if "logits" in wrt else {}
     if "target" in wrt:
         results["target"] = torch.empty_like(target)
-    push, at_pivot = (found.mass + _pull(found.lse, spec)) * found.scale, found.at_pivot
-    early = local.fixed is None and factor is not None
+    exp_grad, pivot_grad = (stats.coef_sum + _z_loss_grad(stats.logsumexp, spec)) * stats.exp_scale, stats.pivot_grad
+    early = local.coefs is None and grad_scale is not None
     if early:  # where every entry is a product, one more factor of the rows costs no pass over the classes
-        push, at_pivot = push * factor, at_pivot * factor
+        exp_grad, pivot_grad = exp_grad * grad_scale, pivot_grad * grad_scale
 
-    def settle(out: Tensor, block: Tensor, rows: slice, in_place: bool) -> None:
-        """Scale a block and put it where it belongs, rounded; rows that don't exist as zeros."""
-        if factor is not None and not early:
-            block.mul_(factor[rows] if isinstance(factor, Tensor) and factor.ndim else factor)
-        if dead is not None:
-            block.masked_fill_(dead[rows], 0)
+    def finish(out: Tensor, block: Tensor, rows: slice, in_place: bool) -> None:
+        """Scale a block and put it where it belongs, rounded; inactive rows as zeros."""
+        if grad_scale is not None and not early:
+            block.mul_(grad_scale[rows] if isinstance(grad_scale, Tensor) and grad_scale.ndim else grad_scale)
+        if inactive is not None:
+            block.masked_fill_(inactive[rows], 0)
         if not in_place:
             out.copy_(block.view(out.shape))
 
     for rows, pieces in local.pieces(*results.values()):
         outs = dict(zip(results, pieces[-len(results) :], strict=True))
         if "logits" in outs:
-            block = _by_logits(local, pieces, rows, found, push, at_pivot, None if kept is None else outs["logits"])
-            settle(outs["logits"], block, rows, kept is not None)
+            kept = None if exps is None else outs["logits"]
+            block = _logits_gradient(local, pieces, rows, stats, exp_grad, pivot_grad, kept)
+            finish(outs["logits"], block, rows, exps is not None)
         if "target" in outs:
-            gaps = local.gaps(local.read(pieces[0]), found.x_k[rows])
-            gaps.add_(found.loss[rows]).mul_(local.slope).masked_fill_(local.slope == 0, 0)
-            settle(outs["target"], gaps, rows, False)
+            gaps = local.logit_gaps(local.read(pieces[0]), stats.pivot_logit[rows])
+            gaps.add_(stats.pivot_loss[rows]).mul_(local.probability_grad)
+            finish(outs["target"], gaps.masked_fill_(local.probability_grad == 0, 0), rows, False)
     return tuple(results[name] for name in wrt)
 
 
-def _by_logits(
-    local: LocalRows,
+def _logits_gradient(
+    local: LocalLogits,
     pieces: tuple[Tensor, ...],
     rows: slice,
-    found: Found,
-    push: Tensor,
-    at_pivot: Tensor,
-    kept: Tensor | None,
+    stats: ShardStats,
+    exp_grad: Tensor,
+    pivot_grad: Tensor,
+    exps: Tensor | None,
 ) -> Tensor:
-    """A block of gradients: ``push`` times what ``kept`` holds, the exponentials, less t_c; and ``at_pivot`` there."""
-    at, mine, slope = found.at[rows], found.mine[rows], None
+    """A block of gradients: ``exp_grad`` times the exponentials, less t_c; and ``pivot_grad`` at the pivot."""
+    column, owned, softcap_grad = stats.local_index[rows], stats.owns_pivot[rows], None
+    count = rows.stop - rows.start
     if local.spec.softcap is not None:
-        slope = local.buffer("slope", rows.stop - rows.start)
-    if kept is None:
-        shift = found.shift[rows]
-        block = local.shifted(pieces[0], shift) if slope is None else local.read(pieces[0], slope=slope).sub_(shift)
-        block = exponentials(block, at, mine)
+        softcap_grad = local.buffer("softcap_grad", count)
+    if exps is None:
+        shift = stats.shift[rows]
+        if softcap_grad is None:
+            block = local.shifted(pieces[0], shift)
+        else:
+            block = local.read(pieces[0], softcap_grad=softcap_grad).sub_(shift)
+        block = exp_without_pivot(block, owned, column)
     else:
-        block = kept.view(rows.stop - rows.start, local.here)
-        if slope is not None:
-            local.read(pieces[0], slope=slope)
-    block.mul_(push[rows])
+        block = exps.view(count, local.num_local_classes)
+        if softcap_grad is not None:
+            local.read(pieces[0], softcap_grad=softcap_grad)
+    block.mul_(exp_grad[rows])
     if local.probabilities is not None:
-        block.sub_(local.shares(pieces[1]))
-    elif local.fixed is not None:
-        block.sub_(local.base)
-    put(block, at, mine, at_pivot[rows])
-    return block if slope is None else block.mul_(slope)
+        block.sub_(local.target_coefs(pieces[1]))
+    elif local.coefs is not None:
+        block.sub_(local.smoothing)
+    put_where(block, owned, column, pivot_grad[rows])
+    return block if softcap_grad is None else block.mul_(softcap_grad)

@@ -35,7 +35,7 @@ def of_ranks(ranks, target):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_double_backward(on_ranks, name):
+def test_second_derivatives_are_those_of_the_whole_loss(on_ranks, name):
     target, options = CASES[name]
 
     def second(x, q, along, of_target, **more):
@@ -52,15 +52,15 @@ def test_double_backward(on_ranks, name):
     def work(ranks):
         part, own = of_ranks(ranks, target)
         x, own = LOGITS[part].clone().requires_grad_(), own.clone().requires_grad_(target.is_floating_point())
-        found = second(x, own, DIRECTION[part], OTHER[part], parallel=ranks.config)
-        for got, due in zip(found, expected, strict=True):
+        grads_here = second(x, own, DIRECTION[part], OTHER[part], parallel=ranks.config)
+        for got, due in zip(grads_here, expected, strict=True):
             close(got, due[part])
 
     on_ranks(1, 2, work)
     on_ranks(2, 2, work)
 
 
-def test_an_upstream_gradient_that_is_differentiated(on_ranks):
+def test_an_upstream_gradient_has_a_derivative(on_ranks):
     """The derivative by the upstream gradient, the same on all ranks, is <gradient, direction> over all of them."""
     grad = unixent.value_and_grad(LOGITS, INDEX)[1]
 
@@ -68,8 +68,8 @@ def test_an_upstream_gradient_that_is_differentiated(on_ranks):
         part, own = of_ranks(ranks, INDEX)
         x, upstream = LOGITS[part].clone().requires_grad_(), torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
         loss = unixent.cross_entropy(x, own, parallel=ranks.config)
-        (found,) = torch.autograd.grad(loss, x, upstream, create_graph=True)
-        (by_upstream,) = torch.autograd.grad((found * DIRECTION[part]).sum(), upstream)
+        (grads_here,) = torch.autograd.grad(loss, x, upstream, create_graph=True)
+        (by_upstream,) = torch.autograd.grad((grads_here * DIRECTION[part]).sum(), upstream)
         close(by_upstream, (grad * DIRECTION).sum())
 
     on_ranks(2, 2, work)
@@ -87,7 +87,7 @@ def test_a_third_derivative_is_refused(on_ranks):
     on_ranks(1, 2, work)
 
 
-def test_what_the_fused_form_refuses(on_ranks):
+def test_the_fused_form_refuses_second_derivatives(on_ranks):
     hidden, classifier = torch.randn(N, 3), torch.randn(C, 3)
 
     def work(ranks):

@@ -31,7 +31,7 @@ def part(tensor, mesh, placements):
     return tensor.detach().clone()
 
 
-def spread(tensor, mesh, placements):
+def place(tensor, mesh, placements):
     """A DTensor without a collective: redistribute keeps plans of uneven parts that threads must not share."""
     local, shape, stride = part(tensor, mesh, placements), tensor.shape, tensor.stride()
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
@@ -55,24 +55,24 @@ def whole(target, **options):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("target", [INDEX, PROBABILITIES], ids=["indices", "probabilities"])
-def test_every_placement(on_ranks, target, reduction):
+def test_every_placement_gives_the_whole_loss(on_ranks, target, reduction):
     """Classes, positions, both and neither, on both mesh axes; 3 rows over 4 ranks leave one without any."""
     options = {"reduction": reduction, "label_smoothing": 0.1, "mask": MASK}
     loss, grad, by_target = whole(target, **options)
 
     def work(ranks):
         for placements in itertools.product([Replicate(), Shard(0), Shard(1), Shard(2)], repeat=2):
-            x = spread(LOGITS, ranks.mesh, placements).requires_grad_()
-            own = target if by_target is None else spread(target, ranks.mesh, placements).requires_grad_()
-            mine = unixent.cross_entropy(x, own, **options)
-            assert isinstance(mine, DTensor)
-            close(mine, loss)
-            mine.backward(spread(UPSTREAM, ranks.mesh, mine.placements) if mine.ndim else None)
+            x = place(LOGITS, ranks.mesh, placements).requires_grad_()
+            own = target if by_target is None else place(target, ranks.mesh, placements).requires_grad_()
+            local_loss = unixent.cross_entropy(x, own, **options)
+            assert isinstance(local_loss, DTensor)
+            close(local_loss, loss)
+            local_loss.backward(place(UPSTREAM, ranks.mesh, local_loss.placements) if local_loss.ndim else None)
             assert x.grad.placements == placements
             close(x.grad, grad)
             if by_target is not None:
                 close(own.grad, by_target)
-            upstream = UPSTREAM if mine.ndim else None
+            upstream = UPSTREAM if local_loss.ndim else None
             _, again = unixent.value_and_grad(x.detach(), own.detach(), grad_output=upstream, **options)
             assert again.placements == placements
             close(again, grad)
@@ -82,14 +82,14 @@ def test_every_placement(on_ranks, target, reduction):
 
 def test_the_result_lies_as_the_positions_do(on_ranks):
     def work(ranks):
-        x = spread(LOGITS, ranks.mesh, [Shard(1), Shard(2)])
+        x = place(LOGITS, ranks.mesh, [Shard(1), Shard(2)])
         assert unixent.cross_entropy(x, INDEX).placements == (Replicate(), Replicate())
         assert unixent.cross_entropy(x, INDEX, reduction="none").placements == (Shard(1), Replicate())
         terms = unixent.loss_terms(x, INDEX)
         assert {term.placements for term in terms} == {(Replicate(), Replicate())}
         close(terms.numerator, unixent.loss_terms(LOGITS, INDEX).numerator)
         # With the classes first, the dimensions behind them count one less among the positions.
-        y = spread(LOGITS.movedim(-1, 0), ranks.mesh, [Shard(2), Shard(0)])
+        y = place(LOGITS.movedim(-1, 0), ranks.mesh, [Shard(2), Shard(0)])
         moved = unixent.cross_entropy(y, INDEX, axis=0, reduction="none")
         assert moved.placements == (Shard(1), Replicate())
         close(moved, unixent.cross_entropy(LOGITS, INDEX, reduction="none"))
@@ -97,19 +97,19 @@ def test_the_result_lies_as_the_positions_do(on_ranks):
     on_ranks(2, 2, work)
 
 
-def test_targets_and_masks_as_dtensors(on_ranks):
+def test_targets_and_masks_may_be_dtensors(on_ranks):
     """Of any placements on the same mesh, since one number a position is quickly moved; weights are gathered whole."""
     weight = torch.linspace(0.1, 1, 7, dtype=torch.float64)
     expected = unixent.cross_entropy(LOGITS, INDEX, mask=MASK, weight=weight)
 
     def work(ranks):
-        x = spread(LOGITS, ranks.mesh, [Shard(0), Shard(2)])
+        x = place(LOGITS, ranks.mesh, [Shard(0), Shard(2)])
         for placements in itertools.product([Replicate(), Shard(0), Shard(1)], repeat=2):
             loss = unixent.cross_entropy(
                 x,
-                spread(INDEX, ranks.mesh, placements),
-                mask=spread(MASK, ranks.mesh, placements),
-                weight=spread(weight, ranks.mesh, [Shard(0), Replicate()]),
+                place(INDEX, ranks.mesh, placements),
+                mask=place(MASK, ranks.mesh, placements),
+                weight=place(weight, ranks.mesh, [Shard(0), Replicate()]),
                 normalizer=None,
             )
             close(loss, expected)
@@ -122,17 +122,17 @@ def refused(text, *arguments, **options):
         unixent.cross_entropy(*arguments, **options)
 
 
-def test_what_is_refused(on_ranks):
+def test_placements_that_do_not_fit_are_refused(on_ranks):
     def work(ranks):
         mesh = ranks.mesh
-        x = spread(LOGITS, mesh, [Shard(0), Shard(2)])
+        x = place(LOGITS, mesh, [Shard(0), Shard(2)])
         part = DTensor.from_local(LOGITS.clone(), mesh, [Replicate(), Partial()], run_check=False)
         refused(r"logits: expected placements Shard and Replicate; got .*Partial.*redistribute", part, INDEX)
         refused("parallel: expected None beside logits that are a DTensor", x, INDEX, parallel=ranks.config)
-        other = spread(PROBABILITIES, mesh, [Replicate(), Shard(2)])
+        other = place(PROBABILITIES, mesh, [Replicate(), Shard(2)])
         refused("target: expected probabilities that lie as the scores do", x, other)
         refused("target: expected a local tensor, since logits or hidden are; got a DTensor", LOGITS, other)
-        refused("mask: expected a local tensor", LOGITS, INDEX, mask=spread(MASK, mesh, [Shard(0), Shard(1)]))
+        refused("mask: expected a local tensor", LOGITS, INDEX, mask=place(MASK, mesh, [Shard(0), Shard(1)]))
         asked = PROBABILITIES.clone().requires_grad_()
         refused("target: expected a DTensor where its gradient is asked for", x, asked)
         with pytest.raises(unixent.ShapeError, match=r"expected class indices \(integer\) of shape \(3, 5\)"):
@@ -141,20 +141,20 @@ def test_what_is_refused(on_ranks):
     on_ranks(2, 2, work)
 
 
-def test_an_index_out_of_range(on_ranks):
+def test_an_index_out_of_range_is_nan_or_an_error_on_all_ranks(on_ranks):
     """NaN at its position, since no process may raise alone; an error on all where the targets are whole."""
     bad = INDEX.clone()
     bad[2, 1] = 7
 
     def work(ranks):
-        x = spread(LOGITS, ranks.mesh, [Shard(0), Shard(2)])
+        x = place(LOGITS, ranks.mesh, [Shard(0), Shard(2)])
         with pytest.raises(unixent.TargetRangeError, match=r"got 7 at position \(2, 1\)"):
             unixent.cross_entropy(x, bad)
-        loss = unixent.cross_entropy(x, spread(bad, ranks.mesh, [Shard(0), Replicate()]), reduction="none")
-        found = loss.to_local().isnan()
-        assert torch.equal(found, part(bad == 7, ranks.mesh, loss.placements))
+        loss = unixent.cross_entropy(x, place(bad, ranks.mesh, [Shard(0), Replicate()]), reduction="none")
+        actual = loss.to_local().isnan()
+        assert torch.equal(actual, part(bad == 7, ranks.mesh, loss.placements))
         with pytest.raises(unixent.TargetRangeError, match=r"got 7 at position \(2, 1\)"):
-            unixent.cross_entropy(x, spread(bad, ranks.mesh, [Shard(0), Replicate()]), validate="full")
+            unixent.cross_entropy(x, place(bad, ranks.mesh, [Shard(0), Replicate()]), validate="full")
 
     on_ranks(2, 2, work)
 
@@ -167,13 +167,13 @@ SHARES = torch.softmax(torch.randn(6, 8, generator=GENERATOR), -1)
 
 def ours(mesh, placements, logits, target, **options):
     """Value and gradient of the split loss, against those of the whole."""
-    x = spread(logits, mesh, placements).requires_grad_()
+    x = place(logits, mesh, placements).requires_grad_()
     leaf = logits.clone().requires_grad_()
     expected = unixent.cross_entropy(leaf, target, **options)
     expected.backward()
-    found = unixent.cross_entropy(x, target, **options)
-    found.backward()
-    close(found, expected, 1e-6)
+    actual = unixent.cross_entropy(x, target, **options)
+    actual.backward()
+    close(actual, expected, 1e-6)
     close(x.grad, leaf.grad, 1e-5)
 
 
@@ -182,9 +182,9 @@ def stock(on_ranks, data, model, placements, logits, target, **options):
 
     def work(ranks):
         mesh = ranks.mesh if len(placements) == 2 else ranks.mesh["tp"]
-        x = spread(logits, mesh, placements).requires_grad_()
+        x = place(logits, mesh, placements).requires_grad_()
         as_positions = [Replicate() if p == Shard(1) else p for p in placements]
-        y = spread(target, mesh, placements if target.is_floating_point() else as_positions)
+        y = place(target, mesh, placements if target.is_floating_point() else as_positions)
         F.cross_entropy(x, y, **options).backward()
         leaf = logits.clone().requires_grad_()
         F.cross_entropy(leaf, target, **options).backward()
@@ -208,9 +208,9 @@ def test_probabilities_that_loss_parallel_gets_wrong(on_ranks):
 
 def test_two_mesh_axes_which_loss_parallel_refuses(on_ranks):
     def refused_here(ranks):
-        x = spread(FLAT, ranks.mesh, [Shard(0), Shard(1)])
+        x = place(FLAT, ranks.mesh, [Shard(0), Shard(1)])
         with pytest.raises(NotImplementedError, match="one-dimensional DeviceMesh"):
-            F.cross_entropy(x, spread(LABELS, ranks.mesh, [Shard(0), Replicate()]))
+            F.cross_entropy(x, place(LABELS, ranks.mesh, [Shard(0), Replicate()]))
 
     with loss_parallel():
         on_ranks(2, 2, refused_here)
@@ -241,7 +241,7 @@ TARGET = torch.randint(7, (5, 3), generator=GENERATOR)
         ([Replicate(), Shard(1)], [Shard(0), Replicate()]),
     ],
 )
-def test_the_fused_form(on_ranks, by_hidden, by_classes, reduction):
+def test_the_fused_form_has_whole_gradients(on_ranks, by_hidden, by_classes, reduction):
     """Every gradient is whole and lies as its tensor does: the classifier's is summed over the positions."""
     upstream = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3) if reduction == "none" else None
     wrt = ("hidden", "classifier", "bias")
@@ -251,11 +251,15 @@ def test_the_fused_form(on_ranks, by_hidden, by_classes, reduction):
 
     def work(ranks):
         mesh = ranks.mesh
-        leaves = [spread(HIDDEN, mesh, by_hidden), spread(CLASSIFIER, mesh, by_classes), spread(BIAS, mesh, by_classes)]
+        leaves = [
+            place(HIDDEN, mesh, by_hidden),
+            place(CLASSIFIER, mesh, by_classes),
+            place(BIAS, mesh, by_classes),
+        ]
         leaves = [leaf.requires_grad_() for leaf in leaves]
-        found = unixent.linear_cross_entropy(*leaves[:2], TARGET, bias=leaves[2], reduction=reduction)
-        close(found, loss)
-        found.backward(None if upstream is None else spread(upstream, mesh, found.placements))
+        actual = unixent.linear_cross_entropy(*leaves[:2], TARGET, bias=leaves[2], reduction=reduction)
+        close(actual, loss)
+        actual.backward(None if upstream is None else place(upstream, mesh, actual.placements))
         plain = [leaf.detach() for leaf in leaves]
         _, again = unixent.linear_value_and_grad(
             *plain[:2], TARGET, bias=plain[2], wrt=wrt, reduction=reduction, grad_output=upstream
@@ -268,10 +272,13 @@ def test_the_fused_form(on_ranks, by_hidden, by_classes, reduction):
     on_ranks(2, 2, work)
 
 
-def test_what_the_fused_form_refuses(on_ranks):
+def test_the_fused_form_refuses_placements_that_do_not_fit(on_ranks):
     def work(ranks):
         mesh = ranks.mesh
-        hidden, classifier = spread(HIDDEN, mesh, [Shard(0), Replicate()]), spread(CLASSIFIER, mesh, [Shard(0)] * 2)
+        hidden, classifier = (
+            place(HIDDEN, mesh, [Shard(0), Replicate()]),
+            place(CLASSIFIER, mesh, [Shard(0)] * 2),
+        )
         with pytest.raises(unixent.BackendError, match="expected each mesh axis to shard positions of hidden or"):
             unixent.linear_cross_entropy(hidden, classifier, TARGET)
         with pytest.raises(unixent.BackendError, match="classifier: expected a DTensor, since others"):

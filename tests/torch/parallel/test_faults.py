@@ -46,14 +46,14 @@ def local(ranks):
     return LOGITS[ranks.rows(N), ranks.columns(C)], INDEX[ranks.rows(N)]
 
 
-def test_other_options(on_ranks):
+def test_different_options_raise_on_all_ranks(on_ranks):
     def own(ranks, last):
         return local(ranks), {"label_smoothing": 0.1 if last else 0.0}
 
     faulty(on_ranks, unixent.OptionError, "expected the same options on every process", own)
 
 
-def test_other_dtypes(on_ranks):
+def test_different_dtypes_raise_on_all_ranks(on_ranks):
     def own(ranks, last):
         logits, target = local(ranks)
         return (logits.double() if last else logits, target), {}
@@ -61,7 +61,7 @@ def test_other_dtypes(on_ranks):
     faulty(on_ranks, unixent.OptionError, "expected the same options on every process", own)
 
 
-def test_other_positions(on_ranks):
+def test_different_positions_raise_on_all_ranks(on_ranks):
     def own(ranks, last):
         logits, target = local(ranks)
         return (logits[1:], target[1:]) if last else (logits, target), {}
@@ -69,7 +69,7 @@ def test_other_positions(on_ranks):
     faulty(on_ranks, unixent.ShapeError, "expected the same positions on every process of the model group", own)
 
 
-def test_another_vocabulary(on_ranks):
+def test_different_vocabularies_raise_on_all_ranks(on_ranks):
     def own(ranks, last):
         logits, target = local(ranks)
         return (logits[:, 1:] if last else logits, target), {}
@@ -77,7 +77,7 @@ def test_another_vocabulary(on_ranks):
     faulty(on_ranks, unixent.ShapeError, "number of classes on every process of the token group", own)
 
 
-def test_a_label_out_of_range(on_ranks):
+def test_a_label_out_of_range_raises_on_all_ranks(on_ranks):
     def own(ranks, last):
         logits, target = local(ranks)
         return (logits, target + C if ranks.rank >= 2 else target), {}
@@ -85,7 +85,7 @@ def test_a_label_out_of_range(on_ranks):
     faulty(on_ranks, unixent.TargetRangeError, rf"\[0, {C}\)", own)
 
 
-def test_a_weight_of_the_local_classes(on_ranks):
+def test_a_weight_of_the_local_classes_is_refused(on_ranks):
     def own(ranks, last):
         logits, target = local(ranks)
         return (logits, target), {"weight": torch.ones(logits.shape[1])}
@@ -94,7 +94,7 @@ def test_a_weight_of_the_local_classes(on_ranks):
 
 
 @pytest.mark.parametrize("name", ["chunk", "width"])
-def test_other_fused_forms(on_ranks, name):
+def test_different_fused_forms_raise_on_all_ranks(on_ranks, name):
     def work(ranks):
         last = ranks.rank == 3
         width = 3 if name == "width" and last else 2
@@ -113,7 +113,7 @@ def test_other_fused_forms(on_ranks, name):
     assert any("expected the same options" in str(error) for error in errors)
 
 
-def test_a_group_of_another_size(on_ranks):
+def test_a_group_of_another_size_is_refused(on_ranks):
     def work(ranks):
         config = unixent.ParallelConfig(model_parallel=4, model_group=ranks.config.model_group)
         error = raised(unixent.cross_entropy, *local(ranks), parallel=config)
@@ -122,14 +122,14 @@ def test_a_group_of_another_size(on_ranks):
     on_ranks(1, 2, work)
 
 
-@pytest.mark.parametrize("kind", ["indices", "probabilities"])
-def test_nan_on_one_is_nan_on_all(on_ranks, kind):
+@pytest.mark.parametrize("target_kind", ["indices", "probabilities"])
+def test_nan_on_one_is_nan_on_all(on_ranks, target_kind):
     def work(ranks):
         logits, target = local(ranks)
         logits = logits.clone()
         if ranks.rank == 3:
             logits[0, 1] = torch.nan
-        if kind == "probabilities":
+        if target_kind == "probabilities":
             target = torch.zeros_like(logits)  # not even where no class has a weight
         loss, grad = unixent.value_and_grad(logits, target, parallel=ranks.config)
         assert loss.isnan()
@@ -139,7 +139,7 @@ def test_nan_on_one_is_nan_on_all(on_ranks, kind):
     on_ranks(2, 2, work)
 
 
-def test_nothing_of_an_uncounted_position(on_ranks):
+def test_an_inactive_position_contributes_nothing_on_any_rank(on_ranks):
     """Whatever its logits hold, on whichever process: loss and gradient are those without it."""
 
     def work(ranks):
@@ -158,11 +158,11 @@ def test_nothing_of_an_uncounted_position(on_ranks):
 
     kept = torch.ones(N, dtype=torch.bool)
     kept[4] = False  # the first of the second half of the rows: 4 and 2 of them
-    found = on_ranks(2, 2, work)
-    assert found == [pytest.approx(unixent.cross_entropy(LOGITS[kept], INDEX[kept]).item(), rel=1e-6)] * 4
+    losses = on_ranks(2, 2, work)
+    assert losses == [pytest.approx(unixent.cross_entropy(LOGITS[kept], INDEX[kept]).item(), rel=1e-6)] * 4
 
 
-def test_an_empty_mean(on_ranks):
+def test_an_empty_mean_is_one_over_all_ranks(on_ranks):
     def work(ranks):
         logits, target = local(ranks)
         ignored = torch.full_like(target, -100)
@@ -175,7 +175,7 @@ def test_an_empty_mean(on_ranks):
     on_ranks(2, 2, work)
 
 
-def test_modules(on_ranks):
+def test_modules_give_the_whole_loss(on_ranks):
     weight = torch.linspace(0.5, 1.5, C)
     hidden, classifier = torch.randn(N, 3), torch.randn(C, 3)
     expected = unixent.cross_entropy(LOGITS, INDEX, weight=weight, label_smoothing=0.1)

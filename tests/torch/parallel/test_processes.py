@@ -65,14 +65,14 @@ def test_a_process_without_classes_matches():
 
 
 @pytest.mark.parametrize("what", ["transforms", "compiled"])
-def test_two_processes(what):
+def test_checks_pass_on_two_processes(what):
     output = run([*TORCHRUN, "--nproc-per-node=2", WORKER, what])
     assert output.count("every check passed") == 2, output
 
 
 @pytest.mark.skipif(find_spec("sklearn") is None, reason="the example reads scikit-learn's digits")
 @pytest.mark.skipif(not EXAMPLE.exists(), reason="the examples are not beside the tests")
-def test_the_example():
+def test_the_example_trains_as_one_process_does():
     output = run([*TORCHRUN, "--nproc-per-node=4", EXAMPLE, "--steps", 20])
     # Counted one by one: two processes may write on one line.
     assert len(set(re.findall(r"process (\d): images", output))) == output.count(", as alone") == 4, output
@@ -87,5 +87,5 @@ def test_a_lost_process_is_an_error_on_the_other(tmp_path, how):
         for process in both:
             end(process)
     assert both[0].returncode == 0, output
-    (seconds,) = re.findall(r"told after (\d+\.\d) s: ", output)
+    (seconds,) = re.findall(r"raised after (\d+\.\d) s: ", output)
     assert float(seconds) < 20

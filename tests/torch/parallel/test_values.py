@@ -46,7 +46,7 @@ def close(got: torch.Tensor, expected: Any, rtol: float = 1e-12) -> None:
     np.testing.assert_allclose(got.detach().double().numpy(), expected, rtol=rtol, atol=1e-13)
 
 
-def here(options: dict[str, Any], rows: slice) -> dict[str, Any]:
+def local_options(options: dict[str, Any], rows: slice) -> dict[str, Any]:
     """The options of a rank: its positions of the mask, the whole class weight."""
     arrays = {name: value[rows] if name == "mask" else value for name, value in options.items()}
     return {name: tensor(value) if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
@@ -64,7 +64,7 @@ def whole(function: Any, *arrays: Any, **options: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("target", [INDEX, PROBABILITIES], ids=["indices", "probabilities"])
 @pytest.mark.parametrize(("data", "model"), GRIDS)
-def test_logits(on_ranks, data, model, target):
+def test_the_split_loss_is_the_whole_one(on_ranks, data, model, target):
     wrt = ("logits", "target") if target.ndim == 2 else ("logits",)
 
     def work(ranks):
@@ -74,17 +74,18 @@ def test_logits(on_ranks, data, model, target):
             x, own = tensor(LOGITS[rows, columns]).requires_grad_(), tensor(target[rows])
             if target.ndim == 2:
                 own = own[:, columns].clone().requires_grad_()
-            mine = unixent.cross_entropy(x, own, parallel=ranks.config, **here(options, rows))
-            close(mine, loss[rows] if mine.ndim else loss)
-            backward(mine, rows)
+            given = {"parallel": ranks.config, **local_options(options, rows)}
+            local_loss = unixent.cross_entropy(x, own, **given)
+            close(local_loss, loss[rows] if local_loss.ndim else loss)
+            backward(local_loss, rows)
             for got, expected in zip((x.grad, own.grad), grads, strict=False):
                 close(got, expected[rows, columns])
-            upstream = tensor(UPSTREAM[rows]) if mine.ndim else None
-            again, found = unixent.value_and_grad(
-                x.detach(), own.detach(), parallel=ranks.config, wrt=wrt, grad_output=upstream, **here(options, rows)
+            upstream = tensor(UPSTREAM[rows]) if local_loss.ndim else None
+            again, local_grads = unixent.value_and_grad(
+                x.detach(), own.detach(), wrt=wrt, grad_output=upstream, **given
             )
-            assert torch.equal(again, mine.detach()) or again.isnan().any()
-            for got, expected in zip(found, grads, strict=True):
+            assert torch.equal(again, local_loss.detach()) or again.isnan().any()
+            for got, expected in zip(local_grads, grads, strict=True):
                 close(got, expected[rows, columns])
 
     on_ranks(data, model, work)
@@ -92,7 +93,7 @@ def test_logits(on_ranks, data, model, target):
 
 @pytest.mark.parametrize("target", [INDEX, PROBABILITIES], ids=["indices", "probabilities"])
 @pytest.mark.parametrize(("data", "model"), GRIDS)
-def test_linear(on_ranks, data, model, target):
+def test_the_split_fused_form_is_the_whole_one(on_ranks, data, model, target):
     wrt = ("hidden", "classifier", "bias", *(("target",) if target.ndim == 2 else ()))
 
     def over_tokens(ranks, gradient):
@@ -112,21 +113,21 @@ def test_linear(on_ranks, data, model, target):
             own = tensor(target[rows])
             if target.ndim == 2:
                 own = own[:, columns].clone().requires_grad_()
-            given = {"parallel": ranks.config, "chunk": 3, **here(options, rows)}
-            mine = unixent.linear_cross_entropy(*leaves[:2], own, bias=leaves[2], **given)
-            close(mine, loss[rows] if mine.ndim else loss)
-            backward(mine, rows)
-            upstream = tensor(UPSTREAM[rows]) if mine.ndim else None
+            given = {"parallel": ranks.config, "chunk": 3, **local_options(options, rows)}
+            local_loss = unixent.linear_cross_entropy(*leaves[:2], own, bias=leaves[2], **given)
+            close(local_loss, loss[rows] if local_loss.ndim else loss)
+            backward(local_loss, rows)
+            upstream = tensor(UPSTREAM[rows]) if local_loss.ndim else None
             plain = [leaf.detach() for leaf in leaves]
             _, both = unixent.linear_value_and_grad(
                 *plain[:2], own.detach(), bias=plain[2], wrt=wrt, grad_output=upstream, **given
             )
-            for found in ([leaf.grad for leaf in (*leaves, own)], both):
-                close(found[0], grads[0][rows])
-                close(over_tokens(ranks, found[1]), grads[1][columns])
-                close(over_tokens(ranks, found[2]), grads[2][columns])
+            for local_grads in ([leaf.grad for leaf in (*leaves, own)], both):
+                close(local_grads[0], grads[0][rows])
+                close(over_tokens(ranks, local_grads[1]), grads[1][columns])
+                close(over_tokens(ranks, local_grads[2]), grads[2][columns])
                 if target.ndim == 2:
-                    close(found[3], grads[3][rows, columns])
+                    close(local_grads[3], grads[3][rows, columns])
 
     on_ranks(data, model, work)
 
@@ -146,18 +147,18 @@ def special() -> np.ndarray:
 
 @pytest.mark.parametrize("target", [INDEX, PROBABILITIES], ids=["indices", "probabilities"])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "weight": WEIGHT}], ids=["plain", "smoothed"])
-def test_the_ends_of_the_number_line(on_ranks, target, options):
+def test_infinities_and_nan_are_those_of_the_whole_loss(on_ranks, target, options):
     logits = special()
 
     def work(ranks):
         rows, columns = ranks.rows(N), ranks.columns(C)
         loss, grad = unixent.value_and_grad(logits, target, reduction="none", **options)
         own = tensor(target[rows] if target.ndim == 1 else target[rows, columns])
-        mine, found = unixent.value_and_grad(
-            tensor(logits[rows, columns]), own, reduction="none", parallel=ranks.config, **here(options, rows)
+        local_loss, local_grads = unixent.value_and_grad(
+            tensor(logits[rows, columns]), own, reduction="none", parallel=ranks.config, **local_options(options, rows)
         )
-        close(mine, loss[rows])
-        close(found, grad[rows, columns])
+        close(local_loss, loss[rows])
+        close(local_grads, grad[rows, columns])
 
     on_ranks(2, 2, work)
     on_ranks(1, 4, work)
@@ -202,12 +203,12 @@ def test_a_confident_row_keeps_its_accuracy(on_ranks):
     on_ranks(1, 2, work)
 
 
-def test_terms_of_all_processes(on_ranks):
+def test_terms_are_sums_over_all_processes(on_ranks):
     numerator, denominator = unixent.loss_terms(LOGITS, INDEX, mask=MASK, weight=WEIGHT)
 
     def work(ranks):
         rows, columns = ranks.rows(N), ranks.columns(C)
-        options = here({"mask": MASK, "weight": WEIGHT}, rows)
+        options = local_options({"mask": MASK, "weight": WEIGHT}, rows)
         own = tensor(LOGITS[rows, columns])
         terms = unixent.loss_terms(own, tensor(INDEX[rows]), parallel=ranks.config, **options)
         close(terms.numerator, numerator)
@@ -217,7 +218,7 @@ def test_terms_of_all_processes(on_ranks):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_classes_along_any_axis(on_ranks, axis):
+def test_classes_may_lie_along_any_axis(on_ranks, axis):
     logits, index = RNG.normal(size=(4, 7, 5, 3)), RNG.integers(7, size=(4, 5, 3))
     logits = np.moveaxis(logits, 1, axis)
 
@@ -226,15 +227,15 @@ def test_classes_along_any_axis(on_ranks, axis):
         cut = (slice(None),) * axis + (columns,)
         x = tensor(logits)[cut].requires_grad_()
         loss, expected = unixent.value_and_grad(logits, index, axis=axis)
-        mine = unixent.cross_entropy(x, tensor(index), axis=axis, parallel=ranks.config)
-        close(mine, loss)
-        mine.backward()
+        local_loss = unixent.cross_entropy(x, tensor(index), axis=axis, parallel=ranks.config)
+        close(local_loss, loss)
+        local_loss.backward()
         close(x.grad, expected[cut])
 
     on_ranks(1, 2, work)
 
 
-def test_blocks_of_rows(on_ranks):
+def test_more_rows_than_a_block_give_the_whole_loss(on_ranks):
     """More rows than a block holds, and chunks of the fused form that unequal shares would cut unequally."""
     count, classes = 3, 1 << 20
     logits = RNG.normal(size=(count, classes)).astype(np.float32)
@@ -243,9 +244,11 @@ def test_blocks_of_rows(on_ranks):
 
     def work(ranks):
         columns = ranks.columns(classes)
-        mine, found = unixent.value_and_grad(tensor(logits[:, columns]), tensor(index), parallel=ranks.config)
-        close(mine, loss, 1e-6)
-        np.testing.assert_allclose(found.numpy(), grad[:, columns], rtol=1e-5, atol=1e-12)
+        local_loss, local_grads = unixent.value_and_grad(
+            tensor(logits[:, columns]), tensor(index), parallel=ranks.config
+        )
+        close(local_loss, loss, 1e-6)
+        np.testing.assert_allclose(local_grads.numpy(), grad[:, columns], rtol=1e-5, atol=1e-12)
         hidden, classifier = torch.ones(200, 1), torch.linspace(-1, 1, 100_000).unsqueeze(1)
         target = torch.arange(200)
         own = unixent.linear_cross_entropy(hidden, classifier[ranks.columns(100_000)], target, parallel=ranks.config)

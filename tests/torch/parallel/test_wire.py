@@ -47,13 +47,13 @@ def sent(monkeypatch):
 
 @contextmanager
 def recorded(sent):
-    mine = sent[threading.get_ident()]
-    mine.clear()
-    yield mine
+    messages = sent[threading.get_ident()]
+    messages.clear()
+    yield messages
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "numbers"),
+    ("target_kind", "options", "numbers"),
     [
         ("indices", {}, [1, 2]),
         ("indices", {"weight": torch.ones(C), "z_loss": 0.1, "softcap": 5.0}, [1, 2]),
@@ -63,22 +63,22 @@ def recorded(sent):
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_two_reductions_forward_and_nothing_backward(on_ranks, sent, kind, options, numbers, dtype):
+def test_two_reductions_forward_and_nothing_backward(on_ranks, sent, target_kind, options, numbers, dtype):
     index = torch.arange(N) % C
 
     def work(ranks):
         columns = ranks.columns(C)
         x = torch.randn(N, columns.stop - columns.start).to(dtype).requires_grad_()
-        target = index if kind == "indices" else torch.rand_like(x)
-        with recorded(sent) as mine:
+        target = index if target_kind == "indices" else torch.rand_like(x)
+        with recorded(sent) as messages:
             loss = unixent.cross_entropy(x, target, parallel=ranks.config, **options)
             # First the processes agree on the call, by a few integers each.
-            assert [each[:2] for each in mine[:2]] == [("all_gather", torch.int64)] * 2
-            assert all(size <= 4 for _, _, size in mine[:2])
-            assert mine[2:] == [("all_reduce", torch.float32, count * N) for count in numbers]
-        with recorded(sent) as mine:
+            assert [each[:2] for each in messages[:2]] == [("all_gather", torch.int64)] * 2
+            assert all(size <= 4 for _, _, size in messages[:2])
+            assert messages[2:] == [("all_reduce", torch.float32, count * N) for count in numbers]
+        with recorded(sent) as messages:
             loss.backward()
-            assert mine == []
+            assert messages == []
 
     on_ranks(1, 2, work)
 
@@ -86,12 +86,12 @@ def test_two_reductions_forward_and_nothing_backward(on_ranks, sent, kind, optio
 def test_a_mean_over_the_token_group_adds_two_numbers(on_ranks, sent):
     def work(ranks):
         x = torch.randn(N, C, requires_grad=True)
-        with recorded(sent) as mine:
+        with recorded(sent) as messages:
             loss = unixent.cross_entropy(x, torch.arange(N) % C, parallel=ranks.config)
-            assert mine[2:] == [("all_reduce", torch.float32, 1)] * 2
-        with recorded(sent) as mine:
+            assert messages[2:] == [("all_reduce", torch.float32, 1)] * 2
+        with recorded(sent) as messages:
             loss.backward()
-            assert mine == []
+            assert messages == []
 
     on_ranks(2, 1, work)
 
@@ -104,15 +104,15 @@ def test_the_fused_form_sums_the_hidden_gradient_in_the_forward_pass(on_ranks, s
         columns = ranks.columns(C)
         hidden = torch.randn(N, width, requires_grad=True)
         classifier = torch.randn(columns.stop - columns.start, width, requires_grad=True)
-        with recorded(sent) as mine:
+        with recorded(sent) as messages:
             loss = unixent.linear_cross_entropy(
                 hidden, classifier, torch.arange(N) % C, chunk=chunk, reduction=reduction, parallel=ranks.config
             )
-            reduced = [size for name, _, size in mine if name == "all_reduce"]
+            reduced = [size for name, _, size in messages if name == "all_reduce"]
             assert reduced == [chunk, 2 * chunk, N - chunk, 2 * (N - chunk), N * width]
-        with recorded(sent) as mine:
+        with recorded(sent) as messages:
             loss.sum().backward()
-            assert mine == []
+            assert messages == []
 
     on_ranks(1, 2, work)
 
@@ -124,12 +124,12 @@ def test_a_dtensor_is_never_gathered(on_ranks, sent):
 
     def work(ranks):
         x = distribute_tensor(logits.clone(), ranks.mesh, [Shard(0), Shard(1)]).requires_grad_()
-        with recorded(sent) as mine:
+        with recorded(sent) as messages:
             loss = unixent.cross_entropy(x, index)
             # One mesh axis shares the positions: its processes add up the denominator and the loss.
-            assert mine == [("all_reduce", torch.float32, size) for size in (1, N // 2, N, 1)]
-        with recorded(sent) as mine:
+            assert messages == [("all_reduce", torch.float32, size) for size in (1, N // 2, N, 1)]
+        with recorded(sent) as messages:
             loss.backward()
-            assert mine == []
+            assert messages == []
 
     on_ranks(2, 2, work)

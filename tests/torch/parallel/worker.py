@@ -48,8 +48,8 @@ def transforms(config: unixent.ParallelConfig) -> None:
 
         y = local(target, columns)
         value, tangent = torch.func.jvp(lambda x: loss(x, target), (LOGITS,), (DIRECTION,))  # noqa: B023
-        found, moved = torch.func.jvp(lambda x: loss(x, y, config), (LOGITS[:, columns],), (DIRECTION[:, columns],))  # noqa: B023
-        close(found, value)
+        actual, moved = torch.func.jvp(lambda x: loss(x, y, config), (LOGITS[:, columns],), (DIRECTION[:, columns],))  # noqa: B023
+        close(actual, value)
         close(moved, tangent)
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(LOGITS[:, columns], DIRECTION[:, columns])
@@ -57,11 +57,11 @@ def transforms(config: unixent.ParallelConfig) -> None:
         if value.ndim:
             continue
         # Hessian times a direction: forward over reverse, and reverse over forward.
-        slope = torch.func.grad(lambda x: loss(x, target))  # noqa: B023
+        gradient = torch.func.grad(lambda x: loss(x, target))  # noqa: B023
         split = torch.func.grad(lambda x: loss(x, y, config))  # noqa: B023
-        grad, change = torch.func.jvp(slope, (LOGITS,), (DIRECTION,))
-        found, moved = torch.func.jvp(split, (LOGITS[:, columns],), (DIRECTION[:, columns],))
-        close(found, grad[:, columns])
+        grad, change = torch.func.jvp(gradient, (LOGITS,), (DIRECTION,))
+        actual, moved = torch.func.jvp(split, (LOGITS[:, columns],), (DIRECTION[:, columns],))
+        close(actual, grad[:, columns])
         close(moved, change[:, columns])
         other = torch.func.grad(
             lambda x: torch.func.jvp(lambda x: loss(x, y, config), (x,), (DIRECTION[:, columns],))[1]  # noqa: B023
@@ -87,10 +87,10 @@ def compiled(config: unixent.ParallelConfig) -> None:
         def loss(x, y, options=options):
             return unixent.cross_entropy(x, y, parallel=config, **options)
 
-        found = loss(x, local(target, columns))
-        close(found, expected)
+        actual = loss(x, local(target, columns))
+        close(actual, expected)
         expected.sum().backward()
-        found.sum().backward()
+        actual.sum().backward()
         close(x.grad, whole.grad[:, columns])
     unequal = slice(0, 7) if dist.get_rank() == 0 else slice(7, C)
     torch.compiler.reset()
@@ -100,7 +100,7 @@ def compiled(config: unixent.ParallelConfig) -> None:
 
 
 def lost(rank: int, store: str, how: str) -> None:
-    """The second process is gone after a first loss; the first is told, within the limit of five seconds."""
+    """The second process is gone after a first loss; the first raises, within the limit of five seconds."""
     limit = timedelta(seconds=5)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
     config = unixent.ParallelConfig(model_parallel=2, model_group=dist.group.WORLD)
@@ -114,7 +114,7 @@ def lost(rank: int, store: str, how: str) -> None:
     try:
         unixent.cross_entropy(LOGITS[:, columns], INDEX, parallel=config)
     except RuntimeError as error:
-        print(f"told after {time.monotonic() - start:.1f} s: {type(error).__name__}", flush=True)
+        print(f"raised after {time.monotonic() - start:.1f} s: {type(error).__name__}", flush=True)
         os._exit(0)  # taking the group down would wait for the other one again
 
 

@@ -1,4 +1,4 @@
-"""Small problems, which take a way of their own: the bits of the others, and all that autograd may ask."""
+"""Small losses take a path of their own, with the bits of the general one and everything that autograd may ask."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ def gradient(loss: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss, x)[0]
 
 
-def is_small(loss: torch.Tensor) -> bool:
-    return type(loss.grad_fn).__name__ == "SmallLossBackward"
+def took_fast_path(loss: torch.Tensor) -> bool:
+    return type(loss.grad_fn).__name__ == "FastLossBackward"
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("rows", "classes"), [(2, 3), (33, 100), (5, 3000), (163, 100)])
-def test_a_gradient_has_the_same_bits_on_both_ways(
+def test_both_paths_give_a_gradient_of_the_same_bits(
     rows: int, classes: int, dtype: torch.dtype, reduction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, y = problem(rows, classes, dtype)
     loss = unixent.cross_entropy(x, y, reduction=reduction)
-    assert is_small(loss)
-    slope = gradient(loss, x)
+    assert took_fast_path(loss)
+    grad = gradient(loss, x)
     with torch.no_grad():
         assert torch.equal(unixent.cross_entropy(x, y, reduction=reduction), loss)
     with torch.inference_mode():
         assert torch.equal(unixent.cross_entropy(x.detach().clone(), y, reduction=reduction), loss)
     shaped = x.detach().view(1, rows, 1, classes).requires_grad_()
     same = unixent.cross_entropy(shaped, y.view(1, rows, 1), reduction=reduction)
-    assert torch.equal(gradient(same, shaped), slope.view(shaped.shape))
-    monkeypatch.setattr(fast_path, "_ELEMENTS", 0)
-    long = unixent.cross_entropy(x, y, reduction=reduction)
-    assert not is_small(long)
-    assert torch.equal(gradient(long, x), slope)
-    torch.testing.assert_close(loss, long, rtol=8 * torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(gradient(same, shaped), grad.view(shaped.shape))
+    monkeypatch.setattr(fast_path, "_MAX_ELEMENTS", 0)
+    general = unixent.cross_entropy(x, y, reduction=reduction)
+    assert not took_fast_path(general)
+    assert torch.equal(gradient(general, x), grad)
+    torch.testing.assert_close(loss, general, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
-def test_a_gradient_is_no_memory_of_the_graph() -> None:
+def test_a_gradient_does_not_share_memory_with_the_graph() -> None:
     x, y = problem()
     due = unixent.value_and_grad(x, y)[1]
     loss = unixent.cross_entropy(x, y)
@@ -62,9 +62,9 @@ def test_a_gradient_is_no_memory_of_the_graph() -> None:
         gradient(loss, x)
 
 
-def test_second_derivatives() -> None:
+def test_small_losses_have_second_derivatives() -> None:
     x, y = problem(4, 5, torch.float64)
-    assert is_small(unixent.cross_entropy(x, y))
+    assert took_fast_path(unixent.cross_entropy(x, y))
     assert torch.autograd.gradcheck(unixent.cross_entropy, (x, y))
     assert torch.autograd.gradgradcheck(lambda x: unixent.cross_entropy(x, y), (x,))
     upstream = torch.arange(3, dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_second_derivatives() -> None:
     torch.testing.assert_close(batched[2], 2 * unixent.value_and_grad(x, y)[1])
 
 
-def test_what_changes_after_the_call_changes_nothing_or_is_told() -> None:
+def test_changes_after_the_call_have_no_effect_or_raise() -> None:
     x, y = problem()
     due = unixent.value_and_grad(x, y)[1]
     loss = unixent.cross_entropy(x, y)
@@ -82,7 +82,36 @@ def test_what_changes_after_the_call_changes_nothing_or_is_told() -> None:
         torch.autograd.grad(loss, x, create_graph=True)
 
 
-def test_logits_far_from_zero_take_the_long_way_and_warn_of_nothing() -> None:
+def test_saved_tensors_hooks_see_what_a_small_loss_saves() -> None:
+    x, y = problem()
+    packed: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> int:
+        packed.append(tensor)
+        return len(packed) - 1
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda position: packed[position]):
+        loss = unixent.cross_entropy(x, y)
+        with torch.no_grad():
+            unixent.cross_entropy(x, y)
+    assert not took_fast_path(loss)
+    assert any(tensor is x for tensor in packed)
+    assert torch.equal(gradient(loss, x), unixent.value_and_grad(x, y)[1])
+
+
+@pytest.mark.parametrize("offload", [True, False], ids=["offloaded", "checkpointed"])
+def test_a_small_loss_can_be_offloaded_and_checkpointed(offload: bool) -> None:
+    x, y = problem()
+    if offload:
+        with torch.autograd.graph.save_on_cpu():
+            loss = unixent.cross_entropy(x, y)
+    else:
+        loss = torch.utils.checkpoint.checkpoint(unixent.cross_entropy, x, y, use_reentrant=False)
+    assert not took_fast_path(loss)
+    assert torch.equal(gradient(loss, x), unixent.value_and_grad(x, y)[1])
+
+
+def test_logits_far_from_zero_take_the_general_path_without_warnings() -> None:
     def check(change: Any, finite: bool) -> None:
         x, y = problem()
         with torch.no_grad():
@@ -90,7 +119,7 @@ def test_logits_far_from_zero_take_the_long_way_and_warn_of_nothing() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loss = unixent.cross_entropy(x, y)
-        assert not is_small(loss)
+        assert not took_fast_path(loss)
         assert torch.equal(loss, unixent.cross_entropy(x, y, reduction="none").mean()) or not finite
         assert bool(loss.isfinite()) == finite
         assert torch.equal(gradient(loss, x).nan_to_num(7), unixent.value_and_grad(x, y)[1].nan_to_num(7))
@@ -107,17 +136,17 @@ def test_logits_far_from_zero_take_the_long_way_and_warn_of_nothing() -> None:
     check(lambda x, y: x[7, y[7]].fill_(-90), True)
 
 
-def test_ignored_positions_and_bad_ones_do_not_come_here() -> None:
+def test_ignored_and_out_of_range_targets_take_the_general_path() -> None:
     x, y = problem()
     y[5] = -100
     loss = unixent.cross_entropy(x, y)
-    assert not is_small(loss)
+    assert not took_fast_path(loss)
     kept = [row for row in range(32) if row != 5]
     torch.testing.assert_close(loss, unixent.cross_entropy(x[kept], y[kept]))
     assert not gradient(loss, x)[5].any()
     y[5] = 3
-    assert is_small(unixent.cross_entropy(x, y))
-    assert not is_small(unixent.cross_entropy(x, y, ignore_index=3))
+    assert took_fast_path(unixent.cross_entropy(x, y))
+    assert not took_fast_path(unixent.cross_entropy(x, y, ignore_index=3))
     y[5] = 100
     with pytest.raises(unixent.TargetRangeError, match=r"got 100 at position \(5,\)"):
         unixent.cross_entropy(x, y)
@@ -139,16 +168,16 @@ def test_ignored_positions_and_bad_ones_do_not_come_here() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_what_is_not_plain_does_not_come_here(change: dict[str, Any]) -> None:
+def test_options_other_than_the_defaults_take_the_general_path(change: dict[str, Any]) -> None:
     x, y = problem(32, 32)
     loss = unixent.cross_entropy(x, y, **change)
-    assert not is_small(loss)
+    assert not took_fast_path(loss)
     with torch.no_grad():
         other = unixent.cross_entropy(x.detach().numpy(), y.numpy(), **change)
     torch.testing.assert_close(loss.detach(), torch.as_tensor(other), rtol=1e-6, atol=0)
 
 
-def test_what_is_wrong_is_told_as_it_is_of_large_losses() -> None:
+def test_small_losses_raise_the_same_errors_as_large_ones() -> None:
     x, y = problem(4, 5)
     with pytest.raises(unixent.ShapeError, match="logits"):
         unixent.cross_entropy(x[0, 0], y[0])
@@ -166,13 +195,13 @@ def test_what_is_wrong_is_told_as_it_is_of_large_losses() -> None:
         unixent.cross_entropy(x, y - y - 1)
 
 
-def test_the_loss_lies_where_the_logits_do() -> None:
+def test_the_loss_is_on_the_device_of_the_logits() -> None:
     x, y = problem()
     with torch.device("meta"):
         loss = unixent.cross_entropy(x, y)
         with torch.no_grad():
             value = unixent.cross_entropy(x, y)
-    assert is_small(loss)
+    assert took_fast_path(loss)
     assert loss.device == value.device == x.device
     assert torch.equal(loss, value)
 
