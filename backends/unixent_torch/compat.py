@@ -113,7 +113,7 @@ def fast_function(cls: type[Function]) -> Callable[..., Any]:
     For functions that are applied only where no transform is running.
     """
     base = super(Function, cls)
-    if not hasattr(cls, "_backward_cls") or not hasattr(base, "apply"):
+    if "_backward_cls" not in vars(cls) or not hasattr(base, "apply"):  # its own, not that of a base
         return cls.apply  # type: ignore[no-any-return]
     cls._backward_cls.apply = cls.__dict__["backward"].__func__
     return base.apply  # type: ignore[no-any-return]
