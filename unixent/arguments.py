@@ -51,8 +51,27 @@ class LinearArguments(NamedTuple):
     chunk: Any = None
 
 
+def _array_inside(value: Any) -> Any:
+    """An array of a framework inside nested lists or tuples, if there is one."""
+    for item in value:
+        if isinstance(item, (list, tuple)):
+            item = _array_inside(item)
+            if item is not None:
+                return item
+        elif not isinstance(item, (int, float, np.ndarray, np.generic)) and hasattr(item, "dtype"):
+            return item
+    return None
+
+
 def from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
     """Python numbers and nested lists; integers stay integers only where class indices are meant."""
+    array = _array_inside(value) if isinstance(value, (list, tuple)) else None
+    if array is not None:
+        # Through NumPy it would lose its derivative.
+        raise DTypeError(
+            f"{name}: expected an array, or a nested list of numbers; got a list that holds a "
+            f"{type(array).__module__}.{type(array).__qualname__} (make one array of them first: stack)"
+        )
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -99,6 +118,8 @@ def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument
         first = next(iter(arguments.values()))
     device = first.info.device
     for name, argument in arguments.items():
+        if argument.info.layout:
+            raise BackendError(f"{name}: expected a dense array; got one of layout {argument.info.layout}")
         if argument.info.device != device and argument.info.device and device:
             raise BackendError(
                 f"{name}: expected an array on {device}, where {first.name} is; got one on {argument.info.device}"

@@ -163,7 +163,7 @@ def cross_entropy(
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    return dispatch.logits_loss(logits, common, LossOptions(**options))
+    return dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), options))
 
 
 @shows_keywords(TermsKeywords)
@@ -204,7 +204,8 @@ def loss_terms(
         True
     """
     common = CommonArguments(target, weight, mask, None, parallel, True, backend)
-    terms: LossTerms = dispatch.logits_loss(logits, common, LossOptions(reduction="sum", on_empty="zero", **options))
+    keywords = dict(reduction="sum", on_empty="zero", **options)  # TypeError where one is given twice
+    terms: LossTerms = dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), keywords))
     return terms
 
 
@@ -309,4 +310,5 @@ def value_and_grad(
         0.693147 [[ 0.5 -0.5]]
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    return dispatch.logits_value_and_grad(logits, common, LossOptions(**options), grad_output, wrt)
+    checked = dispatch.make_options(common, (logits,), options)
+    return dispatch.logits_value_and_grad(logits, common, checked, grad_output, wrt)

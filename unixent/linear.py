@@ -11,7 +11,7 @@ import numpy as np
 from unixent import dispatch
 from unixent.arguments import CommonArguments, LinearArguments
 from unixent.functions import ArrayT, shows_keywords
-from unixent.options import LossOptions, ReductionOptions
+from unixent.options import ReductionOptions
 from unixent.protocol import Array
 
 if sys.version_info >= (3, 11):
@@ -98,7 +98,8 @@ def linear_cross_entropy(
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     linear = LinearArguments(hidden, classifier, bias, chunk)
-    return dispatch.linear_loss(linear, common, LossOptions(axis=-1, **options))
+    checked = dispatch.make_options(common, linear[:3], dict(axis=-1, **options))
+    return dispatch.linear_loss(linear, common, checked)
 
 
 @overload
@@ -195,4 +196,5 @@ def linear_value_and_grad(
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     linear = LinearArguments(hidden, classifier, bias, chunk)
-    return dispatch.linear_value_and_grad(linear, common, LossOptions(axis=-1, **options), grad_output, wrt)
+    checked = dispatch.make_options(common, linear[:3], dict(axis=-1, **options))
+    return dispatch.linear_value_and_grad(linear, common, checked, grad_output, wrt)

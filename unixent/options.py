@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import numbers
 import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
@@ -69,11 +70,14 @@ def _integer(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any, expected: str, low: float, high: float) -> float:
-    """A finite float in ``[low, high]``; strings and booleans are no numbers."""
-    try:
-        number = float(value) if not isinstance(value, (bool, np.bool_, str, bytes)) else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
+    """A finite float in ``[low, high]``. Booleans, durations and strings are no numbers; nor is a framework's array,
+    which may ask for a derivative that an option does not have."""
+    number = math.nan
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_, np.timedelta64)):
+        with contextlib.suppress(OverflowError):  # of an int beyond every float
+            number = float(value)
     if low <= number <= high and math.isfinite(number):
         return number
     raise OptionError(f"{name}: expected {expected}; got {value!r}")

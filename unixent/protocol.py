@@ -52,6 +52,8 @@ class ArrayInfo(NamedTuple):
         readable: its values can be read without stalling: an eager array in host memory.
         concrete: it has values at all; False under a trace.
         requires_grad: the framework can tell that a gradient is asked of this array.
+        layout: empty for an array whose elements all lie in memory; else how the framework calls it ("sparse_coo",
+            "nested", ...): such an array is refused.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +62,7 @@ class ArrayInfo(NamedTuple):
     readable: bool = True
     concrete: bool = True
     requires_grad: bool = False
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +210,10 @@ class Backend(Protocol):
 
     def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
         """Hand a NumPy array over, to the device of ``like`` where given; zero-copy where the framework allows."""
+        ...
+
+    def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
+        """``array`` as one of that shape, by the rules of NumPy's broadcasting; a view where the framework has them."""
         ...
 
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:

@@ -64,10 +64,11 @@ def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
 def _gather(
     backend: ParallelBackend, config: ParallelConfig, group: str, row: tuple[int, ...]
 ) -> list[tuple[int, ...]]:
-    degree = config.model_parallel if group == "model" else config.data_parallel * config.context_parallel
-    if degree == 1:
+    # By the group alone, not by the degree: a process whose degrees are wrong must still answer the others.
+    handle = config.model_group if group == "model" else config.token_group
+    if handle is None or backend.group_size(handle) == 1:
         return [row]
-    return backend.all_gather(row, config.model_group if group == "model" else config.token_group)
+    return backend.all_gather(row, handle)
 
 
 def _refusal(group: str, rows: list[tuple[int, ...]]) -> BackendError | None:
@@ -119,8 +120,12 @@ def exchange_signatures(
         ShapeError: the processes of a model group hold different positions, or there is no class at all.
         BackendError: another process refused its arguments.
     """
-    check_groups(backend, config)
-    signature, own_error = _attempt(describe)
+
+    def checked() -> CallSignature:
+        check_groups(backend, config)
+        return describe()
+
+    signature, own_error = _attempt(checked)
     if signature is None:
         row: tuple[int, ...] = (1, 0, 0, 0)
     else:
@@ -137,6 +142,12 @@ def exchange_signatures(
     if not sum(classes_per_rank):
         raise ShapeError("logits: expected at least 1 class on the processes of the model group together; got 0")
     return Sharding(config.model_group, config.token_group, classes_per_rank)
+
+
+def refuse(backend: ParallelBackend, config: ParallelConfig) -> None:
+    """Tell the other processes of a split loss that this one refuses its call, in place of `exchange_signatures`."""
+    rows = _gather(backend, config, "model", (1, 0, 0, 0))
+    _gather(backend, config, "token", (1, 0, sum(row[3] for row in rows)))
 
 
 def commit(backend: ParallelBackend, config: ParallelConfig, build: Callable[[], T]) -> T:

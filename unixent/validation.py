@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -31,64 +31,113 @@ from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, LinearProblem, LossProblem, ParallelBackend, Problem, Sharding
 from unixent.scores import Scores, linear_scores, logits_scores
 
-P = TypeVar("P", bound=LossProblem)
+
+class GradRequest(NamedTuple):
+    """Which gradients a call asks for, as it was given: ``wrt`` among the names that have one."""
+
+    wrt: Any
+    differentiable: tuple[str, ...]
+    grad_output: Any
 
 
-def logits_problem(
-    backend: Backend, logits: Any, common: CommonArguments, options: LossOptions
-) -> tuple[Problem, Scores]:
-    """The checked problem of a logits-level call, and what is known of its logits."""
+class CheckedCall(NamedTuple):
+    """A call whose arguments fit together: its problem, and the gradients that it asks for."""
+
+    problem: Any
+    scores: Scores
+    wrt: tuple[str, ...]
+    grad_output: Any
+
+
+def logits_call(
+    backend: Backend, logits: Any, common: CommonArguments, options: LossOptions, grads: GradRequest | None = None
+) -> CheckedCall:
+    """The checked call of the logits form, with a `Problem`."""
     check = partial(logits_scores, backend, options)
-    return _checked_problem(Problem, backend, {"logits": logits}, check, common, options)
+    return _checked_call(Problem, backend, {"logits": logits}, check, common, options, grads)
 
 
-def linear_problem(
-    backend: Backend, linear: LinearArguments, common: CommonArguments, options: LossOptions
-) -> tuple[LinearProblem, Scores]:
-    """The checked problem of a fused linear call, and what is known of its hidden states."""
-    if not backend.capabilities.linear:
-        raise BackendError(f"linear_cross_entropy: the {backend.name} backend does not provide the fused linear form")
+def linear_call(
+    backend: Backend,
+    linear: LinearArguments,
+    common: CommonArguments,
+    options: LossOptions,
+    grads: GradRequest | None = None,
+) -> CheckedCall:
+    """The checked call of the fused linear form, with a `LinearProblem`."""
     hidden, classifier, bias, chunk = linear
     check = partial(linear_scores, backend, chunk)
     given = {"hidden": hidden, "classifier": classifier, "bias": bias}
-    return _checked_problem(LinearProblem, backend, given, check, common, options)
+    return _checked_call(LinearProblem, backend, given, check, common, options, grads)
 
 
-def _checked_problem(
-    form: type[P],
+def _checked_call(
+    form: type[LossProblem],
     backend: Backend,
     given: dict[str, Any],
-    check_scores_of: Callable[[dict[str, Argument]], Scores],
+    check: Callable[[dict[str, Argument]], Scores],
     common: CommonArguments,
     options: LossOptions,
-) -> tuple[P, Scores]:
-    """The problem of one process, or of this process among those that a loss is split over."""
-    target, weight, mask, normalizer, parallel, _, _ = common
-    number = isinstance(normalizer, (int, float))
-    given = {**given, "target": target, "weight": weight, "mask": mask, "normalizer": None if number else normalizer}
-    config = None if parallel is None else _parallel_config(backend, parallel)
+    grads: GradRequest | None,
+) -> CheckedCall:
+    """The call of one process, or of this process among those that a loss is split over."""
+    config = None if common.parallel is None else _parallel_config(backend, common.parallel)
     if config is None:
-        if normalizer is not None:
-            _check_normalizer_option(normalizer, options)
-        arguments = describe_arguments(backend, given)
-        scores = check_scores_of(arguments)
-        return form(**_problem_fields(backend, scores, arguments, common, options, None)), scores
+        return _build(form, backend, *_read(backend, given, check, common, options), common, options, None, grads)
     peers = cast(ParallelBackend, backend)
 
     def read() -> tuple[Scores, dict[str, Argument]]:
-        if normalizer is not None:
-            _check_normalizer_option(normalizer, options)
-        arguments = describe_arguments(backend, given)
-        return check_scores_of(arguments), arguments
+        if grads is not None:
+            check_wrt(grads.wrt, grads.differentiable)
+        return _read(backend, given, check, common, options)
+
+    def build(split: Sharding) -> CheckedCall:
+        return _build(form, backend, *read(), common, options, split, grads)
 
     if peers.is_global(next(iter(given.values())), config):
-        scores, arguments = read()
-        groups = (config.model_group, config.token_group)
-        whole = Sharding(*groups, (scores.num_local_classes,), config.mesh, config.context_parallel)
-        return form(**_problem_fields(backend, scores, arguments, common, options, whole)), scores
+        classes = read()[0].num_local_classes
+        whole = Sharding(config.model_group, config.token_group, (classes,), config.mesh, config.context_parallel)
+        return build(whole)
     split = sharding.exchange_signatures(peers, config, lambda: _signature(*read(), common, options))
-    fields = sharding.commit(peers, config, lambda: _problem_fields(backend, *read(), common, options, split))
-    return form(**fields), read()[0]
+    return sharding.commit(peers, config, lambda: build(split))
+
+
+def _read(
+    backend: Backend,
+    given: dict[str, Any],
+    check: Callable[[dict[str, Argument]], Scores],
+    common: CommonArguments,
+    options: LossOptions,
+) -> tuple[Scores, dict[str, Argument]]:
+    """The arguments as the backend's arrays, and the scores, checked by themselves."""
+    target, weight, mask, normalizer, *_ = common
+    if normalizer is not None:
+        normalizer = _checked_normalizer(normalizer, options)
+    array = None if isinstance(normalizer, float) else normalizer
+    arguments = describe_arguments(
+        backend, {**given, "target": target, "weight": weight, "mask": mask, "normalizer": array}
+    )
+    return check(arguments), arguments
+
+
+def _build(
+    form: type[LossProblem],
+    backend: Backend,
+    scores: Scores,
+    arguments: dict[str, Argument],
+    common: CommonArguments,
+    options: LossOptions,
+    split: Sharding | None,
+    grads: GradRequest | None,
+) -> CheckedCall:
+    problem = form(**_problem_fields(backend, scores, arguments, common, options, split))
+    if grads is None:
+        return CheckedCall(problem, scores, (), None)
+    names = check_wrt(grads.wrt, grads.differentiable)
+    if "target" in names and problem.target_kind == "index":
+        expected = _one_of([name for name in grads.differentiable if name != "target"])
+        raise OptionError(f"wrt: expected {expected}, since class indices have no gradient; got 'target'")
+    return CheckedCall(problem, scores, names, _checked_grad_output(backend, grads.grad_output, scores, options))
 
 
 def _problem_fields(
@@ -116,10 +165,12 @@ def _problem_fields(
     if weight is not None:
         check_shape_dtype(weight, (classes,), FLOATS)
     if mask is not None:
-        check_shape_dtype(mask, positions, REALS)
+        mask = _position_mask(backend, mask, positions)
     normalizer = common.normalizer
     if "normalizer" in arguments:
         normalizer = check_shape_dtype(arguments["normalizer"], (), NUMBERS)
+        if _reads_values(arguments["normalizer"].info, options):
+            _check_normalizer_value(float(normalizer), normalizer)
     elif normalizer is not None:
         normalizer = float(normalizer)
     for constant in ("weight", "mask", "normalizer"):
@@ -147,6 +198,11 @@ def _problem_fields(
     }
 
 
+def _one_of(names: list[str]) -> str:
+    *first, last = map(repr, names)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """The kind of the target: "index" or "probability"."""
     dtype = target.info.dtype
@@ -159,11 +215,22 @@ def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...]
     if target.info.shape != expected:
         raise ShapeError(
             f"target: expected class indices (integer) of shape {positions} or probabilities (floating) of shape "
-            f"{shape}; got {dtype} of shape {target.info.shape}"
+            f"{shape}; got {dtype} of shape {target.info.shape}{_axis_hint(target.info.shape, target_kind, shape)}"
         )
     if target_kind not in backend.capabilities.targets:
         raise BackendError(f"target: the {backend.name} backend takes no {target_kind} targets")
     return target_kind
+
+
+def _axis_hint(target: tuple[int, ...], target_kind: str, logits: tuple[int, ...]) -> str:
+    """What to do where class indices fit another class axis of the logits than the one given."""
+    axes = [axis for axis in range(len(logits)) if target == logits[:axis] + logits[axis + 1 :]]
+    if target_kind != "index" or not axes:
+        return ""
+    axis = 1 if 1 in axes else axes[0]
+    if axis == 1:
+        return " (for logits of shape (N, C, ...) pass axis=1)"
+    return f" (the shape fits logits with their classes along axis {axis}: pass axis={axis})"
 
 
 def _check_target_range(backend: Backend, target: Argument, classes: int, options: LossOptions) -> bool:
@@ -187,14 +254,40 @@ def _reads_values(info: ArrayInfo, options: LossOptions) -> bool:
     return options.validate != "off" and info.concrete and (info.readable or options.validate == "full")
 
 
-def _check_normalizer_option(value: Any, options: LossOptions) -> None:
-    """That a normalizer is given to a mean only, and that one that is no array is a number that can be divided by."""
+def _checked_normalizer(value: Any, options: LossOptions) -> Any:
+    """A normalizer as a float, or as the array that it is. It goes with a mean only."""
     if options.reduction != "mean":
         raise OptionError(f"normalizer: expected None, since reduction is {options.reduction!r}; got {value!r}")
-    if isinstance(value, (bool, str, list, tuple)) or (
-        isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0)
-    ):
-        raise OptionError(f"normalizer: expected a finite float >= 0 or a 0-d array; got {value!r}")
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if isinstance(value, (bool, np.bool_, np.timedelta64, str, list, tuple)):
+        raise OptionError(f"{_NORMALIZER}; got {value!r}")
+    if not isinstance(value, (int, float, np.integer, np.floating)):
+        return value
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    _check_normalizer_value(number, value)
+    return number
+
+
+_NORMALIZER = "normalizer: expected a finite float >= 0 or a 0-d array"
+
+
+def _check_normalizer_value(number: float, given: Any) -> None:
+    if not (math.isfinite(number) and number >= 0):
+        raise OptionError(f"{_NORMALIZER}; got {given!r}")
+
+
+def _position_mask(backend: Backend, mask: Argument, positions: tuple[int, ...]) -> Argument:
+    """A mask of the shape of the positions, also from one with size 1 along the axes where it is the same for all."""
+    name, array, info = mask
+    pairs = zip(info.shape, positions, strict=False)
+    if info.shape != positions and len(info.shape) == len(positions) and all(size in (1, full) for size, full in pairs):
+        mask = Argument(name, backend.broadcast_to(array, positions), info._replace(shape=positions))
+    check_shape_dtype(mask, positions, REALS)
+    return mask
 
 
 def _parallel_config(backend: Backend, value: Any) -> ParallelConfig | None:
@@ -229,7 +322,7 @@ def _signature(
     return sharding.CallSignature(call, scores.positions, scores.num_local_classes)
 
 
-def check_grad_output(backend: Backend, value: Any, scores: Scores, options: LossOptions) -> Any:
+def _checked_grad_output(backend: Backend, value: Any, scores: Scores, options: LossOptions) -> Any:
     """The upstream gradient of a value-and-gradient call: of the shape of the loss."""
     if value is None:
         return None

@@ -59,6 +59,9 @@ class JaxBackend:
                 )
         return jnp.asarray(value)
 
+    def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
+        return jnp.broadcast_to(array, shape)
+
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         values = np.asarray(target)
         if values.size == 0 or (values.min() >= 0 and values.max() < num_classes):

@@ -72,6 +72,9 @@ class MindsporeBackend:
             return Tensor.from_numpy(value)
         return Tensor(value.copy())
 
+    def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return ms.ops.broadcast_to(array, shape)
+
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         return get_backend("numpy").first_invalid_target(target.asnumpy(), num_classes, ignore_index)
 

@@ -41,6 +41,9 @@ class NumpyBackend:
     def asarray(self, value: Array, like: Array | None) -> Array:
         return value
 
+    def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
+        return np.broadcast_to(array, shape)
+
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         target = np.asarray(target)
         if target.size == 0 or (target.min() >= 0 and target.max() < num_classes):

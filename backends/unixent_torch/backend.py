@@ -30,6 +30,15 @@ _DTYPE_NAMES = {
 }  # fmt: skip
 
 
+def _layout_of(array: Tensor) -> str:
+    """What the memory of a tensor is called that is not one dense block."""
+    if array.is_nested:
+        return "nested"
+    if array.layout is torch.strided:
+        return "masked"
+    return str(array.layout).removeprefix("torch.").removeprefix("_")
+
+
 class TorchBackend:
     """`unixent.Backend` for torch tensors, on any device."""
 
@@ -60,6 +69,9 @@ class TorchBackend:
         infos = []
         for array in arrays:
             host, concrete = array.is_cpu, eager and not array.is_meta
+            if array.layout is not torch.strided or array.is_nested or type(array).__name__ == "MaskedTensor":
+                infos.append(ArrayInfo((), "", layout=_layout_of(array)))
+                continue
             infos.append(
                 ArrayInfo(
                     tuple(array.shape),
@@ -83,6 +95,9 @@ class TorchBackend:
             usable = steps and value.flags.writeable and value.dtype.isnative
             tensor = torch.from_numpy(value if usable else value.astype(value.dtype.newbyteorder("=")))
         return tensor if like is None else tensor.to(like.device)
+
+    def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return array.expand(shape)
 
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         # Asked of a DTensor under validate="full" alone, and then by every process.

@@ -46,7 +46,7 @@ def test_loss_and_gradient_equal_the_numpy_backend(target, options, weighted):
     weight, mask = (WEIGHT, MASK) if weighted else (None, None)
     arrays = [None if item is None else ms.Tensor(item) for item in (LOGITS, target, weight, mask)]
     given = CommonArguments(arrays[1], arrays[2], arrays[3])
-    problem, _ = validation.logits_problem(backend, arrays[0], given, LossOptions(**options, validate="off"))
+    problem = validation.logits_call(backend, arrays[0], given, LossOptions(**options, validate="off")).problem
     inputs, spec = operands(problem, on_host=True)
     cell = composed_cell(spec, "float64")
 

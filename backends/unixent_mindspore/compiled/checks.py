@@ -20,10 +20,9 @@ from mindspore.ops.primitive import constexpr
 import unixent
 from unixent import arguments, validation
 from unixent.arguments import CommonArguments, LinearArguments
-from unixent.errors import BackendError, OptionError
+from unixent.errors import BackendError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
-from unixent.scores import Scores
 from unixent_mindspore import kernel
 from unixent_mindspore.backend import MindsporeBackend
 from unixent_mindspore.collectives import group_size
@@ -63,6 +62,9 @@ class _Compiler(MindsporeBackend):
 
     def owns(self, array: object) -> bool:
         return isinstance(array, TracedTensor)
+
+    def broadcast_to(self, array: TracedTensor, shape: tuple[int, ...]) -> TracedTensor:
+        return TracedTensor(shape, array.dtype)
 
     def describe(self, arrays: tuple[TracedTensor, ...]) -> tuple[ArrayInfo, ...]:
         device = self.devices()[0]
@@ -133,7 +135,7 @@ def checked_loss(
     linear: bool,
 ) -> Any:
     """Check a call and return the cell that computes its loss; ``infos`` has shape and dtype of each of `INPUTS`."""
-    spec, _, _ = _checked(infos, number, common, options, chunk, linear)
+    spec = _checked(infos, number, common, options, chunk, linear)
     return from_tuple(spec, kernel.on_host(), False)
 
 
@@ -149,12 +151,9 @@ def checked_value_and_grad(
     grad_output: Any,
 ) -> Any:
     """Check a call and return the cell that computes its loss and gradients; ``names`` are the scores' arguments."""
-    wanted = validation.check_wrt(wrt, (*names, "target"))
-    spec, scores, compiler = _checked(infos, number, common, options, chunk, names[0] == "hidden")
-    if "target" in wanted and spec.target_kind == "index":
-        listed = ", ".join(map(repr, names))
-        raise OptionError(f"wrt: expected {listed}, since class indices have no gradient; got 'target'")
-    validation.check_grad_output(compiler, None if grad_output is None else TracedTensor(*grad_output), scores, options)
+    upstream = None if grad_output is None else TracedTensor(*grad_output)
+    grads = validation.GradRequest(wrt, (*names, "target"), upstream)
+    spec = _checked(infos, number, common, options, chunk, names[0] == "hidden", grads)
     return from_tuple(spec, kernel.on_host(), True)
 
 
@@ -165,7 +164,8 @@ def _checked(
     options: LossOptions,
     chunk: Any,
     linear: bool,
-) -> tuple[LossSpec, Scores, _Compiler]:
+    grads: validation.GradRequest | None = None,
+) -> LossSpec:
     parallel, return_terms, backend = common
     if backend not in (None, "mindspore"):
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
@@ -175,13 +175,13 @@ def _checked(
     compiler = _Compiler()
     if linear:
         of_form = LinearArguments(traced[0], traced[1], traced[2], chunk)
-        problem, scores = validation.linear_problem(compiler, of_form, given, options)
+        problem, scores, *_ = validation.linear_call(compiler, of_form, given, options, grads)
     else:
-        problem, scores = validation.logits_problem(compiler, traced[0], given, options)  # type: ignore[assignment]
+        problem, scores, *_ = validation.logits_call(compiler, traced[0], given, options, grads)
     dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
     if number is not None:
         dtypes[6] = problem.acc_dtype
-    return LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature()), scores, compiler
+    return LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
 
 
 @compile_time

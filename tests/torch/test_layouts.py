@@ -1,0 +1,34 @@
+"""Tensors that are not one dense block of memory are refused by name, as logits and as anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import unixent
+
+LOGITS = torch.linspace(-2, 2, 12).view(4, 3)
+INDEX = torch.tensor([0, 2, 1, 1])
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse_coo": lambda dense: dense.to_sparse(),
+    "sparse_csr": lambda dense: dense.to_sparse_csr(),
+    "mkldnn": lambda dense: dense.to_mkldnn(),
+    "nested": lambda dense: torch.nested.nested_tensor([dense, dense]),
+    "jagged": lambda dense: torch.nested.nested_tensor([dense, dense], layout=torch.jagged),
+    "masked": lambda dense: torch.masked.masked_tensor(dense, dense > 0),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.filterwarnings("ignore:.*(prototype|beta).*:UserWarning")
+def test_other_layouts_than_dense_are_refused_by_name(name: str) -> None:
+    layout = "nested" if name == "jagged" else name
+    with pytest.raises(unixent.BackendError, match=f"logits: expected a dense array; got one of layout {layout}"):
+        unixent.cross_entropy(LAYOUTS[name](LOGITS), INDEX)
+    with pytest.raises(unixent.BackendError, match=f"target: expected a dense array; got one of layout {layout}"):
+        unixent.cross_entropy(LOGITS, LAYOUTS[name](LOGITS.softmax(1)))
+    with pytest.raises(unixent.BackendError, match=f"classifier: expected a dense array; got one of layout {layout}"):
+        unixent.linear_cross_entropy(LOGITS, LAYOUTS[name](LOGITS), INDEX)
