@@ -10,14 +10,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from inspect import signature
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.ops.primitive import constexpr
 
-import unixent
 from unixent import arguments, validation
 from unixent.arguments import CommonArguments, LinearArguments
 from unixent.errors import BackendError
@@ -116,13 +114,8 @@ def constant(value: Any, name: str) -> Tensor:
 
 
 @compile_time
-def loss_options(function: str, options: dict[str, Any]) -> LossOptions:
-    """The options among the arguments of one of the public functions."""
-    allowed = signature(getattr(unixent, function)).parameters
-    for name in options:
-        if name not in allowed:
-            raise TypeError(f"{function}() got an unexpected keyword argument {name!r}")
-    return LossOptions(**options) if "reduction" in allowed else LossOptions(reduction="sum", **options)
+def loss_options(keywords: dict[str, Any]) -> LossOptions:
+    return LossOptions(**keywords)
 
 
 @compile_time

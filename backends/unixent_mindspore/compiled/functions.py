@@ -1,4 +1,7 @@
-"""The public functions, written in the subset of Python that MindSpore's compiler knows: no star in a tuple, no try."""
+"""`unixent.dispatch` and its arguments, written in the subset of Python that MindSpore's compiler knows.
+
+It knows no star in a tuple, no try, and plain tuples only: `LossTerms` too are one here.
+"""
 
 from __future__ import annotations
 
@@ -98,104 +101,31 @@ def common_arguments(
     return_terms: Any = False,
     backend: Any = None,
 ) -> Any:
-    """`unixent.arguments.CommonArguments` in compiled code, which knows plain tuples only."""
     return target, weight, mask, normalizer, parallel, return_terms, backend
 
 
+def linear_arguments(hidden: Any, classifier: Any, bias: Any = None, chunk: Any = None) -> Any:
+    return tensor(hidden, "hidden"), tensor(classifier, "classifier"), tensor(bias, "bias"), chunk
+
+
+def options(**keywords: Any) -> Any:
+    return loss_options(keywords)
+
+
 def logits_loss(logits: Any, common: Any, options: Any) -> Any:
-    """`unixent.dispatch.logits_loss` in compiled code."""
     return loss((tensor(logits, "logits"), None, None), common, options, None, False)
 
 
-def cross_entropy(
-    logits: Any,
-    target: Any,
-    *,
-    weight: Any = None,
-    mask: Any = None,
-    normalizer: Any = None,
-    parallel: Any = None,
-    backend: Any = None,
-    **options: Any,
-) -> Any:
-    """`unixent.cross_entropy` in compiled code."""
-    common = (target, weight, mask, normalizer, parallel, False, backend)
-    return logits_loss(logits, common, loss_options("cross_entropy", options))
+def linear_loss(linear: Any, common: Any, options: Any) -> Any:
+    return loss(linear[:3], common, options, linear[3], True)
 
 
-def loss_terms(
-    logits: Any,
-    target: Any,
-    *,
-    weight: Any = None,
-    mask: Any = None,
-    parallel: Any = None,
-    backend: Any = None,
-    **options: Any,
-) -> Any:
-    """`unixent.loss_terms` in compiled code, where the terms are a plain tuple."""
-    common = (target, weight, mask, None, parallel, True, backend)
-    return logits_loss(logits, common, loss_options("loss_terms", options))
+def logits_value_and_grad(logits: Any, common: Any, options: Any, grad_output: Any, wrt: Any) -> Any:
+    scores = (tensor(logits, "logits"), None, None)
+    return value_and_grads(scores, common, options, None, ("logits",), wrt, grad_output)
 
 
-def value_and_grad(
-    logits: Any,
-    target: Any,
-    *,
-    weight: Any = None,
-    mask: Any = None,
-    normalizer: Any = None,
-    parallel: Any = None,
-    backend: Any = None,
-    grad_output: Any = None,
-    wrt: Any = "logits",
-    **options: Any,
-) -> Any:
-    """`unixent.value_and_grad` in compiled code."""
-    common = (target, weight, mask, normalizer, parallel, False, backend)
-    checked, scores = loss_options("value_and_grad", options), (tensor(logits, "logits"), None, None)
-    return value_and_grads(scores, common, checked, None, ("logits",), wrt, grad_output)
-
-
-def linear_cross_entropy(
-    hidden: Any,
-    classifier: Any,
-    target: Any,
-    *,
-    bias: Any = None,
-    weight: Any = None,
-    mask: Any = None,
-    normalizer: Any = None,
-    parallel: Any = None,
-    chunk: Any = None,
-    backend: Any = None,
-    **options: Any,
-) -> Any:
-    """`unixent.linear_cross_entropy` in compiled code."""
-    common = (target, weight, mask, normalizer, parallel, False, backend)
-    scores = (tensor(hidden, "hidden"), tensor(classifier, "classifier"), tensor(bias, "bias"))
-    return loss(scores, common, loss_options("linear_cross_entropy", options), chunk, True)
-
-
-def linear_value_and_grad(
-    hidden: Any,
-    classifier: Any,
-    target: Any,
-    *,
-    bias: Any = None,
-    weight: Any = None,
-    mask: Any = None,
-    normalizer: Any = None,
-    parallel: Any = None,
-    chunk: Any = None,
-    backend: Any = None,
-    grad_output: Any = None,
-    wrt: Any = None,
-    **options: Any,
-) -> Any:
-    """`unixent.linear_value_and_grad` in compiled code."""
-    common = (target, weight, mask, normalizer, parallel, False, backend)
-    scores = (tensor(hidden, "hidden"), tensor(classifier, "classifier"), tensor(bias, "bias"))
-    names = ("hidden", "classifier") if bias is None else ("hidden", "classifier", "bias")
-    checked = loss_options("linear_value_and_grad", options)
-    return value_and_grads(scores, common, checked, chunk, names, names if wrt is None else wrt, grad_output)
+def linear_value_and_grad(linear: Any, common: Any, options: Any, grad_output: Any, wrt: Any) -> Any:
+    names = ("hidden", "classifier") if linear[2] is None else ("hidden", "classifier", "bias")
+    wanted = names if wrt is None else wrt
+    return value_and_grads(linear[:3], common, options, linear[3], names, wanted, grad_output)
