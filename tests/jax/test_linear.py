@@ -53,7 +53,7 @@ TARGET_KINDS = ("index", "probability")
 @pytest.mark.parametrize(
     ("options", "target_kind", "chunk"),
     [
-        *((name, kind, 5) for name in OPTIONS for kind in TARGET_KINDS),
+        *((name, target_kind, 5) for name in OPTIONS for target_kind in TARGET_KINDS),
         *(("smoothing", TARGET_KINDS[i % 2], chunk) for i, chunk in enumerate((None, 1, N, 1000))),
         ("none", "probability", None),
     ],

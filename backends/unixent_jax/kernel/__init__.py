@@ -1,14 +1,32 @@
-"""The pass over N x C logits: the seam. What it is asked, and the one place that chooses who answers.
+"""The pass over N x C logits: its contract, and the one place that chooses what implements it.
 
-    row_losses(x, target, weight, position_weight, grad_scale, spec, wrt=(), out=None) -> (losses P, gradients for wrt)
+    row_losses(x, target, weight, position_weight, grad_scale, spec, wrt=(), out=None) -> (losses, gradients)
 
-with arrays in memory and spec static. `composed` answers it in operators of JAX, on every device and for tracers. A
-native kernel is another implementation of the same contract; it is chosen here.
+Losses of shape P in the accumulation dtype and, in the same pass, the gradient for each of ``wrt``. Arrays are in
+memory, or traced, and ``spec`` is static:
 
-Everything below logits-level and linear forms that touches an array of the size of the logits is in this package.
+    x                logits in the accumulation dtype (XLA fuses the widening), P with the classes along
+                     ``spec.class_axis``; inside `jax.shard_map` this device's share of the classes
+    target           int32 indices P in [0, C), or probabilities of the shape of x
+    weight           class weights (C,) in the accumulation dtype, or None; those of the whole vocabulary
+    position_weight  v, P, in the accumulation dtype, or None for ones. A position of weight 0 is inactive: its loss and
+                     gradient are 0 whatever its logits hold. One of weight NaN is NaN in value.
+    grad_scale       what a position's derivative is multiplied by, v * upstream / denominator, in the accumulation
+                     dtype, P; None for 1: the derivative of the loss before its weight
+    spec             a `KernelSpec`
+    wrt              what to differentiate with respect to: "logits", "target"
+    out              where implementations that write to memory put the gradients; JAX never writes to an array
+
+`unixent_jax.logits.autograd` asks for gradients with ``grad_scale=None``, since a rule of JAX learns the upstream
+gradient only later, and may have losses and gradients differentiated once more. So an implementation that JAX cannot
+differentiate brings a rule of its own, which may be the derivative of `composed`.
+
+One implementation so far, `composed`: operators of JAX, on every device.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from jax import Array
 
@@ -16,34 +34,23 @@ from unixent_jax.kernel import composed
 from unixent_jax.kernel.class_axis import ClassAxis
 from unixent_jax.kernel.spec import KernelSpec, is_index
 
-__all__ = ["ClassAxis", "KernelSpec", "is_index", "row_losses"]
+
+class RowLosses(Protocol):
+    """The contract above, as a type."""
+
+    def __call__(
+        self,
+        x: Array,
+        target: Array,
+        weight: Array | None,
+        position_weight: Array | None,
+        grad_scale: Array | None,
+        spec: KernelSpec,
+        wrt: tuple[str, ...] = (),
+        out: None = None,
+    ) -> tuple[Array, tuple[Array, ...]]: ...
 
 
-def row_losses(
-    x: Array,
-    target: Array,
-    weight: Array | None,
-    position_weight: Array | None,
-    grad_scale: Array | None,
-    spec: KernelSpec,
-    wrt: tuple[str, ...] = (),
-    out: None = None,
-) -> tuple[Array, tuple[Array, ...]]:
-    """Losses of shape P in the accumulation dtype, and the gradient of ``sum(grad_scale * loss)`` for each of ``wrt``.
+row_losses: RowLosses = composed.row_losses
 
-    Here ``loss`` is that of a position before its weight. In JAX a caller may differentiate the losses and gradients of
-    this pass with respect to x and target (that is how second derivatives come about): an implementation that JAX
-    cannot differentiate brings a rule, which may be that of `composed`.
-
-    Args:
-        x: logits in the accumulation dtype (XLA fuses the widening), P with the classes along ``spec.class_axis``.
-        target: integer indices P in [0, C), or probabilities of the shape of x.
-        weight: class weights (C,) in the accumulation dtype, or None. Of the whole vocabulary, also where x is a shard.
-        position_weight: v, P in the accumulation dtype; None for ones. A position of weight 0 does not exist: its loss
-            and its gradient row are exactly 0. One of weight NaN is NaN in value.
-        grad_scale: in the accumulation dtype and of shape P; None for 1. NaN gives a row of NaN.
-        spec: the static options.
-        wrt: what to differentiate with respect to: "logits", "target".
-        out: where to put the gradients, for implementations that write to memory; arrays of JAX are never written to.
-    """
-    return composed.row_losses(x, target, weight, position_weight, grad_scale, spec, wrt)
+__all__ = ["ClassAxis", "KernelSpec", "RowLosses", "is_index", "row_losses"]

@@ -24,8 +24,9 @@ def row_losses(
     grad_scale: Array | None,
     spec: KernelSpec,
     wrt: tuple[str, ...] = (),
+    out: None = None,
 ) -> tuple[Array, tuple[Array, ...]]:
-    """See `unixent_jax.kernel.row_losses`."""
+    """See `unixent_jax.kernel`."""
     axis = spec.class_axis.axis
     rows = RowSpec(spec.class_axis, spec.z_loss)
     v = jnp.ones((), x.dtype) if position_weight is None else jnp.expand_dims(position_weight, axis)

@@ -29,9 +29,8 @@ def row_losses(
 
 @partial(row_losses.defjvp, symbolic_zeros=True)
 def _row_losses_jvp(spec: kernel.KernelSpec, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    x, _, _, position_weight = primals
-    given = {name: tangent for name, tangent in zip(("logits", "target"), tangents, strict=False) if is_known(tangent)}
     x, target, weight, position_weight = primals
+    given = {name: tangent for name, tangent in zip(("logits", "target"), tangents, strict=False) if is_known(tangent)}
     losses, grads = kernel.row_losses(x, target, weight, position_weight, None, spec, tuple(given))
     tangent = jnp.zeros((), x.dtype)
     for grad, moved in zip(grads, given.values(), strict=True):
