@@ -1,4 +1,4 @@
-"""One cross-entropy for NumPy, PyTorch, JAX and MindSpore: one meaning, one call, every framework.
+"""One cross-entropy loss for NumPy, PyTorch, JAX and MindSpore: the same call, definition and gradients in each.
 
     import unixent
     loss = unixent.cross_entropy(logits, target)     # the arrays' own framework, or backend="torch", "jax", ...

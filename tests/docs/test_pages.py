@@ -171,3 +171,13 @@ def test_links_to_sections_exist() -> None:
         if anchor not in sections(page.parent / file if file else page)
     ]
     assert not missing_anchors
+
+
+def test_names_of_the_glossary_are_in_use() -> None:
+    glossary = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Glossary")[2]
+    first_column = "\n".join(re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE))
+    sources = [path for folder in ("unixent", "backends", "conformance") for path in (ROOT / folder).rglob("*.py")]
+    used = set(re.findall(r"\w+", "\n".join(path.read_text("utf-8") for path in sources)))
+    names = re.findall(r"`(\w+)`", first_column)
+    assert len(names) > 30
+    assert not [name for name in names if name not in used]
