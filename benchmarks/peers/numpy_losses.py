@@ -9,7 +9,7 @@ import scipy.special
 
 from peers.adapting import flat, only, peer
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 
 
 def _scipy(logits: Array, target: Array, *, axis: int = -1, reduction: str = "mean") -> Any:

@@ -9,9 +9,9 @@ and from Python, for a backend of unixent or for any callable that takes what `u
 >>> unixent_conformance.run("numpy", features=("mask",), quick=True).ok
 True
 
-How the pieces fit: `cases` says what is called and what must hold, `oracle` what is true, `tolerance` how far from it
-an honest implementation may be, `harness` (read it to add a framework: ten lines) how arrays go in and out, `runner`
-gives the verdicts, `report` shows them.
+How the pieces fit: `cases` says what is called and what must hold, `oracle` gives the exact answer, `tolerance` how far
+from it an honest implementation may be. `harness` (read it to add a framework: ten lines) says how arrays go in and
+out, `runner` gives the verdicts, `report` shows them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unixent_conformance.agreement import compare
     from unixent_conformance.api import case, check, run, subject
-    from unixent_conformance.cases.model import Call
+    from unixent_conformance.model import Call
     from unixent_conformance.results import Agreement, Report
 
 __all__ = ["Agreement", "Call", "Report", "case", "check", "compare", "run", "subject"]
 
 _HOMES = {
     "Agreement": "unixent_conformance.results",
-    "Call": "unixent_conformance.cases.model",
+    "Call": "unixent_conformance.model",
     "Report": "unixent_conformance.results",
     "compare": "unixent_conformance.agreement",
 }

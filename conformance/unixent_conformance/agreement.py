@@ -9,22 +9,23 @@ the text of an error, whether a property holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from unixent_conformance import expect, tolerance
-from unixent_conformance.api import resolve
+from unixent_conformance import tolerance
+from unixent_conformance.api import find_tested
 from unixent_conformance.cases import catalogue
-from unixent_conformance.cases.model import Case
-from unixent_conformance.expect import Part
+from unixent_conformance.expected import Part, expected_of
 from unixent_conformance.harness import EAGER, Unsupported
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array, Case, Tier
 from unixent_conformance.results import Agreement, Difference, Verdict
-from unixent_conformance.runner import Subject, applies, ask, lacking, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import applies
 from unixent_conformance.tolerance import Comparison, Format
+from unixent_conformance.under_test import Subject
 
 
 def compare(
@@ -48,7 +49,7 @@ def compare(
     (True, 18)
     """
     subjects = [_subject(given, thorough) for given in implementations]
-    chosen = catalogue(quick=quick, features=tuple(features or ()))
+    chosen = catalogue(Tier.QUICK if quick else Tier.FULL, features=features or ())
     names = tuple(subject.implementation.name for subject in subjects)
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"compare: expected two or more different implementations; got {', '.join(names) or 'none'}")
@@ -83,9 +84,9 @@ Answer = tuple[Array, ...] | Raised | str | Refused
 
 
 def _subject(given: Any, thorough: bool) -> Subject:
-    implementation, harness = resolve(given)
+    implementation, harness = find_tested(given)
     mode = next((mode for mode in harness.modes if mode.name == EAGER.name), EAGER)
-    return Subject(harness, implementation, replace(mode, cases="all") if thorough else mode)
+    return Subject(harness, implementation, mode.thorough() if thorough else mode)
 
 
 def _differences(case: Case, subjects: Sequence[Subject]) -> list[Difference]:
@@ -95,7 +96,7 @@ def _differences(case: Case, subjects: Sequence[Subject]) -> list[Difference]:
     parts: Sequence[Part] = ()
     if sum(isinstance(answer, tuple) for answer in given.values()) > 1:
         call = case.build()
-        parts = case.truth() if case.truth is not None else expect.expected(call, case.asks)
+        parts = expected_of(case, call)
     return [
         Difference(case.id, case.feature, (one, other), *_apart(one, given[one], other, given[other], parts))
         for one, other in combinations(given, 2)
@@ -103,18 +104,18 @@ def _differences(case: Case, subjects: Sequence[Subject]) -> list[Difference]:
 
 
 def _answer(case: Case, subject: Subject) -> Answer:
-    if case.holds is not None:
+    if case.property is not None:
         result = run_case(case, subject)
         return Refused() if result.verdict is Verdict.REFUSES else result.detail or "holds"
     call, implementation = case.build(), subject.implementation
     if implementation.unknown(frozenset(call.options) | frozenset(call.arrays())):
         return Refused()
     try:
-        return ask(case, call, subject)
+        return subject.answer(call, case.quantity)
     except Unsupported:
         return Refused()
     except Exception as error:
-        if case.raises is None and lacking(case, subject):
+        if case.raises is None and subject.lacking(case):
             return Refused()
         return Raised(f"{type(error).__name__}: {error}", implementation.own_errors)
 

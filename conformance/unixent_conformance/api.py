@@ -10,14 +10,16 @@ from typing import Any
 
 from unixent_conformance import harnesses
 from unixent_conformance.cases import catalogue, find
-from unixent_conformance.cases.model import Call, Case
 from unixent_conformance.dialects import explain, settle
 from unixent_conformance.harness import Harness
+from unixent_conformance.identity import obstacle, through_identity
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
-from unixent_conformance.linear import obstacle, through_identity
+from unixent_conformance.model import Call, Case, Tier
 from unixent_conformance.results import Report, Result, Verdict
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import select
+from unixent_conformance.under_test import Subject
 
 
 def run(
@@ -99,18 +101,19 @@ class Prepared:
 
 def prepare(task: Task, implementation: Any = None) -> Prepared:
     """The implementation of a task, loaded, and the cases that it means."""
-    found, harness = resolve(task.tested if implementation is None else implementation, task.framework)
+    tested, harness = find_tested(task.tested if implementation is None else implementation, task.framework)
     if task.linear:
-        found = through_identity(found, harness)
-    chosen = catalogue(quick=task.quick, features=task.features or ())
-    if found.terms is None:  # a loss is none the less a loss
-        chosen = [case for case in chosen if case.asks != "terms"]
+        tested = through_identity(tested, harness)
+    tier = Tier.QUICK if task.quick else Tier.FULL
+    cases = catalogue(tier, features=task.features or ())
+    if tested.terms is None:  # a loss is none the less a loss
+        cases = [case for case in cases if case.quantity != "terms"]
     # Features that are asked for by name are asked for in every mode.
-    hurried = task.quick and not task.features
-    pairs = tuple((case.id, mode.name) for mode in harness.modes for case in chosen if applies(case, mode, hurried))
-    plan = Plan(found.name, harness.name, ", ".join(filter(None, (found.version, harness.version()))), pairs)
-    subjects = {mode.name: Subject(harness, found, mode) for mode in harness.modes}
-    return Prepared(plan, subjects, task.strict or found.own_errors, task.linear)
+    pairs = select(cases, harness.modes, Tier.FULL if task.features else tier)
+    version = ", ".join(filter(None, (tested.version, harness.version())))
+    plan = Plan(tested.name, harness.name, version, tuple((case.id, mode.name) for case, mode in pairs))
+    subjects = {mode.name: Subject(harness, tested, mode) for mode in harness.modes}
+    return Prepared(plan, subjects, task.strict or tested.own_errors, task.linear)
 
 
 def importable(implementation: Any) -> str | None:
@@ -131,7 +134,7 @@ def importable(implementation: Any) -> str | None:
         return None
 
 
-def resolve(implementation: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
+def find_tested(implementation: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
     """The implementation and the harness that `run` means."""
     if not isinstance(implementation, str):
         return wrap(implementation), harnesses.load(framework or "numpy")
@@ -142,18 +145,17 @@ def resolve(implementation: Any, framework: str | None = None) -> tuple[Implemen
 
 def subject(implementation: Any, framework: str | None = None, mode: str = "eager", *, linear: bool = False) -> Subject:
     """An implementation seen through its harness, NumPy in and NumPy out: what a snippet of a failure starts with."""
-    found, harness = resolve(implementation, framework)
-    found = through_identity(found, harness) if linear else found
+    tested, harness = find_tested(implementation, framework)
+    tested = through_identity(tested, harness) if linear else tested
     modes = {m.name: m for m in harness.modes}
     if mode not in modes:
         raise LookupError(f"{harness.name} has no mode {mode!r}; it has {', '.join(modes)}")
-    return Subject(harness, found, modes[mode])
+    return Subject(harness, tested, modes[mode])
 
 
 def case(id: str, call: Call | None = None) -> Case:
     """The case of an id, with another call in its place if one is given."""
-    found = find(id)
-    return found if call is None else replace(found, build=lambda: call)
+    return find(id) if call is None else replace(find(id), build=lambda: call)
 
 
 def check(case: Case, subject: Subject) -> None:

@@ -6,14 +6,14 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
     import numpy as np
     import torch
 
-    from unixent_conformance.harness import Harness, Mode
+    from unixent_conformance.harness import Harness, Mode, Tier
 
     class TorchHarness(Harness):
         name = "torch"
         modes = (
             Mode("eager"),
             Mode("autograd", autodiff=True),
-            Mode("compile", traced=True, autodiff=True, cases="core", transform="jit"),
+            Mode("compile", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
         )
 
         def from_numpy(self, array):            # a copy: the suite compares its own arrays afterwards
@@ -22,10 +22,10 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
         def to_numpy(self, array):
             return array.detach().cpu().numpy()
 
-        def gradient(self, function, arrays, wrt, upstream, mode):
+        def gradient(self, function, arrays, wrt, grad_output, mode):
             leaves = [a.clone().requires_grad_(i in wrt) for i, a in enumerate(arrays)]
             value = self.call(function, leaves, mode)
-            return value, torch.autograd.grad(value, [leaves[i] for i in wrt], upstream)
+            return value, torch.autograd.grad(value, [leaves[i] for i in wrt], grad_output)
 
         def call(self, function, arrays, mode):
             return torch.compile(function, fullgraph=True)(*arrays) if mode.traced else function(*arrays)
@@ -33,19 +33,20 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
 (bfloat16 comes and goes as an `ml_dtypes.bfloat16` array, which a real harness must convert.) Raise `Unsupported` where
 the framework cannot hold a dtype: the case then counts as refused, not as a failure.
 
-A function transform is one more mode. `Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap")` has
-every array stacked with two neighbours, and `call` and `gradient` map over that axis; in a mode of forward
-differentiation `gradient` gives the same numbers by another way. `curvature` says how a gradient is differentiated once
-more.
+A function transform is one more mode. `Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap")` has
+every array stacked with two neighbours, and `call` and `gradient` map over that axis. In a mode of forward
+differentiation `gradient` may leave the work to `forward_gradient`. `hvp` differentiates a gradient once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
-from unixent_conformance.oracle import Array
+import numpy as np
+
+from unixent_conformance.model import Array, Tier
 
 
 class Unsupported(Exception):
@@ -60,9 +61,7 @@ class Mode:
         on_empty="raise" give NaN instead of an error, and cases about errors are left out.
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
-    cases: where each case is dear (a compilation), "quick" runs a sixth of the catalogue, "lean" one question of each
-        input among those, "core" a few cases of every feature, and "few" one small gradient of each. pytest's
-        --unixent-thorough runs all of the catalogue, but for "few".
+    tier: how many cases it has; fewer where each is dear (a compilation, a call per element).
     transform: the function transform that an implementation may declare that it lacks, by the name that backends give
         it ("jit", "jvp", "vmap"); the mode's own name for a traced mode without one. Under "vmap" every array is a
         stack of `BATCH` examples, of which the case is the middle one.
@@ -71,7 +70,7 @@ class Mode:
     name: str
     traced: bool = False
     autodiff: bool = False
-    cases: Literal["all", "quick", "lean", "core", "few"] = "all"
+    tier: Tier = Tier.FULL
     transform: str = ""
 
     @property
@@ -83,6 +82,10 @@ class Mode:
     @property
     def batched(self) -> bool:
         return self.transform == "vmap"
+
+    def thorough(self) -> Mode:
+        """The mode with every case, also where each is a compilation, but not where each is a call per element."""
+        return self if self.tier is Tier.FEW else replace(self, tier=Tier.FULL)
 
 
 EAGER = Mode("eager")
@@ -119,26 +122,54 @@ class Harness:
         return function(*arrays)
 
     def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
     ) -> tuple[Any, tuple[Any, ...]]:
-        """function(*arrays) and d sum(upstream * function)/d arrays[i] for i in wrt, by the framework's own
-        differentiation; upstream None means ones."""
+        """function(*arrays) and d sum(grad_output * function)/d arrays[i] for i in wrt, by the framework's own
+        differentiation; grad_output None means ones."""
         raise Unsupported(f"{self.name} has no automatic differentiation")
 
-    def curvature(
+    def forward_gradient(
+        self, value: Any, arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, jvp: Callable[[int, Any], Any]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """The value, and gradients an element at a time. jvp(i, direction) is the derivative of the value where
+        arrays[i] moves along a direction; along a unit vector and contracted with grad_output, it is one element."""
+        seed = np.ones(value.shape) if grad_output is None else self.to_numpy(grad_output).astype(np.float64)
+        gradients = []
+        for i in wrt:
+            like = self.to_numpy(arrays[i])
+            gradient = np.zeros(like.size)
+            for element in range(like.size):
+                unit = (np.arange(like.size) == element).astype(like.dtype).reshape(like.shape)
+                gradient[element] = (seed * self.to_numpy(jvp(i, self.from_numpy(unit)))).sum()
+            gradients.append(self.from_numpy(gradient.reshape(like.shape).astype(like.dtype)))
+        return value, tuple(gradients)
+
+    def hvp(
         self,
         function: Callable[..., Any],
         arrays: Sequence[Any],
         wrt: Sequence[int],
-        upstream: Any,
-        along: Sequence[Any],
+        grad_output: Any,
+        directions: Sequence[Any],
         mode: Mode,
     ) -> tuple[Any, ...]:
-        """The derivative of the gradients with respect to arrays[i], i in wrt, where those arrays move along `along`:
-        a product of the second derivative and a vector, by the framework's own differentiation of its gradient."""
+        """How the gradients with respect to arrays[i], i in wrt, change where those arrays move along `directions`: a
+        product of the Hessian and a vector, by the framework's own differentiation of its gradient."""
         raise Unsupported(f"{self.name} has no second derivatives")
 
-    def lacks(self, error: Exception, mode: Mode) -> bool:
-        """Whether an error is the framework's own word that a function has no rule for the mode's transform: a loud
-        no, and so a refusal, where the implementation does not declare that transform."""
+    def has_no_rule(self, error: Exception, mode: Mode) -> bool:
+        """Whether an error is how the framework says that a function has no rule for the mode's transform: a refusal,
+        where the implementation does not declare that transform."""
         return isinstance(error, NotImplementedError)
+
+
+def with_respect_to(function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int]) -> Callable[..., Any]:
+    """The function of the arrays of `wrt` alone."""
+
+    def of(*moving: Any) -> Any:
+        inputs = list(arrays)
+        for i, array in zip(wrt, moving, strict=True):
+            inputs[i] = array
+        return function(*inputs)
+
+    return of

@@ -73,19 +73,19 @@ def load(path: str) -> Implementation:
     if not separator or not module or not attribute:
         raise ValueError(f"implementation: expected 'module:function'; got {path!r}")
     given = getattr(import_module(module), attribute)
-    found = wrap(given)
-    return replace(found, name=found.name if found is given else path, path=path)
+    implementation = wrap(given)
+    return replace(implementation, name=given.name if implementation is given else path, path=path)
 
 
-def wrap(found: Any) -> Implementation:
+def wrap(given: Any) -> Implementation:
     """An Implementation as it is, or any callable as one: its options are read from its signature, and by
     NotImplementedError it says that it lacks something."""
-    if isinstance(found, Implementation):
-        return found
-    if not callable(found):
-        raise TypeError(f"implementation: expected a callable; got {type(found).__name__}")
-    name = f"{getattr(found, '__module__', '')}:{getattr(found, '__qualname__', repr(found))}"
-    return Implementation(name, found, options=_keywords(found), refusals=(NotImplementedError,))
+    if isinstance(given, Implementation):
+        return given
+    if not callable(given):
+        raise TypeError(f"implementation: expected a callable; got {type(given).__name__}")
+    name = f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', repr(given))}"
+    return Implementation(name, given, options=_keywords(given), refusals=(NotImplementedError,))
 
 
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:

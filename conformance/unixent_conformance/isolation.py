@@ -25,9 +25,9 @@ from typing import Any
 from unixent_conformance.cases import find
 from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.repro import snippet
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.runner import Subject
+from unixent_conformance.snippet import snippet
+from unixent_conformance.under_test import Subject
 
 # Importing a framework, on a busy machine.
 START_SECONDS = 300.0
@@ -144,14 +144,14 @@ class Isolated:
         first = Worker(task)
         self.plan = first.plan
         jobs = max(1, min(jobs, len(self.plan.cases) // WORTH_A_START))
-        self._lanes = [
-            Lane(task, self.plan, timeout, first),
-            *(Lane(task, self.plan, timeout) for _ in range(jobs - 1)),
+        self._slots = [
+            WorkerSlot(task, self.plan, timeout, first),
+            *(WorkerSlot(task, self.plan, timeout) for _ in range(jobs - 1)),
         ]
 
     def __iter__(self) -> Generator[Result, None, None]:
-        stretches, done = self._stretches(), SimpleQueue[Result | Exception]()
-        threads = [Thread(target=lane.work, args=(stretches, done), daemon=True) for lane in self._lanes]
+        batches, done = self._batches(), SimpleQueue[Result | Exception]()
+        threads = [Thread(target=slot.work, args=(batches, done), daemon=True) for slot in self._slots]
         early: dict[tuple[str, str], Result] = {}
         try:
             for thread in threads:
@@ -164,32 +164,32 @@ class Isolated:
                     early[said.id, said.mode] = said
                 yield early.pop(due)
         finally:
-            for lane in self._lanes:
-                lane.close()
+            for slot in self._slots:
+                slot.close()
             for thread in threads:
                 if thread.ident is not None:
                     thread.join()
 
-    def _stretches(self) -> SimpleQueue[Sequence[tuple[str, str]]]:
+    def _batches(self) -> SimpleQueue[Sequence[tuple[str, str]]]:
         """The cases, those of a feature together: they share compilations, and PATIENCE is counted over them."""
-        stretches = SimpleQueue[Sequence[tuple[str, str]]]()
+        batches = SimpleQueue[Sequence[tuple[str, str]]]()
         for _, cases in groupby(self.plan.cases, lambda pair: (find(pair[0]).feature, pair[1])):
-            stretches.put(tuple(cases))
-        return stretches
+            batches.put(tuple(cases))
+        return batches
 
 
-class Lane:
+class WorkerSlot:
     """One worker after another."""
 
     def __init__(self, task: Task, plan: Plan, timeout: float | None, worker: Worker | None = None) -> None:
         self._task, self._plan, self._timeout, self._worker = task, plan, timeout, worker
         self._closed = False
 
-    def work(self, stretches: SimpleQueue[Sequence[tuple[str, str]]], done: SimpleQueue[Result | Exception]) -> None:
-        """Put the results of stretches, as long as there are any, or the error that ends the run."""
+    def work(self, batches: SimpleQueue[Sequence[tuple[str, str]]], done: SimpleQueue[Result | Exception]) -> None:
+        """Put the results of batches, as long as there are any, or the error that ends the run."""
         try:
             while not self._closed:
-                for result in self._results(stretches.get_nowait()):
+                for result in self._results(batches.get_nowait()):
                     done.put(result)
         except Empty:
             pass

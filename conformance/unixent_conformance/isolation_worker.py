@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from unixent_conformance.api import prepare
 from unixent_conformance.isolation import Task
 
 
@@ -22,8 +23,6 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     given = json.loads(requests.readline())
     task = Task(**{**given, "features": given["features"] and tuple(given["features"]), "path": tuple(given["path"])})
     try:
-        from unixent_conformance.api import prepare
-
         prepared = prepare(task)
     except Exception as error:
         answer({"error": _said(error)})

@@ -60,12 +60,12 @@ def chosen(config: pytest.Config) -> list[str]:
     return [*config.getoption("--unixent-backend"), *config.getoption("--unixent-implementation")]
 
 
-def resolve(config: pytest.Config, name: str) -> tuple[Implementation, Harness]:
+def find_tested(config: pytest.Config, name: str) -> tuple[Implementation, Harness]:
     """The implementation and harness of a name; one that cannot be had is an error of usage."""
     from unixent_conformance import api
 
     try:
-        return api.resolve(name, config.getoption("--unixent-framework"))
+        return api.find_tested(name, config.getoption("--unixent-framework"))
     except (ImportError, LookupError, AttributeError, ValueError, TypeError) as error:
         raise pytest.UsageError(f"{name}: {error}") from error
 
@@ -74,27 +74,26 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """What is tested: name, versions, settings."""
     lines = []
     for name in chosen(config):
-        found, harness = resolve(config, name)
+        implementation, harness = find_tested(config, name)
         modes = ", ".join(mode.name for mode in harness.modes)
-        lines.append(
-            f"unixent conformance: {found.name}: {found.version or 'no version'}, {harness.version()}; modes: {modes}"
-        )
+        versions = f"{implementation.version or 'no version'}, {harness.version()}"
+        lines.append(f"unixent conformance: {implementation.name}: {versions}; modes: {modes}")
     return lines
 
 
 def read_xfails(path: Path) -> dict[str, str]:
     """Ids and their reasons; a reason is not optional."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         id, _, reason = (part.strip() for part in line.partition("#"))
         if not id:
             continue  # an empty line or a comment
         if not reason:
             raise pytest.UsageError(f"{path}:{number}: {id}: expected a reason after '#'")
-        if id in found:
+        if id in reasons:
             raise pytest.UsageError(f"{path}:{number}: {id}: listed twice")
-        found[id] = reason
-    return found
+        reasons[id] = reason
+    return reasons
 
 
 def xfails(config: pytest.Config, known: set[str], elsewhere: tuple[str, ...]) -> dict[str, str]:
@@ -104,10 +103,10 @@ def xfails(config: pytest.Config, known: set[str], elsewhere: tuple[str, ...]) -
     if not path:
         return {}
     try:
-        found = read_xfails(Path(path))
+        reasons = read_xfails(Path(path))
     except OSError as error:
         raise pytest.UsageError(f"--unixent-xfails: {error}") from error
-    unmatched = sorted(id for id in set(found) - known if not id.startswith(elsewhere))
+    unmatched = sorted(id for id in set(reasons) - known if not id.startswith(elsewhere))
     if unmatched:
         raise pytest.UsageError(f"{path}: no case has the id {', '.join(unmatched)}")
-    return found
+    return reasons

@@ -19,85 +19,64 @@ from dataclasses import replace
 
 import numpy as np
 
-from unixent_conformance import expect, repro
-from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, Raises
-from unixent_conformance.harness import Harness, Mode, Unsupported
-from unixent_conformance.implementation import Implementation
-from unixent_conformance.oracle import Array
+from unixent_conformance.expected import expected_of
+from unixent_conformance.harness import Mode, Unsupported
+from unixent_conformance.model import Call, Case, Finding, Raises
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.subjects import Subject as Subject
-from unixent_conformance.subjects import WrongAnswer as WrongAnswer
+from unixent_conformance.snippet import snippet
+from unixent_conformance.under_test import Subject, WrongAnswer
 
 # Arrays up to this many elements are compared with a copy after the call.
 WATCHED = 1 << 16
 
 
-def applies(case: Case, mode: Mode, hurried: bool = False) -> bool:
-    """Whether a case means anything in a mode. In a hurry, a mode in which a case is dear is left the first derivatives
-    among its few, and what is refused before anything is compiled; one that has no more than its few is left out."""
-    if hurried and mode.cases != "all":
-        first = case.few and case.asks != "second derivatives"
-        if mode.cases == "few" or not (first or case.raises is not None):
-            return False
-    if mode.cases != "all" and not getattr(case, mode.cases):
-        return False
-    if case.asks == "second derivatives":
-        return mode.autodiff and not mode.traced
-    if mode.traced:
-        return case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES)
-    return not mode.autodiff or (case.holds is None and case.raises is None and "gradient" in case.asks)
+def run_cases(pairs: Iterable[tuple[Case, Mode]], subject: Subject) -> Iterator[Result]:
+    """The verdict on each case in each mode."""
+    for case, mode in pairs:
+        yield run_case(case, replace(subject, mode=mode))
 
 
 def run_case(case: Case, subject: Subject) -> Result:
     """The verdict on one case."""
-    base = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES)
-    call = case.build()
-    lacks = lacking(case, subject)
-    taken = frozenset(call.options) | frozenset(call.arrays())
-    unknown = subject.implementation.unknown(taken - {"hidden", "classifier"})  # given by position, like logits
+    result, call = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES), case.build()
+    implementation, lacking = subject.implementation, subject.lacking(case)
+
+    def refused(detail: str) -> Result:
+        return replace(result, verdict=Verdict.REFUSES, detail=detail)
+
+    def failed(verdict: Verdict, detail: str, units: float = 0.0) -> Result:
+        return replace(result, verdict=verdict, detail=detail, units=units, repro=snippet(case, call, subject, detail))
+
+    arguments = frozenset(call.options) | frozenset(call.arrays())
+    unknown = implementation.unknown(arguments - {"hidden", "classifier"})  # given by position, like logits
     if unknown:
-        return replace(base, verdict=Verdict.REFUSES, detail=f"has no option {', '.join(sorted(unknown))}")
-    copies = _copies(call)
+        return refused(f"has no option {', '.join(sorted(unknown))}")
+    copies = {name: array.tobytes() for name, array in call.arrays().items() if array.size <= WATCHED}
     try:
         finding = _judge(case, call, subject)
     except WrongAnswer as wrong:
         finding = Finding(str(wrong))
     except Unsupported as reason:
-        return replace(base, verdict=Verdict.REFUSES, detail=str(reason))
+        return refused(str(reason))
     except Exception as error:
-        if lacks and (not subject.implementation.own_errors or "UnixentError" in _family(error)):
-            return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacks)}: {error}")
-        own_word = _may_lack(subject, case) and subject.harness.lacks(error, subject.mode)
-        if own_word or isinstance(error, subject.implementation.refusals):
-            return replace(base, verdict=Verdict.REFUSES, detail=f"{type(error).__name__}: {error}")
         text = f"{type(error).__name__}: {error}"
-        return replace(base, verdict=Verdict.CRASHED, detail=text, repro=repro.snippet(case, call, subject, text))
+        if lacking and (not implementation.own_errors or "UnixentError" in _family(error)):
+            return refused(f"declared without {', '.join(sorted(lacking))}: {error}")
+        no_rule = _may_lack_rule(subject, case) and subject.harness.has_no_rule(error, subject.mode)
+        if no_rule or isinstance(error, implementation.refusals):
+            return refused(text)
+        return failed(Verdict.CRASHED, text)
     finding = finding or _written_to(call, copies)
     if finding is None:
-        return base
-    if "batch_invariant" in lacks:
-        return replace(base, verdict=Verdict.REFUSES, detail=f"declared not batch invariant: {finding.detail}")
+        return result
+    if "batch_invariant" in lacking:
+        return refused(f"declared not batch invariant: {finding.detail}")
     if finding.units <= 1:
-        return replace(base, units=finding.units)
-    if isinstance(finding, WrongError) and lacks:  # it said no before it looked closer
-        return replace(base, verdict=Verdict.REFUSES, detail=f"declared without {_names(lacks)}: {finding.detail}")
+        return replace(result, units=finding.units)
+    if isinstance(finding, WrongError) and lacking:  # it said no before it looked closer
+        return refused(f"declared without {', '.join(sorted(lacking))}: {finding.detail}")
     verdict = Verdict.CRASHED if isinstance(finding, WrongError) else Verdict.WRONG
-    snippet = repro.snippet(case, call, subject, finding.detail)
-    return replace(base, verdict=verdict, detail=finding.detail, units=finding.units, repro=snippet)
-
-
-def run_cases(cases: Iterable[Case], harness: Harness, implementation: Implementation) -> Iterator[Result]:
-    """Every case in every mode of the harness in which it means something."""
-    chosen = list(cases)
-    for mode in harness.modes:
-        subject = Subject(harness, implementation, mode)
-        yield from (run_case(case, subject) for case in chosen if applies(case, mode))
-
-
-def count(cases: Iterable[Case], harness: Harness) -> int:
-    """How many results `run_cases` will give."""
-    chosen = list(cases)
-    return sum(applies(case, mode) for mode in harness.modes for case in chosen)
+    return failed(verdict, finding.detail, finding.units)
 
 
 class WrongError(Finding):
@@ -105,12 +84,12 @@ class WrongError(Finding):
 
 
 def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
-    if case.holds is not None:
-        return case.holds(subject, call)
+    if case.property is not None:
+        return case.property(subject, call)
     if case.raises is not None and not subject.mode.traced:
         return _judge_error(case, call, subject, case.raises)
-    parts = case.truth() if case.truth is not None else expect.expected(call, case.asks)
-    answers = ask(case, call, subject)
+    parts = expected_of(case, call)
+    answers = subject.answer(call, case.quantity)
     comparisons = [(part, part.compare(got)) for part, got in zip(parts, answers, strict=True)]
     part, worst = max(comparisons, key=lambda pair: np.nan_to_num(pair[1].units, nan=np.inf))
     if worst.ok:
@@ -122,22 +101,9 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
     return Finding(detail + f" ({worst.units:.3g} times the bound)", worst.units)
 
 
-def ask(case: Case, call: Call, subject: Subject) -> tuple[Array, ...]:
-    """The parts of the answer to a case, in the order in which `expect.expected` gives them."""
-    if case.asks == "loss":
-        return (subject.loss(call),)
-    if case.asks == "terms":
-        return subject.terms(call)
-    if case.asks == "linear gradients":
-        return subject.linear_gradients(call)
-    if case.asks == "second derivatives":
-        return subject.curvature(call)
-    return subject.gradient(call, "logits" if case.asks == "logits gradient" else "target")
-
-
 def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Finding | None:
     try:
-        ask(case, call, subject)
+        subject.answer(call, case.quantity)
     except Unsupported:
         raise
     except Exception as error:
@@ -151,12 +117,7 @@ def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Findi
     return Finding(f"expected {due.error} about {due.argument}; nothing was raised")
 
 
-def lacking(case: Case, subject: Subject) -> frozenset[str]:
-    """What of a case's needs, and of its mode's, the implementation does not declare."""
-    return subject.implementation.lacking(case.needs | subject.mode.needs)
-
-
-def _may_lack(subject: Subject, case: Case) -> bool:
+def _may_lack_rule(subject: Subject, case: Case) -> bool:
     """Whether a transform is asked for that nobody declared, so that the framework's own refusal of it stands. What is
     declared of transforms is said of the loss of logits, not of a fused linear form."""
     asked = any(need.startswith("transform:") for need in case.needs | subject.mode.needs)
@@ -165,14 +126,6 @@ def _may_lack(subject: Subject, case: Case) -> bool:
 
 def _family(error: Exception) -> set[str]:
     return {cls.__name__ for cls in type(error).__mro__}
-
-
-def _names(needs: frozenset[str]) -> str:
-    return ", ".join(sorted(needs))
-
-
-def _copies(call: Call) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in call.arrays().items() if array.size <= WATCHED}
 
 
 def _written_to(call: Call, copies: dict[str, bytes]) -> Finding | None:

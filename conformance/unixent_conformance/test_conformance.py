@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from unixent_conformance import plugin
 from unixent_conformance.cases import catalogue
-from unixent_conformance.cases.model import Case
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.model import Case, Tier
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import select
+from unixent_conformance.under_test import Subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    quick = config.getoption("--unixent-quick")
+    tier = Tier.QUICK if config.getoption("--unixent-quick") else Tier.FULL
     named = plugin.chosen(config)
     parameters, known = [], set()
     for name in named or _registered():
         try:
-            found, harness = plugin.resolve(config, name)
+            implementation, harness = plugin.find_tested(config, name)
         except pytest.UsageError as error:
             if named:
                 raise
             reason = f"{error} (name it with --unixent-backend to make this an error)"
             parameters.append(pytest.param(None, None, id=name, marks=pytest.mark.skip(reason=reason)))
             continue
-        for mode in harness.modes:
-            if config.getoption("--unixent-thorough") and mode.cases != "few":
-                mode = replace(mode, cases="all")
-            subject = Subject(harness, found, mode)
-            for case in catalogue():
-                if applies(case, mode):
-                    id = f"{name}-{mode.name}-{case.id}"
-                    known.add(id)
-                    if not quick or (case.quick and applies(case, mode, hurried=True)):
-                        parameters.append(pytest.param(case, subject, id=id))
+        thorough = config.getoption("--unixent-thorough")
+        modes = [mode.thorough() if thorough else mode for mode in harness.modes]
+        known |= {f"{name}-{mode.name}-{case.id}" for case, mode in select(catalogue(), modes)}
+        parameters += [
+            pytest.param(case, Subject(harness, implementation, mode), id=f"{name}-{mode.name}-{case.id}")
+            for case, mode in select(catalogue(), modes, tier)
+        ]
     elsewhere = tuple(f"{name}-" for name in _registered() if name not in named) if named else ()
     reasons = plugin.xfails(config, known, elsewhere)
     marked = [

@@ -13,8 +13,9 @@ from unixent_conformance import compare
 from unixent_conformance.agreement import between
 from unixent_conformance.cases import catalogue
 from unixent_conformance.cli import runs
-from unixent_conformance.expect import Part
+from unixent_conformance.expected import Part
 from unixent_conformance.implementation import of_backend
+from unixent_conformance.model import Tier
 from unixent_conformance.report import agreements
 from unixent_conformance.results import Agreement
 from unixent_conformance.tolerance import Estimate
@@ -38,7 +39,7 @@ def test_two_right_implementations_agree(right: Agreement) -> None:
     (pair,) = right.pairs
     compared = {difference.id for difference in right.of(pair)}
     # Second derivatives are asked of a framework, and NumPy has none; a plain loss has no fused form.
-    due = [case for case in catalogue(quick=True) if case.asks != "second derivatives"]
+    due = [case for case in catalogue(Tier.QUICK) if case.quantity != "second derivatives"]
     assert {case.id for case in due if not case.feature.startswith("fused")} == compared
     assert 0 < max(difference.units for difference in right.differences) < 1
 

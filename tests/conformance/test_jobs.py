@@ -46,7 +46,7 @@ def test_a_short_run_starts_one() -> None:
     results = iter(run_)
     assert next(results).feature == "batch invariance"
     results.close()
-    assert len(run_._lanes) == 1
+    assert len(run_._slots) == 1
 
 
 @pytest.mark.parametrize("jobs", [0, -1])

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent_conformance import expect, oracle, oracle_linear, run, tolerance_linear
+from unixent_conformance import oracle, run, tolerance
 from unixent_conformance.cases import catalogue, linear
 from unixent_conformance.cases.linear import Linear
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
+from unixent_conformance.tolerance.linear import LogitError, gamma, logit_error
 from unixent_mutants.linear import plain_linear
 
 FEATURES = tuple(sorted({case.feature for case in linear.cases()}))
@@ -23,9 +25,11 @@ RECIPES = {
     "plain": Linear(linear.INDEX),
     "half": Linear(linear.INDEX.but(dtype="float16", reduction="sum"), bias=False),
     "options": Linear(
-        linear.INDEX.but(weight="plain", mask="fraction", smoothing=0.2, z_loss=0.1, ignore="inside", upstream="uneven")
+        linear.INDEX.but(
+            weight="plain", mask="fraction", smoothing=0.2, z_loss=0.1, ignore="inside", grad_output="uneven"
+        )
     ),
-    "capped": Linear(linear.INDEX.but(softcap=2.0, reduction="none", upstream="uneven")),
+    "capped": Linear(linear.INDEX.but(softcap=2.0, reduction="none", grad_output="uneven")),
     "probabilities": Linear(linear.PROBABILITY.but(weight="plain", reduction="sum", dtype="float64")),
     "confident": linear.SHAPES["confident"],
 }
@@ -80,12 +84,12 @@ def exactly(wide: np.longdouble) -> mpmath.mpf:
 def test_truth(name: str) -> None:
     """Every estimate within 2^-52 of its terms' magnitudes; the bounds themselves are far above."""
     call = RECIPES[name].call()
-    found = tolerance_linear.estimates(call, gradients=True)
+    estimates = tolerance.estimates(oracle.solve(call), call.differentiable())
     reduction = call.options.get("reduction", "mean")
     with mpmath.workdps(60):
         losses, gradients, denominator = textbook(call)
         scale = 1 / denominator if reduction == "mean" else mpmath.mpf(1)
-        up = np.broadcast_to(1.0 if call.upstream is None else call.upstream, call.hidden.shape[:-1]).reshape(-1)
+        up = np.broadcast_to(1.0 if call.grad_output is None else call.grad_output, call.hidden.shape[:-1]).reshape(-1)
         flow = [[number(up[n]) * scale * g for g in row] for n, row in enumerate(gradients)]
         h, w = call.hidden.reshape(len(flow), -1), call.classifier
         expected = {
@@ -101,7 +105,7 @@ def test_truth(name: str) -> None:
             "bias": [sum(row[c] for row in flow) for c in range(len(w))],
         }
         largest = max(abs(e) for row in flow for e in row)
-        for part, estimate in found.items():
+        for part, estimate in estimates.items():
             if part == "target":
                 continue  # the oracle's own test covers it: logits enter it only through the rows
             for got, due in zip(np.ravel(estimate.value), expected[part], strict=True):
@@ -114,28 +118,32 @@ def test_moved_logits_stay_within_the_model(name: str) -> None:
     """Logits off by all that is allowed, in the worst and in random directions, move loss and gradients by no more than
     the model says, and by enough for it to mean something."""
     call = RECIPES[name].call()
-    found = oracle_linear.solve(call)
-    narrow = call.acc_dtype
-    moved = tolerance_linear.logits_moved(found, call)
-    raw = found.hidden @ found.classifier.T + (0 if call.bias is None else call.bias.astype(np.longdouble))
-    u = 2.0**-53 if narrow == "float64" else 2.0**-24
-    gamma = tolerance_linear.gamma(call.hidden.shape[-1] + 1, u)
+    exact, error = solved(call)
+    raw = exact.linear.hidden @ exact.linear.classifier.T + (
+        0 if call.bias is None else call.bias.astype(np.longdouble)
+    )
+    u = 2.0**-53 if call.acc_dtype == "float64" else 2.0**-24
+    eps = gamma(call.hidden.shape[-1] + 1, u) * exact.linear.magnitude
     rng = np.random.default_rng(0)
     sign = np.where(
         np.arange(raw.shape[1]) == call.target.reshape(-1)[:, None] if call.target.ndim == 1 else raw > 0, -1, 1
     )
-    options = {name: call.options[name] for name in oracle_linear.ROW_OPTIONS if name in call.options}
+    active = exact.rows.position_weight != 0
     shares = []
     for direction in [sign, -sign, *rng.choice([-1, 1], (40, *raw.shape))]:
-        logits = (raw + direction * gamma * found.magnitude).reshape(*found.rows.positions, -1)
-        rows = oracle.solve(logits, call.target, weight=call.weight, mask=call.mask, **options)
-        counted = found.rows.counted != 0
-        shift = abs(rows.surprise - found.rows.surprise)[counted] / moved.surprise[counted]
-        spread = abs(rows.probability - found.rows.probability)[counted] / moved.probability[counted]
-        total = abs(rows.lse - found.rows.lse)[counted] / moved.lse[counted, 0]
-        shares += [float(e.max()) for e in (shift, spread, total)]
+        rows = oracle.rows_of(call, (raw + direction * eps).reshape(*exact.rows.positions, -1))
+        nll = abs(rows.nll - exact.rows.nll)[active] / error.nll[active]
+        p = abs(rows.p - exact.rows.p)[active] / error.p[active]
+        lse = abs(rows.lse - exact.rows.lse)[active] / error.lse[active, 0]
+        shares += [float(share.max()) for share in (nll, p, lse)]
     assert max(shares) <= 1 + 8 * oracle.UNIT_ROUNDOFF / u  # the oracle's own roundings, seen in float64
     assert max(shares) > 0.5
+
+
+def solved(call: Call) -> tuple[oracle.Solution, LogitError]:
+    exact = oracle.solve(call)
+    assert exact.linear is not None
+    return exact, logit_error(exact, exact.linear)
 
 
 def test_no_bound_is_vacuous() -> None:
@@ -144,16 +152,15 @@ def test_no_bound_is_vacuous() -> None:
     for case in linear.cases():
         if case.raises is None:
             call = case.build()
-            moved = tolerance_linear.logits_moved(oracle_linear.solve(call), call)
-            largest[case.id] = float(moved.largest.max(initial=0))
+            largest[case.id] = float(solved(call)[1].largest.max(initial=0))
     assert max(largest.values()) <= 1 / 64, max(largest, key=lambda id: largest[id])
-    assert all(case.holds is None for case in linear.cases() if case.id not in largest)
+    assert all(case.property is None for case in linear.cases() if case.id not in largest)
 
 
 def test_bounds_are_of_the_promised_order() -> None:
     """A plain float32 call: a few hundred roundings, not thousands."""
     call = RECIPES["plain"].call()
-    for part in expect.expected(call, "linear gradients"):
+    for part in expected(call, "linear gradients"):
         value, bound = abs(part.estimate.value).max(), part.estimate.bound.max()
         assert 2.0**-24 * value < bound < 2.0**-24 * value * 400
 

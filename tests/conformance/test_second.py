@@ -11,9 +11,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from unixent_conformance import expect
 from unixent_conformance.cases import catalogue, find
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
 
 STEP = mpmath.mpf(10) ** -20
 
@@ -28,7 +28,7 @@ def exact(array: Any) -> np.ndarray[Any, Any]:
 
 
 def slopes(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
-    """Every gradient of sum(upstream * loss), rows of logits or of what they are made of, at `moved`."""
+    """Every gradient of sum(grad_output * loss), rows of logits or of what they are made of, at `moved`."""
     o, axis = call.options, call.options.get("axis", -1)
     if call.linear:
         hidden = moved["hidden"].reshape(-1, call.hidden.shape[-1])
@@ -54,9 +54,9 @@ def slopes(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     x = a * tanh(x / a) if a else x
     lse = log(exp(x).sum(axis=1))[:, None]
     p, t = exp(x - lse), w * ((1 - s) * q + s / classes)
-    up = exact(np.broadcast_to(1.0 if call.upstream is None else call.upstream, (n,) if n else ()))
-    if call.upstream is not None and np.ndim(call.upstream):
-        up = exact(np.ravel(call.upstream))
+    up = exact(np.broadcast_to(1.0 if call.grad_output is None else call.grad_output, (n,) if n else ()))
+    if call.grad_output is not None and np.ndim(call.grad_output):
+        up = exact(np.ravel(call.grad_output))
     scale = {"mean": 1 / mpmath.mpf(o.get("normalizer") or d.sum())}.get(o.get("reduction", "mean"), mpmath.mpf(1))
     above = (up * v * scale)[:, None]
     flow = above * slope * (p * t.sum(axis=1)[:, None] - t + 2 * z * lse * p)
@@ -76,7 +76,7 @@ def test_truth(id: str) -> None:
             slopes(call, {name: start[name] + sign * STEP * along[name] for name in start}) for sign in (1, -1)
         )
         axis = call.options.get("axis", -1)
-        parts = expect.expected(call, "second derivatives")
+        parts = expected(call, "second derivatives")
         assert [part.name.rsplit(" ", 1)[1] for part in parts] == list(start)
         for name, part in zip(start, parts, strict=True):
             value, bound = part.estimate.value, part.estimate.bound

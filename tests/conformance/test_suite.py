@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from unixent_conformance import run
-from unixent_conformance.cases import Case, catalogue, find
+from unixent_conformance.cases import catalogue, find
 from unixent_conformance.cases.combinations import FACTORS, allowed
-from unixent_conformance.cases.covering import covering_array
+from unixent_conformance.cases.covering_array import covering_array
 from unixent_conformance.harness import Mode
-from unixent_conformance.runner import applies
+from unixent_conformance.model import Case, Tier
+from unixent_conformance.selection import select
 from unixent_mutants.plain import plain
 
 FEATURES = list(dict.fromkeys(case.feature for case in catalogue()))
@@ -34,20 +35,25 @@ def test_ids_are_unique_stable_and_plain() -> None:
 
 
 def test_quick_cases_are_few_and_of_every_feature() -> None:
-    quick = catalogue(quick=True)
+    quick = catalogue(Tier.QUICK)
     assert {case.feature for case in quick} == set(FEATURES)
     assert len(quick) < len(catalogue()) / 4
 
 
+def test_a_higher_tier_has_more_cases() -> None:
+    sizes = [len(catalogue(tier)) for tier in Tier]
+    assert sizes == sorted(set(sizes))
+
+
 def test_lean_cases_ask_each_quick_input_something_and_what_is_difficult_everything() -> None:
-    quick, lean = catalogue(quick=True), [case for case in catalogue() if case.lean]
+    quick, lean = catalogue(Tier.QUICK), catalogue(Tier.LEAN)
     assert set(lean) <= set(quick)
     assert len(lean) < 2 * len(quick) / 3
     assert {_input(case) for case in lean} == {_input(case) for case in quick}
     for feature in ("minus infinity", "NaN", "uncounted rows", "confident rows", "batch invariance", "bad input"):
         assert [c for c in quick if c.feature == feature] == [c for c in lean if c.feature == feature]
     for feature in ("mask", "z-loss", "combinations", "target dtypes", "fused linear"):
-        assert len({case.asks for case in lean if case.feature == feature}) > 1, feature
+        assert len({case.quantity for case in lean if case.feature == feature}) > 1, feature
 
 
 def _input(case: Case) -> str:
@@ -55,31 +61,23 @@ def _input(case: Case) -> str:
 
 
 def test_core_cases_are_a_few_of_every_feature_that_a_trace_can_show() -> None:
-    core = [case for case in catalogue() if case.core]
-    assert all(case.quick and case.holds is None for case in core)
-    learnt = {case.feature for case in catalogue(quick=True) if case.asks == "target gradient" and not case.raises}
-    assert {case.feature for case in core if case.asks == "target gradient"} == learnt
+    core, quick = catalogue(Tier.CORE), catalogue(Tier.QUICK)
+    assert all(case.within(Tier.QUICK) and case.property is None for case in core)
+    differentiated = {case.feature for case in quick if case.quantity == "target gradient" and not case.raises}
+    assert {case.feature for case in core if case.quantity == "target gradient"} == differentiated
     untraceable = {"bad input", "fused linear bad input", "invariances", "inputs unmutated", "batch invariance"}
     assert {case.feature for case in core} >= set(FEATURES) - untraceable
     for feature in ("mask", "z-loss", "combinations", "confident rows"):
-        assert {case.asks for case in core if case.feature == feature} >= {"loss", "logits gradient"}
+        assert {case.quantity for case in core if case.feature == feature} >= {"loss", "logits gradient"}
 
 
 def test_the_few_are_small_gradients_of_features_that_a_transform_can_show() -> None:
-    few = [case for case in catalogue() if case.few and case.asks != "second derivatives"]
-    assert all(case.core and ("gradient" in case.asks or case.raises) for case in few)
+    few = [case for case in catalogue(Tier.FEW) if case.quantity != "second derivatives"]
+    assert all(case.within(Tier.CORE) and ("gradient" in case.quantity or case.raises) for case in few)
     assert max(case.build().logits.size for case in few if not case.build().linear) <= 160
     shown = {case.feature for case in few}
-    assert shown >= {
-        "class indices",
-        "class probabilities",
-        "mask",
-        "z-loss",
-        "softcap",
-        "uncounted rows",
-        "fused linear",
-    }
-    assert shown >= {"out-of-range targets", "normalizer", "label smoothing", "upstream gradient"}
+    assert shown >= {"class indices", "class probabilities", "mask", "z-loss", "softcap", "uncounted rows"}
+    assert shown >= {"out-of-range targets", "normalizer", "label smoothing", "upstream gradient", "fused linear"}
 
 
 @pytest.mark.parametrize("id", ["combinations", "mask", "large-inputs/32000-classes/float32/gradient"])
@@ -109,11 +107,18 @@ def test_covering_array_covers(strength: int) -> None:
                 assert tuple(map(repr, levels)) in seen
 
 
-def test_in_a_hurry_a_mode_of_compilations_is_left_its_few_and_its_errors() -> None:
-    cases = catalogue(quick=True)
-    compiled, called = Mode("jit", traced=True, autodiff=True, cases="core"), Mode("eager")
-    left = [case for case in cases if applies(case, compiled, hurried=True)]
-    assert {case.feature for case in cases if case.few and applies(case, compiled)} <= {case.feature for case in left}
-    assert all(case.few or case.raises for case in left)
-    assert [case for case in cases if applies(case, called, hurried=True)] == [c for c in cases if applies(c, called)]
-    assert not any(applies(case, Mode("forward", autodiff=True, cases="few"), hurried=True) for case in cases)
+def test_a_quick_run_leaves_a_mode_of_compilations_its_few_and_its_errors() -> None:
+    compiled, called = Mode("jit", traced=True, autodiff=True, tier=Tier.CORE), Mode("eager")
+    cases = catalogue(Tier.QUICK)
+    left = [case for case, _ in select(cases, [compiled], Tier.QUICK)]
+    few = {case.feature for case, _ in select(cases, [compiled]) if case.within(Tier.FEW)}
+    assert few <= {case.feature for case in left}
+    assert all(case.within(Tier.FEW) or case.raises for case in left)
+    assert list(select(cases, [called], Tier.QUICK)) == list(select(cases, [called]))
+    assert not list(select(cases, [Mode("forward", autodiff=True, tier=Tier.FEW)], Tier.QUICK))
+
+
+def test_a_thorough_mode_has_every_case_unless_each_is_a_call_per_element() -> None:
+    compiled, forward = Mode("jit", traced=True, tier=Tier.CORE), Mode("forward", autodiff=True, tier=Tier.FEW)
+    assert len(list(select(catalogue(), [compiled.thorough()]))) > 10 * len(list(select(catalogue(), [compiled])))
+    assert forward.thorough() == forward

@@ -18,8 +18,11 @@ from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.harnesses import load
 from unixent_conformance.harnesses.numpy import NumPyHarness
 from unixent_conformance.implementation import Implementation, wrap
+from unixent_conformance.model import Tier
 from unixent_conformance.results import Result
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import applies
+from unixent_conformance.under_test import Subject
 from unixent_mutants import mutants
 from unixent_mutants.plain import plain
 
@@ -106,7 +109,7 @@ def test_every_refusal_of_a_small_implementation_is_named() -> None:
 
 
 class TracingHarness(NumPyHarness):
-    modes = (Mode("eager"), Mode("traced", traced=True, cases="quick"))
+    modes = (Mode("eager"), Mode("traced", traced=True, tier=Tier.QUICK))
 
 
 def traced(**options: Any) -> dict[str, Any]:
@@ -135,7 +138,7 @@ def test_errors_about_values_become_nan_under_a_trace(id: str) -> None:
 class MappingHarness(NumPyHarness):
     """vmap as a loop."""
 
-    modes = (Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap"),)
+    modes = (Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),)
 
     def call(self, function: Any, arrays: Any, mode: Mode) -> Any:
         return np.stack([function(*(array[i] for array in arrays)) for i in range(len(arrays[0]))])
@@ -188,11 +191,11 @@ def test_modes_choose_their_cases() -> None:
     assert applies(value, traced)
     assert not applies(value, autodiff)
     assert applies(gradient, autodiff)
-    quick, dear = Mode("quick", cases="quick"), Mode("dear", cases="core")
+    quick, dear = Mode("quick", tier=Tier.QUICK), Mode("dear", tier=Tier.CORE)
     assert not applies(case("mask/bool/float16-sum/value"), quick)
     assert applies(value, quick)
-    known = [c for c in catalogue() if c.asks != "second derivatives"]
-    assert [c.core for c in known] == [applies(c, dear) for c in known]
+    known = [c for c in catalogue() if c.quantity != "second derivatives"]
+    assert [c.within(Tier.CORE) for c in known] == [applies(c, dear) for c in known]
 
 
 MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnchecked", "PythonFloat")

@@ -11,7 +11,9 @@ import pytest
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import wrap
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import applies
+from unixent_conformance.under_test import Subject
 from unixent_mutants.faults import faults, noticed
 
 # The mode that differentiates backward, by framework.

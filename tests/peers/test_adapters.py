@@ -8,7 +8,7 @@ import pytest
 import peers
 from peers import PEERS, Peer
 from unixent_conformance import run
-from unixent_conformance.api import resolve
+from unixent_conformance.api import find_tested
 from unixent_conformance.results import Verdict
 
 # Compiles its kernel for each shape and dtype, which takes minutes; `python benchmarks/peers` has the time.
@@ -45,7 +45,7 @@ def test_peers_go_by_name_and_an_unknown_one_lists_them() -> None:
 def test_implementations_know_their_own_names() -> None:
     for peer in PEERS:
         if not peer.absent() and peer.harness.endswith("arrays_numpy:harness"):
-            implementation, harness = resolve(peer.path, peer.harness)
+            implementation, harness = find_tested(peer.path, peer.harness)
             assert (implementation.name, harness.name) == (peer.name, "numpy")
             logits, target = np.log(np.array([[0.25, 0.75], [0.5, 0.5]])), np.array([0, 1])
             assert float(implementation.loss(logits, target)) == pytest.approx((np.log(4) + np.log(2)) / 2)

@@ -16,6 +16,7 @@ import pytest
 
 from unixent_conformance import vectors
 from unixent_conformance.cases import catalogue
+from unixent_conformance.model import Tier
 from unixent_conformance.vectors import files, reasons, writing
 from unixent_conformance.vectors.checking import Golden
 from unixent_mutants import mutants
@@ -66,8 +67,8 @@ def test_every_feature_of_single_calls_has_small_vectors(folder: Path, manifest:
 def test_only_cases_of_several_calls_have_no_vector() -> None:
     for case in catalogue():
         if case.feature in reasons.NO_VECTOR:
-            strided, twice = case.feature == "memory layout", case.asks == "second derivatives"
-            assert strided or twice or case.holds is not None, case.id
+            strided, twice = case.feature == "memory layout", case.quantity == "second derivatives"
+            assert strided or twice or case.property is not None, case.id
 
 
 def test_every_array_is_used_and_kept_once(folder: Path) -> None:
@@ -108,8 +109,8 @@ def test_a_golden_value_is_compared_within_its_bound() -> None:
 
 def test_bounds_cover_every_rounding_and_no_more(manifest: dict[str, Any]) -> None:
     """The exact value rounded to its dtype is always within the bound, and twice the bound away never is."""
-    for case in catalogue(quick=True, features=("class indices", "label smoothing", "softcap")):
-        for part in writing.expect.expected(case.build(), case.asks):
+    for case in catalogue(Tier.QUICK, features=("class indices", "label smoothing", "softcap")):
+        for part in writing.expected(case.build(), case.quantity):
             value, bound = writing.total_bound(part)
             golden = Golden(part.name, value, bound, part.dtype)
             rounded = part.estimate.value.astype(files.dtype_of(part.dtype))

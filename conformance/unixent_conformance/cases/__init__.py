@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -23,9 +23,10 @@ from unixent_conformance.cases import (
     properties,
     special,
 )
-from unixent_conformance.cases.model import ABOUT_VALUES, Call, Case, Finding, Raises
+from unixent_conformance.expected import expected
+from unixent_conformance.model import Case, Tier
 
-__all__ = ["Call", "Case", "Finding", "Raises", "catalogue", "find"]
+__all__ = ["catalogue", "find"]
 
 
 FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear, derivatives)
@@ -42,92 +43,78 @@ SMALL = 160
 
 @cache
 def _by_id() -> dict[str, Case]:
-    found: dict[str, Case] = {}
+    by_id: dict[str, Case] = {}
     for family in FAMILIES:
         for case in family.cases():
-            if case.id in found:
+            if case.id in by_id:
                 raise ValueError(f"two cases are called {case.id}")
-            found[case.id] = case
-    for id in _lean_ids(found):
-        found[id] = replace(found[id], lean=True)
-    traceable = _traceable(found.values())
+            by_id[case.id] = case
+    quick = [case for case in by_id.values() if case.within(Tier.QUICK)]
+    # What means nothing under a trace are properties, and errors but those about values, where NaN is due instead.
+    traceable = [c for c in quick if c.property is None and (c.raises is None or c.raises.about_values)]
+    few = list(_few(traceable))
+    for tier, ids in ((Tier.LEAN, _lean(quick)), (Tier.FEW, few), (Tier.CORE, [*few, *_core(traceable)])):
+        for id in ids:
+            by_id[id] = replace(by_id[id], tiers=by_id[id].tiers | {tier})
+    return by_id
+
+
+def _few(traceable: Iterable[Case]) -> Iterator[str]:
+    """Those that their family has chosen, and of every feature the first small gradient and the first NaN."""
     seen: set[str] = set()
     for case in traceable:
-        about = f"{case.feature}, bad" if case.raises and case.asks == "loss" else case.feature
-        if case.few or (about not in seen and (about != case.feature or _small(case))):
-            found[case.id] = replace(found[case.id], core=True, few=True)
-            seen.add(about)
-    for id in _core_ids(traceable):
-        found[id] = replace(found[id], core=True)
-    return found
+        nan = case.raises is not None and case.quantity == "loss"
+        subject = f"{case.feature}, NaN" if nan else case.feature
+        if case.within(Tier.FEW) or (subject not in seen and (nan or _small(case))):
+            yield case.id
+            seen.add(subject)
 
 
 def _small(case: Case) -> bool:
     """Few numbers to differentiate with respect to. A gradient by forward mode is a sum over the losses, so none of
     them may be NaN, and each term comes in the dtype of the result, so that must be the accumulation's."""
-    from unixent_conformance import expect
-
     call = case.build()
     arrays = call.arrays()
     elements = sum(arrays[name].size for name in (call.differentiable() if call.linear else ("logits",)))
-    if (
-        "gradient" not in case.asks
-        or elements > SMALL
-        or call.dtype not in ("float32", "float64")
-        or "dtype" in call.options
-    ):
+    wide = call.dtype in ("float32", "float64") and "dtype" not in call.options
+    if "gradient" not in case.quantity or elements > SMALL or not wide:
         return False
-    return bool(np.isfinite(expect.expected(call, "loss")[0].estimate.value).all())
+    return bool(np.isfinite(expected(call, "loss")[0].estimate.value).all())
 
 
-def _traceable(cases: Iterable[Case]) -> list[Case]:
-    """Quick cases, less errors and properties, which mean nothing under a trace; errors about values do, since NaN is
-    due there."""
-    return [
-        case
-        for case in cases
-        if case.quick and case.holds is None and (case.raises is None or case.raises.error in ABOUT_VALUES)
-    ]
-
-
-def _core_ids(traceable: Sequence[Case]) -> list[str]:
+def _core(traceable: Iterable[Case]) -> Iterator[str]:
     """Cases of a feature at an odd stride, so that values and gradients alternate, and its first gradient of target."""
-    features: dict[str, list[str]] = {}
-    learnt = {case.feature: case.id for case in reversed(traceable) if case.asks == "target gradient"}
+    features: dict[str, list[Case]] = {}
     for case in traceable:
-        features.setdefault(case.feature, []).append(case.id)
-    most = {feature: 4 * CORE if feature == combinations.FEATURE else CORE for feature in features}
-    spread = [id for name, ids in features.items() for id in ids[:: len(ids) // most[name] | 1][: most[name]]]
-    return [*spread, *learnt.values()]
+        features.setdefault(case.feature, []).append(case)
+    for feature, cases in features.items():
+        most = 4 * CORE if feature == combinations.FEATURE else CORE
+        yield from [case.id for case in cases[:: len(cases) // most | 1][:most]]
+        yield from [case.id for case in cases if case.quantity == "target gradient"][:1]
 
 
-def _lean_ids(found: dict[str, Case]) -> list[str]:
-    """Of each quick input one question, drawn by its name, since every answer comes with a value. What is difficult in
-    itself is asked everything: such cases share shapes and options, and so compilations."""
-    ids = []
-    for stem, cases in groupby(
-        (case for case in found.values() if case.quick), lambda case: case.id.rpartition("/")[0]
-    ):
-        alike = list(cases)
-        several = len({case.asks for case in alike}) == len(alike)
-        one = several and alike[0].feature not in DIFFICULT
-        ids += [alike[crc32(stem.encode()) % len(alike)].id] if one else [case.id for case in alike]
-    return ids
+def _lean(quick: Iterable[Case]) -> Iterator[str]:
+    """Of each input one question, drawn by its name, since every answer comes with a value. What is difficult in itself
+    is asked everything: such cases share shapes and options, and so compilations."""
+    for stem, group in groupby(quick, lambda case: case.id.rpartition("/")[0]):
+        cases = list(group)
+        several = len({case.quantity for case in cases}) == len(cases)
+        one = several and cases[0].feature not in DIFFICULT
+        yield from [cases[crc32(stem.encode()) % len(cases)].id] if one else [case.id for case in cases]
 
 
-def catalogue(*, quick: bool = False, features: tuple[str, ...] = ()) -> list[Case]:
-    """The cases in a fixed order; `quick` keeps the few that make a run of seconds, `features` those of some features.
+def catalogue(tier: Tier = Tier.FULL, *, features: Iterable[str] = ()) -> list[Case]:
+    """The cases of a tier in a fixed order, of some features or of all.
 
     >>> from unixent_conformance.cases import catalogue
     >>> {case.feature for case in catalogue(features=("mask",))}
     {'mask'}
     """
-    unknown = set(features) - {case.feature for case in _by_id().values()}
+    wanted, cases = set(features), _by_id().values()
+    unknown = wanted - {case.feature for case in cases}
     if unknown:
         raise ValueError(f"features: no such feature: {', '.join(sorted(unknown))}")
-    return [
-        case for case in _by_id().values() if (case.quick or not quick) and (not features or case.feature in features)
-    ]
+    return [case for case in cases if case.within(tier) and (not wanted or case.feature in wanted)]
 
 
 def find(id: str) -> Case:

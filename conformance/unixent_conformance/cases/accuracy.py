@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import each, make
 from unixent_conformance.cases.inputs import DTYPES, HALF, Recipe, dtype_of
-from unixent_conformance.cases.model import Asks, Call, Case, needs_of
+from unixent_conformance.model import Call, Case
 
 CONFIDENT, LARGE = "confident rows", "large inputs"
 
@@ -24,34 +25,24 @@ def _confident() -> Iterator[Case]:
         for gap in (5, 10, 16, 20, 40, 80, 86, 95, 300, 700):
             if gap > 90 and dtype != "float64":
                 continue  # below the smallest normal number of the accumulation
-            variants: dict[str, dict[str, Any]] = {"": {}, " smoothed": {"smoothing": 0.1}, " z-loss": {"z_loss": 0.01}}
-            for name, options in variants.items():
-                recipe = Recipe(
-                    dtype=dtype, positions=(9,), confident=float(gap), spread=0.7, reduction="none", **options
-                )
-                quick = dtype == "float32" and gap in (20, 80)
-                yield from _value_and_gradient(f"{gap} ahead{name}/{dtype}", CONFIDENT, recipe, quick)
-            hopeless = recipe.but(confident=-float(gap), z_loss=0.0)
-            yield from _value_and_gradient(f"{gap} behind/{dtype}", CONFIDENT, hopeless, quick and gap == 20)
-            hot = recipe.but(z_loss=0.0, target="one-hot", weight="plain")
-            yield from _value_and_gradient(f"{gap} ahead one-hot/{dtype}", CONFIDENT, hot, quick and gap == 20)
-        build = partial(_known, dtype)
-        for asks, word in (("loss", "value"), ("logits gradient", "gradient")):
-            stem = f"confident-rows/20-against-0/{dtype}/{word}"
-            yield Case(stem, CONFIDENT, build, asks, needs_of(build()), quick=dtype == "float32")  # type: ignore[arg-type]
+            recipe = Recipe(dtype=dtype, positions=(9,), confident=float(gap), scale=0.7, reduction="none")
+            quick = dtype == "float32" and gap in (20, 80)
+            variants = {"": recipe, " smoothed": recipe.but(smoothing=0.1), " z-loss": recipe.but(z_loss=0.01)}
+            for name, variant in variants.items():
+                yield from _both(f"{gap} ahead{name}/{dtype}", CONFIDENT, variant, quick)
+            hopeless = recipe.but(confident=-float(gap))
+            yield from _both(f"{gap} behind/{dtype}", CONFIDENT, hopeless, quick and gap == 20)
+            hot = recipe.but(target="one-hot", weight="plain")
+            yield from _both(f"{gap} ahead one-hot/{dtype}", CONFIDENT, hot, quick and gap == 20)
+        stem, quick = f"confident-rows/20-against-0/{dtype}", dtype == "float32"
+        yield from each(stem, CONFIDENT, partial(_known, dtype), quick=quick)
         for gap in (8, 30, 80):
-            build = partial(_uneven_gaps, dtype, gap)
-            for asks, word in (("loss", "value"), ("logits gradient", "gradient")):
-                stem = f"confident-rows/gaps-of-{gap}-that-no-float-holds/{dtype}/{word}"
-                yield Case(stem, CONFIDENT, build, asks, needs_of(build()), quick=dtype == "float32")  # type: ignore[arg-type]
+            stem = f"confident-rows/gaps-of-{gap}-that-no-float-holds/{dtype}"
+            yield from each(stem, CONFIDENT, partial(_uneven_gaps, dtype, gap), quick=quick)
 
 
-def _value_and_gradient(name: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
-    stem = f"{feature}/{name}".replace(" ", "-")
-    needs = needs_of(recipe.call()) if recipe.positions[0] * recipe.classes < 10_000 else frozenset[str]()
-    needs = needs or frozenset({f"dtype:{recipe.dtype}", "target:index"})
-    yield Case(f"{stem}/value", feature, recipe.call, "loss", needs, quick=quick)
-    yield Case(f"{stem}/gradient", feature, recipe.call, "logits gradient", needs, quick=quick)
+def _both(name: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
+    yield from each(f"{feature}/{name}", feature, recipe.call, needs=recipe.needs(), quick=quick)
 
 
 def _known(dtype: str) -> Call:
@@ -71,42 +62,30 @@ def _uneven_gaps(dtype: str, gap: float) -> Call:
 
 def _large() -> Iterator[Case]:
     for dtype in DTYPES:
-        recipe = Recipe(dtype=dtype, positions=(2,), classes=151_936, reduction="none", upstream="uneven")
-        yield from _value_and_gradient(f"151936 classes/{dtype}", LARGE, recipe)
-        # Logits of a spread at which most entries of the gradient are near 1e-6.
-        recipe = Recipe(dtype=dtype, positions=(8,), classes=32_000, reduction="mean", spread=3.5)
-        yield from _value_and_gradient(f"32000 classes/{dtype}", LARGE, recipe, quick=dtype == "float32")
+        recipe = Recipe(dtype=dtype, positions=(2,), classes=151_936, reduction="none", grad_output="uneven")
+        yield from _both(f"151936 classes/{dtype}", LARGE, recipe)
+        # Logits of a scale at which most entries of the gradient are near 1e-6.
+        recipe = Recipe(dtype=dtype, positions=(8,), classes=32_000, reduction="mean", scale=3.5)
+        yield from _both(f"32000 classes/{dtype}", LARGE, recipe, quick=dtype == "float32")
         recipe = recipe.but(smoothing=0.1, z_loss=1e-4, softcap=30.0)
-        yield from _value_and_gradient(f"32000 classes with everything/{dtype}", LARGE, recipe)
+        yield from _both(f"32000 classes with everything/{dtype}", LARGE, recipe)
     for dtype in (*HALF, "float32"):
-        yield from _pair("70,000 equal logits", dtype, partial(_equal, dtype, 3, 70_000, "none"))
-        yield Case(
-            f"large-inputs/70000-uneven-rows/{dtype}/terms", LARGE, partial(_many, dtype), "terms", _needs(dtype)
-        )
-        yield from _pair("70,000 uneven rows/mean", dtype, partial(_many, dtype))
+        large: dict[str, Any] = {"feature": LARGE, "needs": frozenset({f"dtype:{dtype}", "target:index"})}
+        equal = partial(_equal, dtype, 3, 70_000, "none")
+        yield from each(f"{LARGE}/70000 equal logits/{dtype}", build=equal, quick=True, **large)
+        many = partial(_many, dtype)
+        yield make(f"{LARGE}/70000 uneven rows/{dtype}/terms", build=many, quantity="terms", **large)
+        yield from each(f"{LARGE}/70000 uneven rows/mean/{dtype}", build=many, **large)
         rows = partial(_equal, dtype, 100_000, 8)
-        yield Case(f"large-inputs/100000-rows/{dtype}/terms", LARGE, rows, "terms", _needs(dtype))
+        yield make(f"{LARGE}/100000 rows/{dtype}/terms", build=rows, quantity="terms", **large)
         for reduction in ("mean", "sum", "none"):
-            yield from _pair(f"100,000 rows/{reduction}", dtype, partial(_equal, dtype, 100_000, 8, reduction))
-
-
-def _needs(dtype: str) -> frozenset[str]:
-    return frozenset({f"dtype:{dtype}", "target:index"})
-
-
-def _pair(name: str, dtype: str, build: partial[Call]) -> Iterator[Case]:
-    stem = f"large-inputs/{name}/{dtype}".replace(" ", "-").replace(",", "")
-    asks: tuple[tuple[Asks, str], ...] = (("loss", "value"), ("logits gradient", "gradient"))
-    for question, word in asks:
-        yield Case(
-            f"{stem}/{word}", LARGE, build, question, _needs(dtype), quick="70,000-equal" in name.replace(" ", "-")
-        )
+            yield from each(f"{LARGE}/100000 rows/{reduction}/{dtype}", build=partial(rows, reduction), **large)
 
 
 def _equal(dtype: str, n: int, classes: int, reduction: str = "mean") -> Call:
     """Loss ln C everywhere: a sum over classes or positions in half precision stalls or overflows."""
     logits = np.full((n, classes), 1.5).astype(dtype_of(dtype))
-    return Call(logits, np.arange(n) % classes, options=_reduced(reduction))
+    return Call(logits, np.arange(n) % classes, options={} if reduction == "mean" else {"reduction": reduction})
 
 
 def _many(dtype: str) -> Call:
@@ -117,7 +96,3 @@ def _many(dtype: str) -> Call:
     mask = rng.uniform(0.5, 1.0, 70_000).astype(floating)
     weight = np.array([1.0, 2.0, 1.5, 0.5]).astype(floating)
     return Call(logits, rng.integers(0, 4, 70_000), weight, mask)
-
-
-def _reduced(reduction: str) -> dict[str, str]:
-    return {} if reduction == "mean" else {"reduction": reduction}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from unixent_conformance.cases.covering import Row, covering_array
+from unixent_conformance.cases.building import from_recipe, make
+from unixent_conformance.cases.covering_array import Row, covering_array
 from unixent_conformance.cases.inputs import DTYPES, Recipe
-from unixent_conformance.cases.model import Case
-from unixent_conformance.cases.options import both, make
+from unixent_conformance.model import Case
 
 FEATURE = "combinations"
 
@@ -65,5 +65,6 @@ def _of(row: Row, quick: bool) -> Iterator[Case]:
         if name not in ("target", "dtype", "shape", "reduction") and value not in ("none", None, 0.0):
             named.append(f"{name}.{value}")
     stem = f"{FEATURE}/{'+'.join(map(str, named))}"
-    yield from both(stem, FEATURE, recipe, quick)
-    yield make(f"{stem}/terms", FEATURE, recipe.but(reduction="mean", normalizer="none"), "terms", quick)
+    yield from from_recipe(stem, FEATURE, recipe, quick=quick)
+    terms = recipe.but(reduction="mean", normalizer="none")
+    yield make(f"{stem}/terms", FEATURE, terms.call, "terms", needs=terms.needs(), quick=quick)

@@ -7,16 +7,19 @@ backward), and tell a gradient that is differentiated from one that was saved an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from unixent_conformance.cases.building import make
 from unixent_conformance.cases.inputs import Recipe
 from unixent_conformance.cases.linear import Linear
-from unixent_conformance.cases.model import Call, Case, needs_of
+from unixent_conformance.model import Call, Case, Tier
 
 FEATURE = "second derivatives"
 
-SMALL = Recipe(dtype="float64", positions=(4,), classes=3, spread=1.5)
+SMALL = Recipe(dtype="float64", positions=(4,), classes=3, scale=1.5)
 PROBABILITY = SMALL.but(target="unnormalised")
 
 RECIPES: dict[str, Recipe | Linear] = {
@@ -43,35 +46,31 @@ RECIPES: dict[str, Recipe | Linear] = {
     "fused, float32": Linear(SMALL.but(dtype="float32"), width=3, bias=False),
 }
 
-QUICK = ("class indices", "class probabilities", "z-loss", "softcap", "everything", "fused")
+QUICK_NAMES = ("class indices", "class probabilities", "z-loss", "softcap", "everything", "fused")
 
 # Where each case costs a compilation, those that between them have every option.
-FEW = (*QUICK[:4], "everything, probabilities", "fused, z-loss and softcap")
+FEW = (*QUICK_NAMES[:4], "everything, probabilities", "fused, z-loss and softcap")
 
 
 def cases() -> Iterator[Case]:
     for name, recipe in RECIPES.items():
-        yield _case(name, recipe.call, name in QUICK, name in FEW)
+        yield _case(name, recipe.call, name in QUICK_NAMES, name in FEW)
         if name in ("class indices, each position", "softcap", "fused"):
-            each = name == "class indices, each position"
-            yield _case(f"{name}, under an upstream gradient", _under(recipe).call, each, each)
-    yield _case(
-        "an uncounted row that holds NaN", _special([[0.5, -1.0, np.nan], [1.0, 0.5, -2.0]], [-100, 1]), True, True
-    )
-    yield _case("a masked class", _special([[0.5, -np.inf, 1.5], [1.0, 0.5, -2.0]], [0, 1]), True, True)
+            first = name == "class indices, each position"
+            yield _case(f"{name}, under an upstream gradient", _weighed(recipe).call, first, first)
+    ignored = partial(Call, np.array([[0.5, -1.0, np.nan], [1.0, 0.5, -2.0]]), np.array([-100, 1]))
+    yield _case("an uncounted row that holds NaN", ignored, True, True)
+    masked = partial(Call, np.array([[0.5, -np.inf, 1.5], [1.0, 0.5, -2.0]]), np.array([0, 1]))
+    yield _case("a masked class", masked, True, True)
 
 
-def _under(recipe: Recipe | Linear) -> Recipe | Linear:
+def _weighed(recipe: Recipe | Linear) -> Recipe | Linear:
     if isinstance(recipe, Linear):
-        return Linear(recipe.recipe.but(upstream="uneven"), recipe.width)
-    return recipe.but(upstream="uneven")
-
-
-def _special(logits: list[list[float]], target: list[int]) -> Callable[[], Call]:
-    return lambda: Call(np.array(logits), np.array(target))
+        return Linear(recipe.recipe.but(grad_output="uneven"), recipe.width)
+    return recipe.but(grad_output="uneven")
 
 
 def _case(name: str, build: Callable[[], Call], quick: bool, few: bool) -> Case:
-    id = f"{FEATURE}/{name}".replace(" ", "-").replace(",", "")
-    needs = needs_of(build()) | {"transform:hessian"}
-    return Case(id, FEATURE, build, "second derivatives", needs, quick=quick, few=few)
+    case = make(f"{FEATURE}/{name}", FEATURE, build, "second derivatives", quick=quick)
+    tiers = case.tiers | {Tier.FEW} if few else case.tiers
+    return replace(case, needs=case.needs | {"transform:hessian"}, tiers=tiers)

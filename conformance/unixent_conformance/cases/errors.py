@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import VALUE_AND_GRADIENT, make
 from unixent_conformance.cases.inputs import Recipe
-from unixent_conformance.cases.model import Asks, Call, Case, Raises
+from unixent_conformance.model import Call, Case, Quantity, Raises
 
 FEATURE = "bad input"
 
@@ -77,8 +78,8 @@ OPTIONS: dict[str, tuple[str, str, Recipe, dict[str, Any]]] = {
     "normalizer NaN": ("OptionError", "normalizer", INDEX, {"normalizer": float("nan")}),
 }
 
-# name -> error, argument, recipe, upstream
-UPSTREAMS: dict[str, tuple[str, str, Recipe, Any]] = {
+# name -> error, argument, recipe, upstream gradient
+GRAD_OUTPUTS: dict[str, tuple[str, str, Recipe, Any]] = {
     "upstream of another shape": ("ShapeError", "grad_output", INDEX.but(reduction="none"), zeros(3, 2)),
     "upstream that would broadcast": ("ShapeError", "grad_output", INDEX.but(reduction="none"), zeros(3)),
     "upstream with positions under mean": ("ShapeError", "grad_output", INDEX, zeros(2, 3)),
@@ -86,30 +87,27 @@ UPSTREAMS: dict[str, tuple[str, str, Recipe, Any]] = {
 }
 
 
+NEEDS = frozenset({"dtype:float32", "target:index", "target:probability"})
+
+
 def cases() -> Iterator[Case]:
     """Each for the value and, where it is another path, for the gradient."""
-    needs = frozenset({"dtype:float32", "target:index", "target:probability"})
-    asks: tuple[tuple[Asks, str], ...] = (("loss", "value"), ("logits gradient", "gradient"))
     for name, (error, argument, recipe, changes) in CHANGED.items():
-        for question, word in asks:
-            build = partial(_changed, recipe, changes)
-            yield _case(name, word, build, question, needs, error, argument)
+        for quantity, word in VALUE_AND_GRADIENT:
+            yield _case(name, word, partial(_changed, recipe, changes), quantity, error, argument)
     for name, (error, argument, recipe, options) in OPTIONS.items():
-        for question, word in asks:
-            build = partial(_optioned, recipe, options)
-            yield _case(name, word, build, question, needs, error, argument)
-    for name, (error, argument, recipe, upstream) in UPSTREAMS.items():
-        build = partial(_changed, recipe, {"upstream": upstream})
-        yield _case(name, "gradient", build, "logits gradient", needs, error, argument)
+        for quantity, word in VALUE_AND_GRADIENT:
+            yield _case(name, word, partial(_optioned, recipe, options), quantity, error, argument)
+    for name, (error, argument, recipe, grad_output) in GRAD_OUTPUTS.items():
+        build = partial(_changed, recipe, {"grad_output": grad_output})
+        yield _case(name, "gradient", build, "logits gradient", error, argument)
     build = partial(_changed, INDEX, {})
-    yield _case("gradient of class indices", "target-gradient", build, "target gradient", needs, "OptionError", "wrt")
+    yield _case("gradient of class indices", "target-gradient", build, "target gradient", "OptionError", "wrt")
 
 
-def _case(
-    name: str, word: str, build: partial[Call], asks: Asks, needs: frozenset[str], error: str, argument: str
-) -> Case:
-    id = f"{FEATURE}/{name}/{word}".replace(" ", "-").replace(",", "")
-    return Case(id, FEATURE, build, asks, needs, Raises(error, argument), quick=word != "gradient")
+def _case(name: str, word: str, build: partial[Call], quantity: Quantity, error: str, argument: str) -> Case:
+    raises, quick = Raises(error, argument), word != "gradient"
+    return make(f"{FEATURE}/{name}/{word}", FEATURE, build, quantity, needs=NEEDS, raises=raises, quick=quick)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Call:

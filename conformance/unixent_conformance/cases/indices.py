@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import VALUE_AND_GRADIENT, each, make
 from unixent_conformance.cases.inputs import dtype_of
-from unixent_conformance.cases.model import Asks, Call, Case, Raises
+from unixent_conformance.model import Call, Case, Raises
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES, RANGE, IGNORE = "target dtypes", "out-of-range targets", "ignore_index"
-NEEDS = frozenset({"dtype:float32", "target:index"})
 
 
 def call(target: list[int], dtype: str, classes: int = 5, mask: Any = None, **options: Any) -> Call:
@@ -49,7 +49,7 @@ def _dtypes() -> Iterator[Case]:
                 if ignore is not None:
                     options["ignore_index"] = ignore
                 build = partial(call, target, dtype, **options)
-                yield from _both(f"{DTYPES}/{dtype}/{name}/{reduction}", DTYPES, build, quick=reduction == "mean")
+                yield from each(f"{DTYPES}/{dtype}/{name}/{reduction}", DTYPES, build, quick=reduction == "mean")
 
 
 def _unrepresentable() -> Iterator[Case]:
@@ -65,7 +65,7 @@ def _unrepresentable() -> Iterator[Case]:
         "int8 beside ignore_index 2**40 + 2": partial(call, [0, 1, 2], "int8", ignore_index=2**40 + 2, **wide),
     }
     for name, build in variants.items():
-        yield from _both(f"{IGNORE}/{name}", IGNORE, build, quick=True)
+        yield from each(f"{IGNORE}/{name}", IGNORE, build, quick=True)
 
 
 def _out_of_range() -> Iterator[Case]:
@@ -88,46 +88,34 @@ def _out_of_range() -> Iterator[Case]:
         "the least int64": ([0, -(2**63), 2], "int64", {}, -(2**63)),
     }
     for name, (target, dtype, options, first) in variants.items():
-        due = Raises("TargetRangeError", "target", (str(first), "5"))
-        for asks, word in _ASKS:
-            build = partial(call, target, dtype, reduction="none", **options)
-            quick = name in ("C", "-1")
-            yield Case(_id(f"{RANGE}/{name}/{word}"), RANGE, build, asks, NEEDS, due, quick=quick)
-            full = partial(call, target, dtype, reduction="sum", validate="full", **options)
-            yield Case(_id(f"{RANGE}/{name}/full/{word}"), RANGE, full, asks, NEEDS, due)
-            for reduction in ("none", "sum"):
-                off = partial(call, target, dtype, reduction=reduction, validate="off", **options)
-                yield Case(_id(f"{RANGE}/{name}/off-{reduction}/{word}"), RANGE, off, asks, NEEDS, quick=quick)
-        off = partial(call, target, dtype, validate="off", **options)
-        yield Case(_id(f"{RANGE}/{name}/off-mean/value"), RANGE, off, "loss", NEEDS)
-        smoothed = partial(
-            call, target, dtype, validate="off", reduction="none", label_smoothing=0.1, z_loss=0.1, **options
+        due, stem, quick = (
+            Raises("TargetRangeError", "target", (str(first), "5")),
+            f"{RANGE}/{name}",
+            name in ("C", "-1"),
         )
-        yield from _both(f"{RANGE}/{name}/off-smoothed", RANGE, smoothed)
-    masked = np.array([1.0, 0.0, 1.0], dtype=np.float32)
-    due = Raises("TargetRangeError", "target", ("7", "5"))
-    for asks, word in _ASKS:
-        build = partial(call, [0, 7, 2], "int64", mask=masked, reduction="none")
-        yield Case(f"{RANGE}/masked/{word}".replace(" ", "-"), RANGE, build, asks, NEEDS, due)
-        build = partial(call, [0, 7, 2], "int64", mask=masked, reduction="none", validate="off")
-        yield Case(f"{RANGE}/masked/off/{word}".replace(" ", "-"), RANGE, build, asks, NEEDS)
-    second = partial(_grid, [[0, 1, 2], [3, 9, 8]])
-    names = Raises("TargetRangeError", "target", ("(1, 1)", "9", "5"))
-    yield Case(_id(f"{RANGE}/names the first position"), RANGE, second, "loss", NEEDS, names, quick=True)
+        made = partial(call, target, dtype, **options)
+        for quantity, word in VALUE_AND_GRADIENT:
+            build = partial(made, reduction="none")
+            yield make(f"{stem}/{word}", RANGE, build, quantity, raises=due, quick=quick)
+            full = partial(made, reduction="sum", validate="full")
+            yield make(f"{stem}/full/{word}", RANGE, full, quantity, raises=due)
+            for reduction in ("none", "sum"):
+                off = partial(made, reduction=reduction, validate="off")
+                yield make(f"{stem}/off-{reduction}/{word}", RANGE, off, quantity, quick=quick)
+        yield make(f"{stem}/off-mean/value", RANGE, partial(made, validate="off"))
+        smoothed = partial(made, validate="off", reduction="none", label_smoothing=0.1, z_loss=0.1)
+        yield from each(f"{stem}/off-smoothed", RANGE, smoothed)
+    mask = np.array([1.0, 0.0, 1.0], dtype=np.float32)
+    masked = partial(call, [0, 7, 2], "int64", mask=mask, reduction="none")
+    for question in VALUE_AND_GRADIENT:
+        due = Raises("TargetRangeError", "target", ("7", "5"))
+        yield from each(f"{RANGE}/masked", RANGE, masked, (question,), raises=due)
+        yield from each(f"{RANGE}/masked/off", RANGE, partial(masked, validate="off"), (question,))
+    build = partial(_grid, [[0, 1, 2], [3, 9, 8]])
+    due = Raises("TargetRangeError", "target", ("(1, 1)", "9", "5"))
+    yield make(f"{RANGE}/names the first position", RANGE, build, raises=due, quick=True)
 
 
 def _grid(target: list[list[int]]) -> Call:
     logits = np.random.default_rng(5).normal(0.0, 1.0, (2, 3, 5)).astype(dtype_of("float32"))
     return Call(logits, np.array(target))
-
-
-_ASKS: tuple[tuple[Asks, str], ...] = (("loss", "value"), ("logits gradient", "gradient"))
-
-
-def _both(stem: str, feature: str, build: partial[Call], quick: bool = False) -> Iterator[Case]:
-    for asks, word in _ASKS:
-        yield Case(_id(f"{stem}/{word}"), feature, build, asks, NEEDS, quick=quick)
-
-
-def _id(text: str) -> str:
-    return text.replace(" ", "-").replace(",", "")

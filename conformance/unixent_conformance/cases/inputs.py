@@ -8,8 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from unixent_conformance.cases.model import Call
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array, Call
 
 try:
     from ml_dtypes import bfloat16 as _bfloat16
@@ -44,10 +43,10 @@ class Recipe:
     normalizer: str = "none"  # "none", "float", "array"
     result: str | None = None
     target_dtype: str = "int64"
-    spread: float = 3.0  # standard deviation of the logits
+    scale: float = 3.0  # standard deviation of the logits
     offset: float = 0.0
     confident: float = 0.0  # added to the target's logit
-    upstream: str = "none"  # "none", "uneven"
+    grad_output: str = "none"  # "none", "uneven"
     seed: int = 0
 
     def but(self, **changes: Any) -> Recipe:
@@ -59,7 +58,7 @@ class Recipe:
         rng = np.random.default_rng(crc32(f"{self.positions}{self.classes}{self.seed}".encode()))
         floating = dtype_of(self.dtype)
         n = int(np.prod(self.positions, dtype=np.int64))
-        x = rng.normal(self.offset, self.spread, (n, self.classes))
+        x = rng.normal(self.offset, self.scale, (n, self.classes))
         y = rng.integers(0, self.classes, n)
         x[np.arange(n), y] += self.confident
         logits = _place(x, self.positions, self.axis).astype(floating)
@@ -78,11 +77,16 @@ class Recipe:
             if self.ignore != "none":
                 y = np.where(rng.random(n) < 0.4, options.get("ignore_index", -100), y)
             target = y.astype(self.target_dtype).reshape(self.positions)
-        upstream = None
-        if self.upstream == "uneven":
+        grad_output = None
+        if self.grad_output == "uneven":
             shape = self.positions if self.reduction == "none" else ()
-            upstream = np.asarray(rng.uniform(-2.0, 2.0, shape)).astype(dtype_of(self.result or self.dtype))
-        return Call(logits, target, weight, mask, options, upstream)
+            grad_output = np.asarray(rng.uniform(-2.0, 2.0, shape)).astype(dtype_of(self.result or self.dtype))
+        return Call(logits, target, weight, mask, options, grad_output)
+
+    def needs(self) -> frozenset[str]:
+        """What `call().needs()` gives, without the arrays."""
+        dtypes = {f"dtype:{dtype}" for dtype in (self.dtype, self.result) if dtype}
+        return frozenset({*dtypes, "target:index" if self.target == "index" else "target:probability"})
 
     def _options(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that an implementation without an option can still be asked."""

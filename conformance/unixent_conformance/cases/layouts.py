@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import gradients
 from unixent_conformance.cases.inputs import DTYPES, Recipe, dtype_of
-from unixent_conformance.cases.model import Asks, Call, Case, needs_of
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array, Call, Case
 
 LAYOUT, UPSTREAM = "memory layout", "upstream gradient"
 
@@ -63,25 +63,26 @@ RECIPES = {
 
 def cases() -> Iterator[Case]:
     yield from _layouts()
-    yield from _upstreams()
+    yield from _grad_outputs()
 
 
 def _layouts() -> Iterator[Case]:
     for layout, change in LAYOUTS.items():
         for name, recipe in RECIPES.items():
             for dtype in ("float16", "float32"):
-                build = partial(_laid_out, recipe.but(dtype=dtype, upstream="uneven", reduction="none"), change)
+                made = recipe.but(dtype=dtype, grad_output="uneven", reduction="none")
+                build, stem = partial(_laid_out, made, change), f"{LAYOUT}/{layout}/{name}/{dtype}"
                 quick = dtype == "float32" and name == "middle axis"
-                yield from _gradients(f"{LAYOUT}/{layout}/{name}/{dtype}", LAYOUT, build, quick)
+                yield from gradients(stem, LAYOUT, build, made.needs(), quick=quick)
 
 
 def _laid_out(recipe: Recipe, change: Callable[[Array], Array]) -> Call:
     call = recipe.call()
     changed: dict[str, Any] = {name: change(array) for name, array in call.arrays().items() if array.ndim}
-    return replace(call, **changed, upstream=change(call.upstream))
+    return replace(call, **changed, grad_output=change(call.grad_output))
 
 
-def _upstreams() -> Iterator[Case]:
+def _grad_outputs() -> Iterator[Case]:
     patterns: dict[str, Callable[[Array], Array]] = {
         "uneven": lambda up: up,
         "mostly 0": lambda up: np.where(np.arange(up.size).reshape(up.shape) % 3, up.dtype.type(0), up),
@@ -99,33 +100,21 @@ def _upstreams() -> Iterator[Case]:
     for name, recipe in recipes.items():
         for dtype in DTYPES:
             for pattern, change in patterns.items():
-                made = recipe.but(dtype=dtype, reduction="none", upstream="uneven")
-                stem = f"{UPSTREAM}/{pattern}/{name}/{dtype}"
-                build = partial(_with_upstream, made, change)
-                yield from _gradients(stem, UPSTREAM, build, dtype == "float32" and pattern == "uneven")
+                made = recipe.but(dtype=dtype, reduction="none", grad_output="uneven")
+                build, stem = partial(_with_changed, made, change), f"{UPSTREAM}/{pattern}/{name}/{dtype}"
+                quick = dtype == "float32" and pattern == "uneven"
+                yield from gradients(stem, UPSTREAM, build, made.needs(), quick=quick)
             for reduction in ("sum", "mean"):
                 for value in (0.0, -2.5):
-                    made = recipe.but(dtype=dtype, reduction=reduction)
-                    stem = f"{UPSTREAM}/{value} under {reduction}/{name}/{dtype}"
-                    build = partial(_with_scalar, made, value)
-                    yield from _gradients(stem, UPSTREAM, build, dtype == "float32" and value != 0)
+                    made, stem = recipe.but(dtype=dtype, reduction=reduction), f"{UPSTREAM}/{value} under {reduction}"
+                    build, quick = partial(_with_scalar, made, value), dtype == "float32" and value != 0
+                    yield from gradients(f"{stem}/{name}/{dtype}", UPSTREAM, build, made.needs(), quick=quick)
 
 
-def _with_upstream(recipe: Recipe, change: Callable[[Array], Array]) -> Call:
+def _with_changed(recipe: Recipe, change: Callable[[Array], Array]) -> Call:
     call = recipe.call()
-    return replace(call, upstream=change(call.upstream))
+    return replace(call, grad_output=change(call.grad_output))
 
 
 def _with_scalar(recipe: Recipe, value: float) -> Call:
-    return replace(recipe.call(), upstream=np.asarray(value).astype(dtype_of(recipe.dtype)))
-
-
-def _gradients(stem: str, feature: str, build: Callable[[], Call], quick: bool, **more: Any) -> Iterator[Case]:
-    """The gradients that are defined; the value comes with each and is compared too."""
-    stem = stem.replace(" ", "-").replace(",", "")
-    needs = needs_of(build())
-    asks: list[tuple[Asks, str]] = [("logits gradient", "gradient")]
-    if "target:probability" in needs:
-        asks.append(("target gradient", "target-gradient"))
-    for question, word in asks:
-        yield Case(f"{stem}/{word}", feature, build, question, needs, quick=quick, **more)
+    return replace(recipe.call(), grad_output=np.asarray(value).astype(dtype_of(recipe.dtype)))

@@ -10,18 +10,17 @@ from zlib import crc32
 import numpy as np
 
 from unixent_conformance.cases import linear_special
+from unixent_conformance.cases.building import make
 from unixent_conformance.cases.inputs import DTYPES, HALF, Recipe, dtype_of
 from unixent_conformance.cases.linear_half import no_worse_than_unfused
-from unixent_conformance.cases.model import Asks, Call, Case, needs_of
 from unixent_conformance.cases.options import VARIANTS
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array, Call, Case
 
 FEATURE = "fused linear"
 CHUNKS = "fused linear chunks"
 HALVES = "fused linear half precision"
 
 REDUCTIONS = ("mean", "sum", "none")
-QUESTIONS: tuple[tuple[Asks, str], ...] = (("loss", "value"), ("linear gradients", "gradients"))
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,12 @@ class Linear:
     options: dict[str, Any] = field(default_factory=dict)
 
     def call(self) -> Call:
-        """Logits have the recipe's spread; the same arrays for every chunk and reduction."""
+        """Logits have the recipe's scale; the same arrays for every chunk and reduction."""
         r, call = self.recipe, self.recipe.call()
         rng = np.random.default_rng(crc32(f"{r.positions}{r.classes}{r.seed}{self.width}".encode()))
         floating, given = dtype_of(r.dtype), dtype_of(self.classifier_dtype or r.dtype)
         hidden = rng.normal(0.0, 1.0, (*r.positions, self.width))
-        classifier = rng.normal(0.0, r.spread / np.sqrt(self.width), (r.classes, self.width))
+        classifier = rng.normal(0.0, r.scale / np.sqrt(self.width), (r.classes, self.width))
         bias = rng.normal(r.offset, 1.0, r.classes)
         if r.confident:
             classifier = _towards(hidden, classifier, call.target, r)
@@ -139,35 +138,23 @@ def _halves() -> Iterator[Case]:
             at = Linear(long.but(reduction=reduction), chunk=2, options={"dtype": "float32"})
             yield from pair(HALVES, f"many chunks/{dtype}/{reduction}", at, quick=dtype == "bfloat16")
         for name, recipe in {
-            "large logits": INDEX.but(spread=30.0, positions=(40,)),
-            "many classes": INDEX.but(spread=4.0, classes=500, positions=(40,)),
-            "probabilities": PROBABILITY.but(spread=10.0, positions=(40,)),
-            "smoothing, z-loss": INDEX.but(spread=10.0, smoothing=0.1, z_loss=0.01, positions=(40,)),
+            "large logits": INDEX.but(scale=30.0, positions=(40,)),
+            "many classes": INDEX.but(scale=4.0, classes=500, positions=(40,)),
+            "probabilities": PROBABILITY.but(scale=10.0, positions=(40,)),
+            "smoothing, z-loss": INDEX.but(scale=10.0, smoothing=0.1, z_loss=0.01, positions=(40,)),
         }.items():
             at = Linear(recipe.but(dtype=dtype, reduction="none"), width=32, chunk=7)
             yield from pair(HALVES, f"{name}/{dtype}", at)
-            yield _case(
-                HALVES,
-                f"{name}/{dtype}/no worse than unfused",
-                at.call,
-                "linear gradients",
-                holds=no_worse_than_unfused,
-                quick=name == "large logits",
-            )
+            id, quick = f"{HALVES}/{name}/{dtype}/no worse than unfused", name == "large logits"
+            yield make(id, HALVES, at.call, "linear gradients", property=no_worse_than_unfused, quick=quick)
 
 
 def pair(feature: str, stem: str, linear: Linear, quick: bool = False) -> Iterator[Case]:
     """The value, and the gradients of hidden, classifier, bias and probabilities under an uneven upstream gradient."""
-    yield _case(feature, f"{stem}/value", linear.call, "loss", quick=quick)
-    uneven = replace(linear, recipe=linear.recipe.but(upstream="uneven"))
-    if linear.options.get("dtype"):
-        uneven = replace(uneven, recipe=uneven.recipe.but(upstream="none"))
-    yield _case(feature, f"{stem}/gradients", uneven.call, "linear gradients", quick=quick)
-
-
-def _case(feature: str, name: str, build: Any, asks: Asks, **more: Any) -> Case:
-    id = f"{feature}/{name}".replace(" ", "-").replace(",", "")
-    return Case(id, feature, build, asks, needs_of(build()), **more)
+    yield make(f"{feature}/{stem}/value", feature, linear.call, quick=quick)
+    recipe = linear.recipe.but(grad_output="none" if linear.options.get("dtype") else "uneven")
+    build = replace(linear, recipe=recipe).call
+    yield make(f"{feature}/{stem}/gradients", feature, build, "linear gradients", quick=quick)
 
 
 def _towards(hidden: Array, classifier: Array, target: Array, recipe: Recipe) -> Array:

@@ -8,48 +8,43 @@ mean square over the entries, against the exact values, for the loss and for eac
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unixent_conformance import oracle, oracle_linear, tolerance_linear
+from unixent_conformance import oracle
 from unixent_conformance.cases.inputs import dtype_of
-from unixent_conformance.cases.model import Call, Finding
-from unixent_conformance.oracle import Array
-
-if TYPE_CHECKING:
-    from unixent_conformance.runner import Subject
+from unixent_conformance.expected import expected
+from unixent_conformance.model import Array, Call, Finding
+from unixent_conformance.under_test import Subject
 
 
 def unfused(call: Call) -> list[Array]:
     """Loss and gradients through logits and a logits gradient of the dtype of hidden, all else exact to the end."""
-    half, found = dtype_of(call.dtype), oracle_linear.solve(call)
-    options = {name: call.options[name] for name in oracle_linear.ROW_OPTIONS if name in call.options}
+    half, fused = dtype_of(call.dtype), oracle.solve(call)
+    assert fused.linear is not None
     bias = 0 if call.bias is None else call.bias.astype(np.longdouble)
-    logits = (call.hidden.astype(np.longdouble) @ found.classifier.T + bias).astype(half)
-    rows = oracle.solve(logits, call.target, weight=call.weight, mask=call.mask, **options)
-    rounded = replace(found, rows=rows)
-    reduced = oracle_linear.reduce(rounded, call)
-    upstream = None if call.upstream is None else np.asarray(call.upstream)
-    gradient = oracle_linear.logits_gradient(rounded, reduced, upstream).astype(half).astype(np.longdouble)
-    answers = [reduced.value.astype(half)]
+    logits = (call.hidden.astype(np.longdouble) @ fused.linear.classifier.T + bias).astype(half)
+    rows = oracle.rows_of(call, logits)
+    rounded = replace(fused, rows=rows, reduced=oracle.reduce(rows, call))
+    gradient = rounded.gradient_rows(rows.logits_gradients()).astype(half).astype(np.longdouble)
+    answers = [rounded.reduced.value.astype(half)]
     for name in call.differentiable():
         if name == "target":
-            answers.append(oracle.gradient(rows, reduced, rows.target_gradients(), upstream).astype(half))
+            answers.append(rounded.gradient(rows.target_gradients()).astype(half))
         else:
-            answers.append(oracle_linear.through(rounded, gradient, name).astype(half))
+            answers.append(rounded.through(fused.linear, gradient, name).astype(half))
     return answers
 
 
 def no_worse_than_unfused(subject: Subject, call: Call) -> Finding | None:
     """A Finding where the fused error is the larger; its units are the ratio of the two, at most 1 where it is not."""
-    truth = tolerance_linear.estimates(call, gradients=True)
-    worst = 0.0
-    for (name, exact), ours, theirs in zip(truth.items(), subject.linear_gradients(call), unfused(call), strict=True):
-        mine, other = _rms(ours, exact.value), _rms(theirs, exact.value)
-        worst = max(worst, mine / other)
-        if not mine <= other:
-            return Finding(f"{name}: rms error {mine:.3g}, of the unfused form in {call.dtype} {other:.3g}")
+    worst, parts, answer = 0.0, expected(call, "linear gradients"), subject.answer(call, "linear gradients")
+    for part, fused, other in zip(parts, answer, unfused(call), strict=True):
+        error, unfused_error = _rms(fused, part.estimate.value), _rms(other, part.estimate.value)
+        worst = max(worst, error / unfused_error)
+        if not error <= unfused_error:
+            name = part.name.removeprefix("gradient of ")
+            return Finding(f"{name}: rms error {error:.3g}, of the unfused form in {call.dtype} {unfused_error:.3g}")
     return Finding("", worst)
 
 

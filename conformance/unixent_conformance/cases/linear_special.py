@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import VALUE_AND_GRADIENTS, Questions, each, make
 from unixent_conformance.cases.inputs import DTYPES, dtype_of
-from unixent_conformance.cases.model import Asks, Call, Case, Raises, needs_of
+from unixent_conformance.model import Call, Case, Raises
 
 SPECIAL = "fused linear special values"
 BAD = "fused linear bad input"
@@ -113,10 +114,8 @@ def cases() -> Iterator[Case]:
                 build = partial(plain, dtype, **{**given, "options": options})
                 if name == "nothing counts, NaN" and reduction != "mean":
                     continue
-                for asks, word in _questions():
-                    quick = dtype == "float32" and reduction == "mean"
-                    id = f"{SPECIAL}/{name}/{dtype}-{reduction}/{word}"
-                    yield _case(id, SPECIAL, build, asks, quick=quick)
+                stem, quick = f"{SPECIAL}/{name}/{dtype}-{reduction}", dtype == "float32" and reduction == "mean"
+                yield from each(stem, SPECIAL, build, VALUE_AND_GRADIENTS, quick=quick)
     yield from _errors()
 
 
@@ -165,23 +164,16 @@ def _errors() -> Iterator[Case]:
         yield from _due(name, error, argument, partial(plain, "float32", options=options))
     empty = partial(plain, "float32", mask=[0.0] * 5, options={"on_empty": "raise"})
     yield from _due("mean of nothing", "EmptyMeanError", "on_empty", empty)
-    short = partial(_changed, {"upstream": np.zeros(4, np.float32), "options": {"reduction": "none"}})
-    yield from _due("upstream of another shape", "ShapeError", "grad_output", short, _questions()[1:])
+    short = partial(_changed, {"grad_output": np.zeros(4, np.float32), "options": {"reduction": "none"}})
+    yield from _due("upstream of another shape", "ShapeError", "grad_output", short, VALUE_AND_GRADIENTS[1:])
 
 
 def _due(
-    name: str, error: str, argument: str, build: Callable[[], Call], asked: tuple[tuple[Asks, str], ...] | None = None
+    name: str, error: str, argument: str, build: Callable[[], Call], questions: Questions = VALUE_AND_GRADIENTS
 ) -> Iterator[Case]:
-    for asks, word in asked or _questions():
-        yield _case(f"{BAD}/{name}/{word}", BAD, build, asks, raises=Raises(error, argument), quick=word == "value")
-
-
-def _questions() -> tuple[tuple[Asks, str], ...]:
-    return (("loss", "value"), ("linear gradients", "gradients"))
-
-
-def _case(id: str, feature: str, build: Callable[[], Call], asks: Asks, **more: Any) -> Case:
-    return Case(id.replace(" ", "-").replace(",", ""), feature, build, asks, needs_of(build()), **more)
+    raises = Raises(error, argument)
+    for quantity, word in questions:
+        yield make(f"{BAD}/{name}/{word}", BAD, build, quantity, raises=raises, quick=word == "value")
 
 
 def _changed(changes: dict[str, Any]) -> Call:

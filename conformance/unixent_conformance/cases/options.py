@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from unixent_conformance.cases.building import from_recipe, make
 from unixent_conformance.cases.inputs import DTYPES, Recipe
-from unixent_conformance.cases.model import Asks, Case
+from unixent_conformance.model import Case
 
 INDEX = Recipe()
 PROBABILITY = Recipe(target="probability")
@@ -66,11 +66,11 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
     },
     "softcap": {
         "gentle": INDEX.but(softcap=30.0),
-        "hard": INDEX.but(softcap=2.0, spread=5.0),
+        "hard": INDEX.but(softcap=2.0, scale=5.0),
         "with z-loss": INDEX.but(softcap=5.0, z_loss=0.1),
         "with smoothing": INDEX.but(softcap=5.0, smoothing=0.1),
         "probabilities": PROBABILITY.but(softcap=5.0),
-        "saturated": INDEX.but(softcap=4.0, spread=20.0),
+        "saturated": INDEX.but(softcap=4.0, scale=20.0),
     },
     "axis and shape": {
         "first axis": INDEX.but(axis=0),
@@ -104,30 +104,8 @@ def cases() -> Iterator[Case]:
                     # Quick: every variant once, the dtypes and reductions in turn.
                     quick = dtype == "float32" and reduction == reductions[len(name) % len(reductions)]
                     at = recipe.but(dtype=dtype, reduction=reduction)
-                    yield from both(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick)
-                yield make(
-                    f"{feature}/{name}/{dtype}-terms",
-                    feature,
-                    recipe.but(dtype=dtype, reduction="mean", normalizer="none"),
-                    "terms",
-                    quick=dtype == "float32" and name == next(iter(variants)),
-                )
-
-
-def both(stem: str, feature: str, recipe: Recipe, quick: bool = False) -> Iterator[Case]:
-    """The value, and each gradient that is defined, under an uneven upstream gradient."""
-    yield make(f"{stem}/value", feature, recipe, "loss", quick)
-    uneven = recipe.but(upstream="uneven")
-    yield make(f"{stem}/gradient", feature, uneven, "logits gradient", quick)
-    if recipe.target != "index":
-        yield make(f"{stem}/target-gradient", feature, uneven, "target gradient", quick)
-
-
-def make(id: str, feature: str, recipe: Recipe, asks: Asks, quick: bool = False, **more: Any) -> Case:
-    """A case from a recipe."""
-    needs = {f"dtype:{recipe.dtype}", "target:index" if recipe.target == "index" else "target:probability"}
-    if recipe.result:
-        needs.add(f"dtype:{recipe.result}")
-    return Case(
-        id.replace(" ", "-").replace(",", ""), feature, recipe.call, asks, frozenset(needs), quick=quick, **more
-    )
+                    yield from from_recipe(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick=quick)
+                at = recipe.but(dtype=dtype, reduction="mean", normalizer="none")
+                quick = dtype == "float32" and name == next(iter(variants))
+                id = f"{feature}/{name}/{dtype}-terms"
+                yield make(id, feature, at.call, "terms", needs=at.needs(), quick=quick)

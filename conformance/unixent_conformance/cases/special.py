@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.cases.building import gradients, make
 from unixent_conformance.cases.inputs import DTYPES, dtype_of
-from unixent_conformance.cases.model import Call, Case, needs_of
+from unixent_conformance.model import Call, Case
 from unixent_conformance.tolerance import Format
 
 INF, NAN = float("inf"), float("nan")
@@ -127,11 +128,10 @@ def cases() -> Iterator[Case]:
             for dtype in DTYPES:
                 reductions = ("none", "sum", "mean") if feature == "uncounted rows" else ("none",)
                 for reduction in reductions:
-                    build = partial(spot.call, dtype, reduction=reduction)
-                    stem = f"{feature}/{name}/{dtype}-{reduction}".replace(" ", "-").replace(",", "")
-                    quick = dtype == "float32" and reduction == reductions[-1]
-                    needs = needs_of(build())
-                    yield Case(f"{stem}/value", feature, build, "loss", needs, quick=quick)
-                    yield Case(f"{stem}/gradient", feature, build, "logits gradient", needs, quick=quick)
-                    if "target:probability" in needs:
-                        yield Case(f"{stem}/target-gradient", feature, build, "target gradient", needs, quick=quick)
+                    build, stem = (
+                        partial(spot.call, dtype, reduction=reduction),
+                        f"{feature}/{name}/{dtype}-{reduction}",
+                    )
+                    quick, needs = dtype == "float32" and reduction == reductions[-1], build().needs()
+                    yield make(f"{stem}/value", feature, build, needs=needs, quick=quick)
+                    yield from gradients(stem, feature, build, needs, quick=quick)

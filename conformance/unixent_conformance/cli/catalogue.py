@@ -24,7 +24,8 @@ def features() -> None:
     """List the features, each with its number of cases and of quick cases."""
     with suite_required():
         from unixent_conformance.cases import catalogue
-    everything, quick = (Counter(case.feature for case in catalogue(quick=quick)) for quick in (False, True))
+        from unixent_conformance.model import Tier
+    everything, quick = (Counter(case.feature for case in catalogue(tier)) for tier in (Tier.FULL, Tier.QUICK))
     table = _table("feature", "cases", "quick")
     for feature, count in everything.items():
         table.add_row(feature, str(count), str(quick[feature]))
@@ -38,8 +39,9 @@ def cases(feature: options.Feature = None, quick: options.Quick = False) -> None
     """List the ids of the cases, one a line."""
     with suite_required():
         from unixent_conformance.cases import catalogue
+        from unixent_conformance.model import Tier
     try:
-        for case in catalogue(quick=quick, features=tuple(feature or ())):
+        for case in catalogue(Tier.QUICK if quick else Tier.FULL, features=feature or ()):
             print(case.id)
     except ValueError as error:
         fail(error)
@@ -55,7 +57,8 @@ def modes(
     with suite_required():
         from unixent_conformance import harnesses
         from unixent_conformance.cases import catalogue
-        from unixent_conformance.runner import applies
+        from unixent_conformance.model import Tier
+        from unixent_conformance.selection import select
     table = _table("framework", "mode", "cases", "quick")
     for name in frameworks or options.installed():
         try:
@@ -63,9 +66,8 @@ def modes(
         except CANNOT_RUN as error:
             fail(f"{name}: {error}")
         for mode in harness.modes:
-            everything = sum(applies(case, mode) for case in catalogue())
-            quick = sum(applies(case, mode, True) for case in catalogue(quick=True))
-            table.add_row(harness.name, mode.name, str(everything), str(quick))
+            full, quick = (len(list(select(catalogue(), [mode], tier))) for tier in (Tier.FULL, Tier.QUICK))
+            table.add_row(harness.name, mode.name, str(full), str(quick))
     Console().print(table, highlight=False)
 
 

@@ -15,15 +15,13 @@ from itertools import combinations
 
 import numpy as np
 
-from unixent_conformance import expect, oracle, tolerance
-from unixent_conformance.cases.model import Call, Case
 from unixent_conformance.dialects.model import Dialect
 from unixent_conformance.dialects.table import ACCURACY, DIALECTS, UNCHECKED
-from unixent_conformance.expect import Part
+from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.oracle import Array, Rows
+from unixent_conformance.model import Array, Call, Case
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.runner import Subject, WrongAnswer, ask
+from unixent_conformance.under_test import Subject, WrongAnswer
 
 # More at once than this explains anything.
 MOST = 3
@@ -33,24 +31,22 @@ BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED
 
 def explain(result: Result, case: Case, subject: Subject) -> Result:
     """The result, as a dialect if the formulas of one or more explain the answer."""
-    if result.verdict is not Verdict.WRONG or case.holds is not None:
+    if result.verdict is not Verdict.WRONG or case.property is not None:
         return result
     if case.raises is not None and case.raises.error != "TargetRangeError":
-        return _spoken(result, ((UNCHECKED.name,),))
+        return _explained(result, ((UNCHECKED.name,),))
     call = case.build()
     try:
-        answers = ask(case, call, subject)
+        answers = subject.answer(call, case.quantity)
     except (Unsupported, WrongAnswer):
         return result
-    found = tuple(_explanations(call, case, answers))
-    return _spoken(result, found) if found else result
+    candidates = tuple(_explanations(call, case, answers))
+    return _explained(result, candidates) if candidates else result
 
 
-def _spoken(result: Result, found: tuple[tuple[str, ...], ...]) -> Result:
-    names = " and ".join(found[0])
-    return replace(
-        result, verdict=Verdict.DIALECT, dialects=found[0], candidates=found, detail=f"{names}: {result.detail}"
-    )
+def _explained(result: Result, candidates: tuple[tuple[str, ...], ...]) -> Result:
+    names, detail = candidates[0], f"{' and '.join(candidates[0])}: {result.detail}"
+    return replace(result, verdict=Verdict.DIALECT, dialects=names, candidates=candidates, detail=detail)
 
 
 def settle(results: Sequence[Result]) -> tuple[Result, ...]:
@@ -70,15 +66,15 @@ def _explanations(call: Call, case: Case, answers: tuple[Array, ...]) -> Iterato
     """The smallest sets of dialects that explain the answers, all of one size."""
     possible = _telling(call, case)
     digits = ACCURACY[:1] if call.linear else ACCURACY
-    accuracies = [None, *(dialect for dialect in digits if dialect.applies(call, case))]
+    accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if dialect.applies(call, case))]
     for size in range(MOST + 1):
         for accuracy in accuracies:
-            if size + (accuracy is not None) == 0:
+            if size + len(accuracy) == 0:
                 continue
             fits = [
-                tuple(dialect.name for dialect in (*chosen, *([accuracy] if accuracy else [])))
+                tuple(dialect.name for dialect in (*chosen, *accuracy))
                 for chosen in combinations(possible, size)
-                if len({dialect.topic for dialect in chosen}) == size and _fits(call, case, answers, chosen, accuracy)
+                if len({d.topic for d in chosen}) == size and _fits(call, case, answers, (*chosen, *accuracy))
             ]
             if fits:
                 yield from fits
@@ -91,23 +87,17 @@ def _telling(call: Call, case: Case) -> list[Dialect]:
         return [d for d in DIALECTS if d.topic in ("empty mean", "infinities") and d.applies(call, case)]
     possible = [dialect for dialect in DIALECTS if dialect.applies(call, case)]
     grounds: list[list[Dialect]] = [[], *([dialect] for dialect in possible if dialect.topic == "ignore_index")]
-    plain = [expected(call, case, ground) for ground in grounds]
+    without = [expected(call, case.quantity, ground) for ground in grounds]
     return [
         dialect
         for dialect in possible
         if case.raises is not None
         or any(
-            not _same(parts, expected(call, case, [*ground, dialect]))
-            for ground, parts in zip(grounds, plain, strict=True)
+            not _same(parts, expected(call, case.quantity, [*ground, dialect]))
+            for ground, parts in zip(grounds, without, strict=True)
             if dialect not in ground
         )
     ]
-
-
-def _seen(rows: Rows, call: Call, dialects: Sequence[Dialect]) -> Rows:
-    for dialect in dialects:
-        rows = dialect.rows(rows, call)
-    return rows
 
 
 def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
@@ -117,48 +107,6 @@ def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
     )
 
 
-def _fits(
-    call: Call, case: Case, answers: tuple[Array, ...], chosen: Sequence[Dialect], accuracy: Dialect | None
-) -> bool:
-    dialects = [*chosen, *([accuracy] if accuracy else [])]
-    parts = expected(call, case, dialects)
+def _fits(call: Call, case: Case, answers: tuple[Array, ...], dialects: Sequence[Dialect]) -> bool:
+    parts = expected(call, case.quantity, dialects)
     return all(part.compare(got).ok for part, got in zip(parts, answers, strict=True))
-
-
-def expected(call: Call, case: Case, dialects: Sequence[Dialect]) -> list[Part]:
-    """What `expect.expected` says, under other formulas."""
-    spoken = call
-    for dialect in dialects:
-        spoken = dialect.call(spoken)
-    if case.asks == "second derivatives":
-        return expect.second(spoken, lambda rows: _seen(rows, call, dialects))
-    if call.linear:
-        return expect.linear(spoken, case.asks != "loss", lambda rows: _seen(rows, call, dialects))
-    options = {name: spoken.options[name] for name in _ROW_OPTIONS if name in spoken.options}
-    rows = oracle.solve(spoken.logits, spoken.target, weight=spoken.weight, mask=spoken.mask, **options)
-    rows = _seen(rows, spoken, dialects)
-    narrow, result = call.acc_dtype, call.result_dtype
-    for dialect in dialects:
-        narrow, result = dialect.narrow(call, narrow), dialect.result(call, result)
-    reduction = str(spoken.options.get("reduction", "mean"))
-    on_empty = str(spoken.options.get("on_empty", "zero"))
-    reduced = oracle.reduce(rows, reduction, spoken.options.get("normalizer"), on_empty)
-    value = Part("loss", tolerance.loss(rows, reduced, reduction, narrow), result)
-    if case.asks == "loss":
-        return [value]
-    if case.asks == "terms":
-        return [
-            Part("numerator", tolerance.numerator(rows, reduced, narrow), result),
-            Part("denominator", tolerance.denominator(rows, reduced, narrow), result),
-        ]
-    upstream = None if call.upstream is None else np.asarray(call.upstream)
-    if case.asks == "logits gradient":
-        return [
-            value,
-            Part("gradient of logits", tolerance.logits_gradient(rows, reduced, upstream, narrow), call.dtype),
-        ]
-    gradient = tolerance.target_gradient(rows, reduced, upstream, narrow)
-    return [value, Part("gradient of target", gradient, call.target.dtype.name)]
-
-
-_ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unixent_conformance.cases.model import Call, Case
-from unixent_conformance.oracle import Rows
+from unixent_conformance.expected import Convention
+from unixent_conformance.model import Call, Case
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """A convention other than ours.
+class Dialect(Convention):
+    """A convention with a name, and what it changes.
 
     topic: what it is about; an answer follows one dialect of a topic at most. formula: what is computed instead.
     advice: what to do about it. hazard: a plausible number comes out of bad data, or digits are lost, so that it is a
@@ -25,19 +25,11 @@ class Dialect:
     formula: str
     advice: str
     applies: Callable[[Call, Case], bool]
-    call: Callable[[Call], Call] = lambda call: call
-    rows: Callable[[Rows, Call], Rows] = lambda rows, call: rows
-    narrow: Callable[[Call, str], str] = lambda call, narrow: narrow
-    result: Callable[[Call, str], str] = lambda call, result: result
     hazard: bool = False
 
 
-def has_indices(call: Call) -> bool:
-    return bool(np.asarray(call.target).dtype.kind in "iu")
-
-
 def averages(call: Call, case: Case) -> bool:
-    return call.options.get("reduction", "mean") == "mean" and call.options.get("normalizer") is None
+    return call.reduction == "mean" and call.options.get("normalizer") is None
 
 
 def is_half(call: Call, case: Case) -> bool:
@@ -45,18 +37,18 @@ def is_half(call: Call, case: Case) -> bool:
 
 
 def smooths(call: Call, case: Case) -> bool:
-    return bool(call.options.get("label_smoothing", 0.0)) and has_indices(call)
+    return bool(call.options.get("label_smoothing", 0.0)) and call.has_indices
 
 
-def strays(call: Call, case: Case) -> bool:
-    if not has_indices(call):
+def out_of_range(call: Call, case: Case) -> bool:
+    if not call.has_indices:
         return False
     y, classes = np.asarray(call.target), call.logits.shape[call.options.get("axis", -1)]
     return bool(((y < 0) | (y >= classes)).any())
 
 
 def ignores(call: Call, case: Case) -> bool:
-    return has_indices(call) and bool((np.asarray(call.target) == call.options.get("ignore_index", -100)).any())
+    return call.has_indices and bool((np.asarray(call.target) == call.options.get("ignore_index", -100)).any())
 
 
 def infinite(call: Call, case: Case) -> bool:

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.model import Call
-from unixent_conformance.oracle import Array, Rows
+from unixent_conformance.model import Array, Call
+from unixent_conformance.oracle import Rows
 
 
-def become(kind: type[Rows], rows: Rows, **more: Any) -> Rows:
-    """The same rows, also of another kind, with the fields that this kind adds."""
+def become(cls: type[Rows], rows: Rows, **more: Any) -> Rows:
+    """The same rows, also of another class, with the fields that this class adds."""
     own = type(rows)
-    mixed = own if issubclass(own, kind) else kind if issubclass(kind, own) else type(kind.__name__, (kind, own), {})
+    mixed = own if issubclass(own, cls) else cls if issubclass(cls, own) else type(cls.__name__, (cls, own), {})
     made: Rows = object.__new__(mixed)
     for name, value in {**vars(rows), **more}.items():
         object.__setattr__(made, name, value)
@@ -23,45 +23,45 @@ def become(kind: type[Rows], rows: Rows, **more: Any) -> Rows:
 
 
 @dataclass(frozen=True)
-class Poisoned(Rows):
+class NaNValue(Rows):
     """Rows whose value is NaN and whose gradient is not."""
 
-    poisoned: Array = None  # type: ignore[assignment]
+    nan_value: Array = None  # type: ignore[assignment]
 
     def losses(self) -> Array:
-        return np.where(self.poisoned, np.nan, super().losses())
+        return np.where(self.nan_value, np.nan, super().losses())
 
     def target_gradients(self) -> Array:
         with np.errstate(all="ignore"):
-            zero = (self.target_factor == 0) & np.isinf(self.surprise) & (self.counted != 0)[:, None]
+            zero = (self.target_coef == 0) & np.isinf(self.nll) & (self.position_weight != 0)[:, None]
         return np.where(zero, np.nan, super().target_gradients())
 
     def gradient_magnitudes(self) -> Array:
-        alone = abs(self.counted)[:, None] * self.probability  # without a target, p is what there is
+        alone = abs(self.position_weight)[:, None] * self.p  # without a target, p is what there is
         return np.where(
-            self.poisoned[:, None], np.fmax(super().gradient_magnitudes(), alone), super().gradient_magnitudes()
+            self.nan_value[:, None], np.fmax(super().gradient_magnitudes(), alone), super().gradient_magnitudes()
         )
 
 
 @dataclass(frozen=True)
-class NoTarget(Poisoned):
+class NoTarget(NaNValue):
     """Rows whose value is 0 and whose gradient is p."""
 
     def losses(self) -> Array:
-        return np.where(self.poisoned, 0, super().losses())
+        return np.where(self.nan_value, 0, super().losses())
 
 
 @dataclass(frozen=True)
 class NaNGradients(Rows):
     """Rows that do not count and are left out of the value, but whose gradient 0·NaN makes NaN."""
 
-    spoiled: Array = None  # type: ignore[assignment]
+    nan_gradient: Array = None  # type: ignore[assignment]
 
     def losses(self) -> Array:
-        return np.where(self.spoiled, 0, super().losses())
+        return np.where(self.nan_gradient, 0, super().losses())
 
     def loss_magnitudes(self) -> Array:
-        return np.where(self.spoiled, 0, super().loss_magnitudes())
+        return np.where(self.nan_gradient, 0, super().loss_magnitudes())
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,18 @@ class InfiniteLoss(Rows):
 
     def losses(self) -> Array:
         with np.errstate(all="ignore"):
-            infinite = np.where(self.coefficient == 0, 0, self.coefficient * (np.inf - self.logits)).sum(axis=1)
+            infinite = np.where(self.coefs == 0, 0, self.coefs * (np.inf - self.logits)).sum(axis=1)
         return np.where(self.above, infinite, super().losses())
 
     def loss_magnitudes(self) -> Array:
         return np.where(self.above, 0, super().loss_magnitudes())
 
     def logits_gradients(self) -> Array:
-        mixed = np.where(self.logits == np.inf, np.nan, -self.counted[:, None] * self.coefficient)
+        mixed = np.where(self.logits == np.inf, np.nan, -self.position_weight[:, None] * self.coefs)
         return np.where(self.above[:, None], mixed, super().logits_gradients())
 
     def gradient_magnitudes(self) -> Array:
-        return np.where(self.above[:, None], abs(self.coefficient), super().gradient_magnitudes())
+        return np.where(self.above[:, None], abs(self.coefs), super().gradient_magnitudes())
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Clipped(Rows):
     least: float = 0.0
 
     @property
-    def surprise(self) -> Array:
-        return np.asarray(np.minimum(super().surprise, -np.log(np.longdouble(self.least))))
+    def nll(self) -> Array:
+        return np.asarray(np.minimum(super().nll, -np.log(np.longdouble(self.least))))
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,21 @@ class Absolute(Rows):
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            total = abs(self.coefficient).sum(axis=1)
-            return np.asarray(super().loss_magnitudes() + abs(self.counted) * total)
+            total = abs(self.coefs).sum(axis=1)
+            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * total)
 
     def gradient_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            total = abs(self.coefficient).sum(axis=1, keepdims=True)
-            flow = self.probability * total + abs(self.coefficient)
-            mixed = super().gradient_magnitudes() + self._settle(abs(self.counted)[:, None] * flow)
-            # A softcap's slope as 1 - tanh^2 has an absolute error too, not one relative to the slope.
-            return np.asarray(mixed / np.where(self.slope > 1e-30, self.slope, 1e-30))
+            total = abs(self.coefs).sum(axis=1, keepdims=True)
+            flow = self.p * total + abs(self.coefs)
+            mixed = super().gradient_magnitudes() + self.settled(abs(self.position_weight)[:, None] * flow)
+            # A softcap's derivative as 1 - tanh^2 has an absolute error too, not one relative to it.
+            return np.asarray(mixed / np.where(self.softcap_grad > 1e-30, self.softcap_grad, 1e-30))
 
     def target_magnitudes(self) -> Array:
-        return np.asarray(super().target_magnitudes() + abs(self.counted)[:, None] * abs(self.target_factor) * self.far)
+        return np.asarray(
+            super().target_magnitudes() + abs(self.position_weight)[:, None] * abs(self.target_coef) * self.far
+        )
 
     @property
     def far(self) -> Array:
@@ -129,9 +131,9 @@ class Difference(Absolute):
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            each = np.where(self.coefficient == 0, 0, abs(self.coefficient) * abs(self.logits))
-            total = abs(self.coefficient).sum(axis=1) * abs(self.lse) + each.sum(axis=1)
-            return np.asarray(super().loss_magnitudes() + abs(self.counted) * total)
+            each = np.where(self.coefs == 0, 0, abs(self.coefs) * abs(self.logits))
+            total = abs(self.coefs).sum(axis=1) * abs(self.lse) + each.sum(axis=1)
+            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * total)
 
     def gradient_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
@@ -143,6 +145,6 @@ class Difference(Absolute):
             return np.asarray(1 + abs(self.lse)[:, None] + abs(np.where(np.isfinite(self.logits), self.logits, 0)))
 
 
-def under(kind: type[Rows]) -> Callable[[Rows, Call], Rows]:
+def under(model: type[Rows]) -> Callable[[Rows, Call], Rows]:
     """Another error model."""
-    return lambda rows, call: become(kind, rows)
+    return lambda rows, call: become(model, rows)

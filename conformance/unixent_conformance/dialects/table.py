@@ -11,22 +11,22 @@ from unixent_conformance.dialects.changes import (
     first_axis,
     infinite_loss,
     nan_gradients,
-    nan_value_of_uncounted,
+    nan_of_inactive,
+    nan_value_of_inactive,
+    out_of_range_costs_nothing,
+    out_of_range_ignored,
+    out_of_range_nan_value,
+    out_of_range_without_target,
     over_others,
-    poisoned_by_uncounted,
     retarget,
-    stray_costs_nothing,
-    stray_nan_value,
-    stray_no_target,
-    stray_silent,
-    target_mass,
+    target_sum,
     unignored,
     weight_of_target,
     with_options,
     zero_times_infinity,
 )
-from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, is_half, smooths, strays
-from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, Poisoned, become, under
+from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, is_half, out_of_range, smooths
+from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, NaNValue, become, under
 from unixent_conformance.oracle import Rows
 from unixent_conformance.tolerance import Format
 
@@ -45,7 +45,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / #{n : vₙ ≠ 0}",
         "Class weights and fractional masks do not enter the denominator: divide a sum by Σ vₙ·w_y yourself.",
         averages,
-        rows=denominators(lambda rows, call: rows.counted != 0),
+        rows=denominators(lambda rows, call: rows.position_weight != 0),
     ),
     Dialect(
         "mean over the target's mass",
@@ -53,7 +53,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / Σₙ Σ_c vₙ·w_c·q_nc",
         "Probability targets are weighed by their sum: ask for the sum and divide by the number of positions.",
         averages,
-        rows=denominators(target_mass),
+        rows=denominators(target_sum),
     ),
     Dialect(
         "mean over the first axis",
@@ -100,15 +100,15 @@ DIALECTS = (
         "out of range",
         "y ∉ [0, C) → ℓₙ = NaN, no error",
         "Look for NaN after the call; here an eager call raises TargetRangeError.",
-        lambda call, case: strays(call, case) and case.raises is not None,
+        lambda call, case: out_of_range(call, case) and case.raises is not None,
     ),
     Dialect(
         "index out of range: NaN, finite gradient",
         "out of range",
         "y ∉ [0, C) → ℓₙ = NaN, ∂ℓₙ/∂x = p",
         "Look at the loss, not at the gradient: a step still moves the weights.",
-        strays,
-        rows=stray_nan_value,
+        out_of_range,
+        rows=out_of_range_nan_value,
         hazard=True,
     ),
     Dialect(
@@ -116,7 +116,7 @@ DIALECTS = (
         "out of range",
         "y → min(max(y, 0), C−1)",
         "Bad labels train the first or the last class: check them before the call.",
-        strays,
+        out_of_range,
         call=retarget(lambda y, classes: np.clip(y, 0, classes - 1)),
         hazard=True,
     ),
@@ -125,7 +125,7 @@ DIALECTS = (
         "out of range",
         "y ∈ [−C, −1] → y + C; beyond, NaN",
         "Labels of -1 train the last class: check them, or mask them, before the call.",
-        strays,
+        out_of_range,
         call=retarget(lambda y, classes: np.where((y < 0) & (y >= -classes), y + classes, y)),
         hazard=True,
     ),
@@ -134,8 +134,8 @@ DIALECTS = (
         "out of range",
         "y ∉ [0, C) → a one-hot row of zeros: ℓₙ = 0, yet counted in the mean",
         "Bad labels vanish without a word and dilute the mean: check them before the call.",
-        strays,
-        rows=stray_no_target,
+        out_of_range,
+        rows=out_of_range_without_target,
         hazard=True,
     ),
     Dialect(
@@ -143,8 +143,8 @@ DIALECTS = (
         "out of range",
         "y ∉ [0, C) → ℓₙ = 0, ∂ℓₙ/∂x = p",
         "Bad labels cost nothing and yet push every logit down: check them before the call.",
-        strays,
-        rows=stray_costs_nothing,
+        out_of_range,
+        rows=out_of_range_costs_nothing,
         hazard=True,
     ),
     Dialect(
@@ -152,8 +152,8 @@ DIALECTS = (
         "out of range",
         "y ∉ [0, C) → vₙ = 0",
         "Bad labels vanish without a word: check them before the call.",
-        strays,
-        rows=stray_silent(False),
+        out_of_range,
+        rows=out_of_range_ignored(False),
         hazard=True,
     ),
     Dialect(
@@ -162,7 +162,7 @@ DIALECTS = (
         "dtype = float32, whatever the dtype of the logits",
         "Here the result has the dtype of the logits; ask for dtype='float32' to keep this.",
         lambda call, case: call.result_dtype != "float32",
-        result=lambda call, result: "float32",
+        result_dtype=lambda call, dtype: "float32",
     ),
     Dialect(
         "result in float64",
@@ -170,14 +170,14 @@ DIALECTS = (
         "dtype = float64, always",
         "Here the result has the dtype of the logits; ask for dtype='float64' to keep this.",
         lambda call, case: call.result_dtype != "float64",
-        result=lambda call, result: "float64",
+        result_dtype=lambda call, dtype: "float64",
     ),
     Dialect(
         "clipped probabilities",
         "clipping",
         "L_c = min(L_c, −log ε), ε the spacing of the dtype at 1",
         "A hard example counts no more than -log(eps) (15.9 in float32): not a loss to train on.",
-        lambda call, case: case.asks == "loss" and not call.linear,
+        lambda call, case: case.quantity == "loss" and not call.linear,
         rows=lambda rows, call: become(Clipped, rows, least=2 * Format.of(call.dtype).roundoff),
         hazard=True,
     ),
@@ -195,7 +195,7 @@ DIALECTS = (
         "Σ_c t_c·L_c with 0·∞ = NaN, and its derivative",
         "A class of probability 0 or weight 0 with a -inf logit makes all NaN: use a large finite number.",
         infinite,
-        rows=lambda rows, call: become(Rows, rows, lost=rows.lost | zero_times_infinity(rows, call).poisoned),  # type: ignore[attr-defined]
+        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | zero_times_infinity(rows, call).nan_value),  # type: ignore[attr-defined]
     ),
     Dialect(
         "NaN gradient of uncounted rows",
@@ -212,7 +212,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: become(Rows, rows, lost=rows.lost | below(rows)),
+        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | below(rows)),
     ),
     Dialect(
         "NaN of a −∞ logit, value only",
@@ -220,7 +220,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN, with the gradient that is due",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: become(Poisoned, rows, poisoned=below(rows)),
+        rows=lambda rows, call: become(NaNValue, rows, nan_value=below(rows)),
     ),
     Dialect(
         "+∞ is an infinite loss",
@@ -236,7 +236,7 @@ DIALECTS = (
         "vₙ·ℓₙ with 0·NaN = NaN, gradient 0",
         "Masking multiplies: clean the logits of padded positions before the call.",
         infinite,
-        rows=nan_value_of_uncounted,
+        rows=nan_value_of_inactive,
     ),
     Dialect(
         "NaN of uncounted rows",
@@ -244,7 +244,7 @@ DIALECTS = (
         "vₙ·ℓₙ with 0·NaN = NaN",
         "Masking multiplies: clean the logits of padded positions before the call.",
         infinite,
-        rows=poisoned_by_uncounted,
+        rows=nan_of_inactive,
     ),
 )
 
@@ -285,7 +285,7 @@ ACCURACY = (
         "float64 in does not mean float64 arithmetic: ask the library for it where it can be asked.",
         lambda call, case: call.dtype == "float64",
         rows=under(Difference),
-        narrow=lambda call, narrow: "float32",
+        acc_dtype=lambda call, dtype: "float32",
         hazard=True,
     ),
     Dialect(
@@ -295,7 +295,7 @@ ACCURACY = (
         "Cast the logits to float32 before the call.",
         is_half,
         rows=under(Difference),
-        narrow=lambda call, narrow: call.dtype,
+        acc_dtype=lambda call, dtype: call.dtype,
         hazard=True,
     ),
 )

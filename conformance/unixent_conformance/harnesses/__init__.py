@@ -21,15 +21,15 @@ def load(name: str) -> Harness:
     """The harness of a framework by name, or of any module for a name of the form "module:object"."""
     module, _, attribute = name.partition(":")
     if attribute:
-        found = getattr(import_module(module), attribute)
+        harness = getattr(import_module(module), attribute)
     elif name.isidentifier() and find_spec(f"{__name__}.{name}") is not None:
-        found = import_module(f"{__name__}.{name}").harness
+        harness = import_module(f"{__name__}.{name}").harness
     else:
         registered = metadata.entry_points(group=GROUP)
         if name not in registered.names:
             raise LookupError(f"no harness is called {name!r}: pass a framework, as 'numpy' or 'module:object'")
-        found = registered[name].load()
-    if not isinstance(found, Harness):
-        raise TypeError(f"{name}: expected a Harness; got {type(found).__name__}")
-    found.path = name if attribute else ""
-    return found
+        harness = registered[name].load()
+    if not isinstance(harness, Harness):
+        raise TypeError(f"{name}: expected a Harness; got {type(harness).__name__}")
+    harness.path = name if attribute else ""
+    return harness

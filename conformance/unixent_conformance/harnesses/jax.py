@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unixent_conformance.harness import Harness, Mode
-from unixent_conformance.oracle import Array
+from unixent_conformance.harness import Harness, Mode, with_respect_to
+from unixent_conformance.model import Array, Tier
 
 
 @contextmanager
-def wide() -> Iterator[None]:
+def x64() -> Iterator[None]:
     """64-bit dtypes for the length of a call: without them half the catalogue's inputs could not exist."""
     before = jax.config.jax_enable_x64
     jax.config.update("jax_enable_x64", True)
@@ -33,11 +33,11 @@ class JaxHarness(Harness):
     name = "jax"
     modes: tuple[Mode, ...] = (
         # Eager calls are compiled too, op by op or whole.
-        Mode("eager", cases="lean"),
-        Mode("jit", traced=True, autodiff=True, cases="core", transform="jit"),
-        Mode("grad", autodiff=True, cases="core"),
-        Mode("forward", autodiff=True, cases="few", transform="jvp"),
-        Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap"),
+        Mode("eager", tier=Tier.LEAN),
+        Mode("jit", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
+        Mode("grad", autodiff=True, tier=Tier.CORE),
+        Mode("forward", autodiff=True, tier=Tier.FEW, transform="jvp"),
+        Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),
     )
 
     def version(self) -> str:
@@ -45,7 +45,7 @@ class JaxHarness(Harness):
         return f"jax {jax.__version__} on {len(devices)} {devices[0].platform}, numpy {np.__version__}"
 
     def from_numpy(self, array: Array) -> Any:
-        with wide():
+        with x64():
             return jnp.array(array)
 
     def to_numpy(self, array: Any) -> Array:
@@ -55,94 +55,72 @@ class JaxHarness(Harness):
         return isinstance(value, jax.Array)
 
     def call(self, function: Callable[..., Any], arrays: Sequence[Any], mode: Mode) -> Any:
-        with wide():
-            return _changed(function, mode)(*arrays)
+        with x64():
+            return _transformed(function, mode)(*arrays)
 
     def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
     ) -> tuple[Any, tuple[Any, ...]]:
-        above = [] if upstream is None else [upstream]
+        def both(*inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+            given, above = inputs[: len(arrays)], inputs[len(arrays) :]
+            loss, pullback = jax.vjp(with_respect_to(function, given, wrt), *(given[i] for i in wrt))
+            return loss, pullback(_seed(loss, *above))
 
-        def both(*values: Any) -> tuple[Any, tuple[Any, ...]]:
-            given, above = values[: len(arrays)], values[len(arrays) :]
-            loss, pull = jax.vjp(_of(function, given, wrt), *(given[i] for i in wrt))
-            return loss, pull(_seed(loss, *above))
-
-        with wide():
+        with x64():
             if mode.name == "forward":
-                return self._forward(function, arrays, wrt, upstream)
-            found: tuple[Any, tuple[Any, ...]] = _changed(both, mode)(*arrays, *above)
-            return found
+                return self._forward(function, arrays, wrt, grad_output)
+            return _transformed(both, mode)(*arrays, *([] if grad_output is None else [grad_output]))  # type: ignore[no-any-return]
 
     def _forward(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
     ) -> tuple[Any, tuple[Any, ...]]:
-        """d sum(upstream * value)/dx_i is that of value along the i-th unit vector, contracted with upstream."""
-        of, moving = _of(function, arrays, wrt), [arrays[i] for i in wrt]
-        push = jax.jit(lambda *steps: jax.jvp(of, tuple(moving), steps))
-        value, _ = push(*map(np.zeros_like, moving))
-        seed = np.asarray(_seed(value, *([] if upstream is None else [upstream])), np.float64)
-        gradients = []
-        for own in moving:
-            gradient = np.zeros(own.size)
-            for element in range(own.size):
-                unit = np.zeros(own.size, own.dtype)
-                unit[element] = 1
-                steps = (
-                    unit.reshape(own.shape) if other is own else np.zeros(other.shape, own.dtype) for other in moving
-                )
-                gradient[element] = (seed * np.asarray(push(*steps)[1])).sum()
-            gradients.append(jnp.asarray(gradient.reshape(own.shape), own.dtype))
-        return value, tuple(gradients)
+        """One program for all elements: every array has a direction, of which one is no 0."""
+        moving = tuple(arrays[i] for i in wrt)
+        pushforward = jax.jit(lambda *steps: jax.jvp(with_respect_to(function, arrays, wrt), moving, steps))
+        still = [jnp.zeros_like(array) for array in moving]
 
-    def curvature(
+        def jvp(i: int, direction: Any) -> Any:
+            return pushforward(*(direction if j == i else zero for j, zero in zip(wrt, still, strict=True)))[1]
+
+        return self.forward_gradient(pushforward(*still)[0], arrays, wrt, grad_output, jvp)
+
+    def hvp(
         self,
         function: Callable[..., Any],
         arrays: Sequence[Any],
         wrt: Sequence[int],
-        upstream: Any,
-        along: Sequence[Any],
+        grad_output: Any,
+        directions: Sequence[Any],
         mode: Mode,
     ) -> tuple[Any, ...]:
-        of, moving = _of(function, arrays, wrt), tuple(arrays[i] for i in wrt)
-        above = [] if upstream is None else [upstream]
+        of, moving = with_respect_to(function, arrays, wrt), tuple(arrays[i] for i in wrt)
 
-        def slopes(*inner: Any) -> Any:
-            loss, pull = jax.vjp(of, *inner)
-            return pull(_seed(loss, *above))
+        def grads(*inner: Any) -> Any:
+            loss, pullback = jax.vjp(of, *inner)
+            return pullback(_seed(loss, *([] if grad_output is None else [grad_output])))
 
-        with wide():
+        with x64():
             if mode.name == "forward":
-                return tuple(jax.jvp(slopes, moving, tuple(along))[1])
-            return tuple(jax.vjp(slopes, *moving)[1](tuple(along)))
+                return tuple(jax.jvp(grads, moving, tuple(directions))[1])
+            return tuple(jax.vjp(grads, *moving)[1](tuple(directions)))
 
-    def lacks(self, error: Exception, mode: Mode) -> bool:
+    def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         own = isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError)
-        return own or super().lacks(error, mode) or any(word in str(error) for word in LACKS)
+        return own or super().has_no_rule(error, mode) or any(word in str(error) for word in NO_RULE)
 
 
-def _changed(function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
+def _transformed(function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
     if mode.batched:
         return jax.vmap(function)
     return jax.jit(function) if mode.traced else function
 
 
-def _of(function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int]) -> Callable[..., Any]:
-    """The function of the arrays of `wrt` alone."""
-
-    def of(*inner: Any) -> Any:
-        put = dict(zip(wrt, inner, strict=True))
-        return function(*(put.get(i, array) for i, array in enumerate(arrays)))
-
-    return of
-
-
-def _seed(loss: Any, upstream: Any = None) -> Any:
-    return jnp.ones_like(loss) if upstream is None else jnp.asarray(upstream, loss.dtype)
+def _seed(loss: Any, grad_output: Any = None) -> Any:
+    return jnp.ones_like(loss) if grad_output is None else jnp.asarray(grad_output, loss.dtype)
 
 
 # How JAX says that a function has no forward derivative, or an operation no rule for a transform.
-LACKS = ("forward-mode differentiation", "forward-mode autodiff", "rule for", "not implemented")
+NO_RULE = ("forward-mode differentiation", "forward-mode autodiff", "rule for", "not implemented")
 
 
 harness = JaxHarness()

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from unixent_conformance.harness import EAGER, Harness, Mode, Unsupported
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array, Tier
 
 
 class MindSporeHarness(Harness):
@@ -22,9 +22,9 @@ class MindSporeHarness(Harness):
     modes: tuple[Mode, ...] = (
         EAGER,
         Mode("grad", autodiff=True),
-        Mode("jit", traced=True, autodiff=True, cases="core", transform="jit"),
-        Mode("forward", autodiff=True, cases="few", transform="jvp"),
-        Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap"),
+        Mode("jit", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
+        Mode("forward", autodiff=True, tier=Tier.FEW, transform="jvp"),
+        Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),
     )
 
     def version(self) -> str:
@@ -59,68 +59,51 @@ class MindSporeHarness(Harness):
             raise
 
     def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
     ) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self._forward(function, arrays, wrt, upstream)
-        pullback = ops.GradOperation(get_all=True, sens_param=upstream is not None)
+            return self.forward_gradient(function(*arrays), arrays, wrt, grad_output, _jvp(function, arrays))
+        pullback = ops.GradOperation(get_all=True, sens_param=grad_output is not None)
 
         def both(*inputs: Any) -> Any:
             return function(*inputs[: len(arrays)]), pullback(function)(*inputs)
 
-        inputs = arrays if upstream is None else [*arrays, upstream]
+        inputs = arrays if grad_output is None else [*arrays, grad_output]
         value, gradients = self.call(both, inputs, mode)
         return value, tuple(gradients[i] for i in wrt)
 
-    def _forward(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """d sum(upstream * value)/dx_i is that of value along the i-th unit vector, contracted with upstream."""
-        value = function(*arrays)
-        seed = np.ones(value.shape) if upstream is None else self.to_numpy(upstream).astype(np.float64)
-        gradients = []
-        for i in wrt:
-            of = _of(function, arrays, i)
-            shape, dtype = arrays[i].shape, self.to_numpy(arrays[i]).dtype
-            gradient = np.zeros(int(np.prod(shape)))
-            for element in range(gradient.size):
-                unit = np.zeros(gradient.size, dtype)
-                unit[element] = 1
-                _, tangent = ms.jvp(of, arrays[i], Tensor(unit.reshape(shape)))
-                gradient[element] = (seed * self.to_numpy(tangent)).sum()
-            gradients.append(Tensor(gradient.reshape(shape).astype(dtype)))
-        return value, tuple(gradients)
-
-    def curvature(
+    def hvp(
         self,
         function: Callable[..., Any],
         arrays: Sequence[Any],
         wrt: Sequence[int],
-        upstream: Any,
-        along: Sequence[Any],
+        grad_output: Any,
+        directions: Sequence[Any],
         mode: Mode,
     ) -> tuple[Any, ...]:
         if mode.name == "forward":
             raise Unsupported("MindSpore's forward mode is its backward one taken twice, which is asked by itself")
-        pullback = ops.GradOperation(get_all=True, sens_param=upstream is not None)
+        pullback = ops.GradOperation(get_all=True, sens_param=grad_output is not None)
 
-        def slopes(*inputs: Any) -> Any:
-            found = pullback(function)(*inputs)
-            return tuple(found[i] for i in wrt)
+        def grads(*inputs: Any) -> Any:
+            gradients = pullback(function)(*inputs)
+            return tuple(gradients[i] for i in wrt)
 
-        inputs = arrays if upstream is None else [*arrays, upstream]
-        found = ops.GradOperation(get_all=True, sens_param=True)(slopes)(*inputs, tuple(along))
-        return tuple(found[i] for i in wrt)
+        inputs = arrays if grad_output is None else [*arrays, grad_output]
+        products = ops.GradOperation(get_all=True, sens_param=True)(grads)(*inputs, tuple(directions))
+        return tuple(products[i] for i in wrt)
 
 
-def _of(function: Callable[..., Any], arrays: Sequence[Any], i: int) -> Callable[[Any], Any]:
-    """The function of one array alone."""
-    before, after = tuple(arrays[:i]), tuple(arrays[i + 1 :])
+def _jvp(function: Callable[..., Any], arrays: Sequence[Any]) -> Callable[[int, Any], Any]:
+    def jvp(i: int, direction: Any) -> Any:
+        before, after = tuple(arrays[:i]), tuple(arrays[i + 1 :])
 
-    def of(moving: Any) -> Any:
-        return function(*before, moving, *after)
+        def of(moving: Any) -> Any:
+            return function(*before, moving, *after)
 
-    return of
+        return ms.jvp(of, arrays[i], direction)[1]
+
+    return jvp
 
 
 harness = MindSporeHarness()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.harness import Harness
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 
 
 class NumPyHarness(Harness):

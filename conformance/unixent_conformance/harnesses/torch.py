@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from unixent_conformance.harness import EAGER, Harness, Mode
-from unixent_conformance.oracle import Array
+from unixent_conformance.harness import EAGER, Harness, Mode, with_respect_to
+from unixent_conformance.model import Array, Tier
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -26,9 +26,9 @@ class TorchHarness(Harness):
     modes: tuple[Mode, ...] = (
         EAGER,
         Mode("autograd", autodiff=True),
-        Mode("compile", traced=True, autodiff=True, cases="core", transform="jit"),
-        Mode("forward", autodiff=True, cases="few", transform="jvp"),
-        Mode("vmap", traced=True, autodiff=True, cases="few", transform="vmap"),
+        Mode("compile", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
+        Mode("forward", autodiff=True, tier=Tier.FEW, transform="jvp"),
+        Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),
     )
 
     def version(self) -> str:
@@ -68,92 +68,75 @@ class TorchHarness(Harness):
         return function(*arrays)
 
     def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any, mode: Mode
+        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
     ) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self._forward(function, arrays, wrt, upstream)
+            return self.forward_gradient(function(*arrays), arrays, wrt, grad_output, _jvp(function, arrays))
         if mode.batched:
-            return self._mapped(function, arrays, wrt, upstream)
+            return _mapped(function, arrays, wrt, grad_output)
         leaves = [array.detach().requires_grad_(i in wrt) for i, array in enumerate(arrays)]
         value = self.call(function, leaves, mode)
         # What the loss does not depend on has no gradient, which an optimiser takes for 0.
-        return value, torch.autograd.grad(
-            value, [leaves[i] for i in wrt], _seed(value, upstream), materialize_grads=True
-        )
+        moving = [leaves[i] for i in wrt]
+        return value, torch.autograd.grad(value, moving, _seed(value, grad_output), materialize_grads=True)
 
-    def _forward(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """d sum(upstream * value)/dx_i is that of value along the i-th unit vector, contracted with upstream."""
-        value = function(*arrays)
-        seed = _seed(value, upstream).double()
-        gradients = []
-        for i in wrt:
-            gradient = torch.zeros(arrays[i].numel(), dtype=torch.float64)
-            for element in range(gradient.numel()):
-                unit = torch.zeros(gradient.numel(), dtype=arrays[i].dtype)
-                unit[element] = 1
-                with forward_ad.dual_level():
-                    moving = forward_ad.make_dual(arrays[i], unit.reshape(arrays[i].shape))
-                    tangent = forward_ad.unpack_dual(function(*arrays[:i], moving, *arrays[i + 1 :])).tangent
-                    gradient[element] = 0 if tangent is None else (seed * tangent).sum()
-            gradients.append(gradient.reshape(arrays[i].shape).to(arrays[i].dtype))
-        return value, tuple(gradients)
-
-    def _mapped(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], upstream: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
-        def both(*inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-            given, above = inputs[: len(arrays)], inputs[len(arrays) :]
-
-            def of(*inner: Any) -> Any:
-                put = dict(zip(wrt, inner, strict=True))
-                return function(*(put.get(i, array) for i, array in enumerate(given)))
-
-            value, pull = torch.func.vjp(of, *(given[i] for i in wrt))
-            return value, pull(_seed(value, above[0] if above else None))
-
-        found: tuple[Any, tuple[Any, ...]] = torch.func.vmap(both)(*arrays, *([] if upstream is None else [upstream]))
-        return found
-
-    def curvature(
+    def hvp(
         self,
         function: Callable[..., Any],
         arrays: Sequence[Any],
         wrt: Sequence[int],
-        upstream: Any,
-        along: Sequence[Any],
+        grad_output: Any,
+        directions: Sequence[Any],
         mode: Mode,
     ) -> tuple[Any, ...]:
         leaves = [array.detach().requires_grad_(i in wrt) for i, array in enumerate(arrays)]
         moving = [leaves[i] for i in wrt]
         if mode.name != "forward":
             value = function(*leaves)
-            slopes = torch.autograd.grad(value, moving, _seed(value, upstream), create_graph=True)
-            pairs = [(slope, step) for slope, step in zip(slopes, along, strict=True) if slope.requires_grad]
+            grads = torch.autograd.grad(value, moving, _seed(value, grad_output), create_graph=True)
+            pairs = [(grad, step) for grad, step in zip(grads, directions, strict=True) if grad.requires_grad]
             if not pairs:  # constants to autograd: a penalty on them would add nothing to any gradient
                 return tuple(map(torch.zeros_like, moving))
             outputs, steps = zip(*pairs, strict=True)
             return torch.autograd.grad(outputs, moving, steps, materialize_grads=True)
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(leaf, step) for leaf, step in zip(moving, along, strict=True)]
-            put = dict(zip(wrt, duals, strict=True))
-            value = function(*(put.get(i, leaf) for i, leaf in enumerate(leaves)))
-            slopes = torch.autograd.grad(value, duals, _seed(value, upstream), create_graph=True)
-            tangents = [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+            duals = [forward_ad.make_dual(leaf, step) for leaf, step in zip(moving, directions, strict=True)]
+            value = with_respect_to(function, leaves, wrt)(*duals)
+            grads = torch.autograd.grad(value, duals, _seed(value, grad_output), create_graph=True)
+            tangents = [forward_ad.unpack_dual(grad).tangent for grad in grads]
             return tuple(torch.zeros_like(a) if t is None else t for a, t in zip(moving, tangents, strict=True))
 
-    def lacks(self, error: Exception, mode: Mode) -> bool:
-        text = str(error)
-        return super().lacks(error, mode) or any(word in text for word in LACKS)
-
-
-def _seed(value: torch.Tensor, upstream: Any) -> torch.Tensor:
-    return torch.ones_like(value) if upstream is None else upstream.to(value.dtype)
+    def has_no_rule(self, error: Exception, mode: Mode) -> bool:
+        return super().has_no_rule(error, mode) or any(word in str(error) for word in NO_RULE)
 
 
 # How torch says that a function has no forward derivative, no second one, or no rule for a transform.
-LACKS = ("once_differentiable", "forward AD", "forward mode AD", "vmap", "setup_context", "is not implemented")
+NO_RULE = ("once_differentiable", "forward AD", "forward mode AD", "vmap", "setup_context", "is not implemented")
+
+
+def _seed(value: torch.Tensor, grad_output: Any) -> torch.Tensor:
+    return torch.ones_like(value) if grad_output is None else grad_output.to(value.dtype)
+
+
+def _jvp(function: Callable[..., Any], arrays: Sequence[Any]) -> Callable[[int, Any], Any]:
+    def jvp(i: int, direction: torch.Tensor) -> Any:
+        with forward_ad.dual_level():
+            moving = forward_ad.make_dual(arrays[i], direction)
+            value, tangent = forward_ad.unpack_dual(function(*arrays[:i], moving, *arrays[i + 1 :]))
+            return torch.zeros_like(value) if tangent is None else tangent
+
+    return jvp
+
+
+def _mapped(
+    function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
+) -> tuple[Any, tuple[Any, ...]]:
+    def both(*inputs: Any) -> tuple[Any, tuple[Any, ...]]:
+        given, above = inputs[: len(arrays)], inputs[len(arrays) :]
+        value, pullback = torch.func.vjp(with_respect_to(function, given, wrt), *(given[i] for i in wrt))
+        return value, pullback(_seed(value, above[0] if above else None))
+
+    return torch.func.vmap(both)(*arrays, *([] if grad_output is None else [grad_output]))  # type: ignore[no-any-return]
 
 
 def _extent(array: Array) -> int:

@@ -1,7 +1,7 @@
 """The frameworks' own ways to start processes that talk to each other, and to form groups of them.
 
 An engine has a command line that starts a program on several processes, and a function that each of them calls to find
-its place in a grid of data x model. Every launcher is given a time limit: nobody waits for ever for one that died.
+its place in a mesh of data x model. Every launcher is given a time limit: nobody waits for ever for one that died.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PATIENCE = 120
 
 
 @dataclass(frozen=True)
-class Grid:
-    """This process's place among data x model, and how they tell each other what they found.
+class ProcessMesh:
+    """This process's place among data x model, and how they exchange answers.
 
     rank: (data, model). config: what the implementation is given. gather: the objects of all processes, model ranks
-    running fastest. leave: take the groups down. whole: one process drives all devices, and its arrays are not cut.
+    running fastest. leave: take the groups down. is_global: one process drives all devices, and its arrays are not cut.
     """
 
     data: int
@@ -35,7 +35,7 @@ class Grid:
     config: ParallelConfig
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     leave: Callable[[], None] = lambda: None
-    whole: bool = False
+    is_global: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Engine:
     """launch: the command line, less the program, for a number of processes. join: called on each of them."""
 
     launch: Callable[[int], list[str]]
-    join: Callable[[int, int], Grid]
+    join: Callable[[int, int], ProcessMesh]
 
 
 def script(name: str) -> str:
     """A program that a package has installed."""
-    found = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
-    if found is None:
+    path = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    if path is None:
         raise FileNotFoundError(f"no {name} on this machine")
-    return found
+    return path
 
 
 def mpi_launch(processes: int) -> list[str]:
@@ -59,13 +59,13 @@ def mpi_launch(processes: int) -> list[str]:
     return [script("mpiexec"), "-iface", "lo", "-n", str(processes), sys.executable, "-m", "mpi4py", "-m"]
 
 
-def mpi_join(data: int, model: int) -> Grid:
+def mpi_join(data: int, model: int) -> ProcessMesh:
     from mpi4py import MPI
 
     grid = MPI.COMM_WORLD.Create_cart((data, model))
     config = ParallelConfig(data, model, token_group=grid.Sub((True, False)), model_group=grid.Sub((False, True)))
     row, column = grid.Get_coords(grid.Get_rank())
-    return Grid(data, model, (row, column), config, grid.allgather)
+    return ProcessMesh(data, model, (row, column), config, grid.allgather)
 
 
 def torch_launch(processes: int) -> list[str]:
@@ -76,7 +76,7 @@ def torch_launch(processes: int) -> list[str]:
     ]
 
 
-def torch_join(data: int, model: int) -> Grid:
+def torch_join(data: int, model: int) -> ProcessMesh:
     import torch
     from torch import distributed
 
@@ -86,11 +86,13 @@ def torch_join(data: int, model: int) -> Grid:
     config = ParallelConfig.from_mesh(mesh, data="data", model="model")
 
     def gather(value: Any) -> list[Any]:
-        found = [None] * (data * model)
-        distributed.all_gather_object(found, value)
-        return found
+        values = [None] * (data * model)
+        distributed.all_gather_object(values, value)
+        return values
 
-    return Grid(data, model, divmod(distributed.get_rank(), model), config, gather, distributed.destroy_process_group)
+    return ProcessMesh(
+        data, model, divmod(distributed.get_rank(), model), config, gather, distributed.destroy_process_group
+    )
 
 
 def mindspore_launch(processes: int) -> list[str]:
@@ -105,7 +107,7 @@ def mindspore_launch(processes: int) -> list[str]:
     ]
 
 
-def mindspore_join(data: int, model: int) -> Grid:
+def mindspore_join(data: int, model: int) -> ProcessMesh:
     import mindspore
     from mindspore import communication, mint
 
@@ -116,23 +118,23 @@ def mindspore_join(data: int, model: int) -> Grid:
     config = grid(ParallelConfig(data, model))
 
     def gather(value: Any) -> list[Any]:
-        found: list[Any] = [None] * (data * model)
-        mint.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * (data * model)
+        mint.distributed.all_gather_object(values, value)
+        return values
 
-    return Grid(data, model, divmod(communication.get_rank(), model), config, gather, communication.release)
+    return ProcessMesh(data, model, divmod(communication.get_rank(), model), config, gather, communication.release)
 
 
 def jax_launch(processes: int) -> list[str]:
     return [sys.executable, "-m"]
 
 
-def jax_join(data: int, model: int) -> Grid:
+def jax_join(data: int, model: int) -> ProcessMesh:
     import jax
 
     jax.config.update("jax_num_cpu_devices", data * model)
     mesh = jax.make_mesh((data, model), ("data", "model"))
-    return Grid(data, model, (0, 0), ParallelConfig.from_mesh(mesh, data="data", model="model"), whole=True)
+    return ProcessMesh(data, model, (0, 0), ParallelConfig.from_mesh(mesh, data="data", model="model"), is_global=True)
 
 
 ENGINES = {

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from unixent import ParallelConfig
-from unixent_conformance.api import resolve
+from unixent_conformance.api import find_tested
 from unixent_conformance.cases import catalogue
-from unixent_conformance.cases.model import Case
-from unixent_conformance.harness import Harness
+from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.implementation import Implementation
+from unixent_conformance.model import Case, Tier
 from unixent_conformance.results import Report, Result
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import select
 from unixent_conformance.split.command import Request
-from unixent_conformance.split.cutting import over_grid
-from unixent_conformance.split.engines import ENGINES, Grid
+from unixent_conformance.split.engines import ENGINES, ProcessMesh
+from unixent_conformance.split.shards import on_shards
+from unixent_conformance.under_test import Subject
 
 # Layouts are lost where arrays are cut, and what is malformed cannot be cut.
 LEFT_OUT = ("memory layout", "bad input", "fused linear bad input", "second derivatives")
@@ -25,50 +27,56 @@ LEFT_OUT = ("memory layout", "bad input", "fused linear bad input", "second deri
 
 def run_here(request: Request) -> Report | None:
     """The report, on the first process; the others run the same cases in step with it."""
-    found, harness = resolve(request.implementation, request.framework)
-    cases = [
-        case
-        for case in catalogue(quick=request.quick, features=tuple(request.features or ()))
-        # A property of several calls says no more of a split than its calls do; an error names a position of the part.
-        if case.holds is None and (case.raises is None or not case.raises.mentions) and case.feature not in LEFT_OUT
-    ]
-    grid = ENGINES[request.engine].join(request.data, request.model)
+    tested, harness = find_tested(request.implementation, request.framework)
+    cases = catalogue(Tier.QUICK if request.quick else Tier.FULL, features=request.features or ())
+    mesh = ENGINES[request.engine].join(request.data, request.model)
+    pairs = select(filter(can_be_split, cases), (mode for mode in harness.modes if can_run(mode, mesh)))
     try:
-        results = tuple(_results(found, harness, grid, cases))
+        results = tuple(_results(pairs, tested, harness, mesh))
     finally:
-        grid.leave()
-    if grid.rank != (0, 0):
+        mesh.leave()
+    if mesh.rank != (0, 0):
         return None
-    name = f"{found.name}, {request.data}x{request.model}"
-    version = ", ".join(filter(None, (found.version, harness.version())))
+    name = f"{tested.name}, {request.data}x{request.model}"
+    version = ", ".join(filter(None, (tested.version, harness.version())))
     again = (replace(result, repro=request.line(result) if result.repro else "") for result in results)
     return Report(name, harness.name, version, tuple(again))
 
 
-def _results(found: Implementation, harness: Harness, grid: Grid, cases: Iterable[Case]) -> Iterator[Result]:
-    chosen = list(cases)
-    for mode in harness.modes:
-        # Parts are cut and joined outside of the framework's sight, where only an eager call can be; arrays that are
-        # whole over a mesh are not stacked into a batch.
-        if mode.transform and (not grid.whole or mode.transform != "jit"):
-            continue
-        subject = Subject(harness, with_config(found, grid.config), mode)
-        if not grid.whole:
-            subject = Subject(harness, over_grid(found, harness, grid, mode))
-        yield from (replace(run_case(case, subject), mode=mode.name) for case in chosen if applies(case, mode))
+def can_be_split(case: Case) -> bool:
+    """A property of several calls says no more of a split than its calls do; an error names a position of the part."""
+    names_a_position = case.raises is not None and bool(case.raises.mentions)
+    return case.property is None and not names_a_position and case.feature not in LEFT_OUT
 
 
-def with_config(found: Implementation, config: ParallelConfig) -> Implementation:
-    """The implementation as it is called on arrays that are whole over a mesh."""
+def can_run(mode: Mode, mesh: ProcessMesh) -> bool:
+    """Parts are cut and joined outside of the framework's sight, where only an eager call can be; arrays that are
+    global over a mesh are not stacked into a batch."""
+    return not mode.transform or (mesh.is_global and mode.transform == "jit")
 
-    def given(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+
+def _results(
+    pairs: Iterator[tuple[Case, Mode]], tested: Implementation, harness: Harness, mesh: ProcessMesh
+) -> Iterator[Result]:
+    parallel = with_config(tested, mesh.config)
+    for case, mode in pairs:
+        subject = Subject(harness, parallel, mode)
+        if not mesh.is_global:
+            subject = Subject(harness, on_shards(parallel, harness, mesh, mode))
+        yield replace(run_case(case, subject), mode=mode.name)
+
+
+def with_config(tested: Implementation, config: ParallelConfig) -> Implementation:
+    """The implementation with each of its functions called as in parallel."""
+
+    def given(function: Any) -> Any:
         return None if function is None else partial(function, parallel=config)
 
     return replace(
-        found,
-        loss=partial(found.loss, parallel=config),
-        terms=given(found.terms),
-        value_and_grad=given(found.value_and_grad),
-        linear=given(found.linear),
-        linear_value_and_grad=given(found.linear_value_and_grad),
+        tested,
+        loss=given(tested.loss),
+        terms=given(tested.terms),
+        value_and_grad=given(tested.value_and_grad),
+        linear=given(tested.linear),
+        linear_value_and_grad=given(tested.linear_value_and_grad),
     )

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.api import resolve
-from unixent_conformance.cases.model import Call, Case, Raises
-from unixent_conformance.oracle import Array
+from unixent_conformance.api import find_tested
+from unixent_conformance.model import Array, Call, Case, Raises, Tier
 from unixent_conformance.results import Report
-from unixent_conformance.runner import count, run_cases
+from unixent_conformance.runner import run_cases
+from unixent_conformance.selection import select
 from unixent_conformance.tolerance import Comparison
+from unixent_conformance.under_test import Subject
 from unixent_conformance.vectors import files
 
 
@@ -30,23 +31,16 @@ class Golden:
 
     def compare(self, got: Array) -> Comparison:
         """|got - value| <= bound, entry by entry; NaN and infinities must be the same."""
-        wrong = ""
-        if got.shape != self.value.shape:
-            wrong = f"{self.name}: shape {got.shape}, expected {self.value.shape}"
-        elif got.dtype.name != self.dtype:
-            wrong = f"{self.name}: dtype {got.dtype.name}, expected {self.dtype}"
-        if wrong:
-            return Comparison(float("inf"), (), float("nan"), float("nan"), 0.0, wrong)
-        if not got.size:
-            return Comparison(0.0, (), 0.0, 0.0, 0.0)
+        wrong = Comparison.of_form(self.name, got, self.value.shape, self.dtype)
+        if wrong is not None:
+            return wrong
         wide = got.astype(np.longdouble)
         with np.errstate(all="ignore"):
             error = abs(wide - self.value)
             units = np.where(error == 0, 0, error / self.bound)
             same = (wide == self.value) | (np.isnan(wide) & np.isnan(self.value))
             units = np.where(same, 0, np.where(np.isfinite(wide) & np.isfinite(self.value), units, np.inf))
-        at = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
-        return Comparison(float(units[at]), at, float(wide[at]), float(self.value[at]), float(self.bound[at]))
+        return Comparison.worst(units, wide, self.value, self.bound)
 
 
 def check(
@@ -65,14 +59,14 @@ def check(
         cases = [_case(vector, arrays) for vector in manifest["vectors"]]
     except (KeyError, TypeError) as error:
         raise files.Malformed(f"{folder}: {type(error).__name__}: {error}; see {files.SCHEMA}") from error
-    found, harness = resolve(tested, framework)
-    total, results = count(cases, harness), []
-    for result in run_cases(cases, harness, found):
+    implementation, harness = find_tested(tested, framework)
+    pairs, results = list(select(cases, harness.modes)), []
+    for result in run_cases(pairs, Subject(harness, implementation)):
         results.append(result)
         if progress is not None:
-            progress(len(results), total)
+            progress(len(results), len(pairs))
     version = f"vectors {manifest['version']}, {harness.version()}"
-    return Report(found.name, harness.name, version, tuple(results))
+    return Report(implementation.name, harness.name, version, tuple(results))
 
 
 def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
@@ -86,9 +80,8 @@ def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
         vector["asks"],
         frozenset(vector["needs"]),
         Raises(due["error"], due["argument"]) if due else None,
-        truth=lambda: parts,
-        quick=True,  # in each framework, but for its modes of core cases
-        lean=True,
+        stored=lambda: parts,
+        tiers=frozenset({Tier.QUICK, Tier.LEAN}),  # in each framework, but for its modes of core cases
     )
 
 
@@ -101,7 +94,7 @@ def _call(vector: dict[str, Any], arrays: dict[str, Array]) -> Call:
     return Call(
         named.pop("logits", None),
         named.pop("target"),
-        upstream=named.pop("grad_output", None),
+        grad_output=named.pop("grad_output", None),
         options=options,
         **named,
     )

@@ -14,7 +14,7 @@ import safetensors
 from safetensors.numpy import save
 
 from unixent_conformance.cases.inputs import dtype_of
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 
 FORMAT = "unixent-vectors"
 # Major: what a field or the loss means. Minor: which vectors there are. docs/vectors.md has the log.
@@ -99,7 +99,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def _array(named: tuple[str, Mapping[str, Any]]) -> tuple[str, Array]:
-    name, found = named
-    dtype = dtype_of(NAMES[found["dtype"]])
+    name, stored = named
+    dtype = dtype_of(NAMES[stored["dtype"]])
     little = dtype.newbyteorder("<") if dtype.kind in "iuf" else dtype
-    return name, np.frombuffer(bytes(found["data"]), little).astype(dtype).reshape(found["shape"])
+    return name, np.frombuffer(bytes(stored["data"]), little).astype(dtype).reshape(stored["shape"])

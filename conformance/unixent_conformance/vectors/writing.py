@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance import expect
-from unixent_conformance.cases.model import Call, Case
-from unixent_conformance.expect import Part
-from unixent_conformance.oracle import Array
+from unixent_conformance.expected import Part, expected
+from unixent_conformance.model import Array, Call, Case
 from unixent_conformance.tolerance import Format
 from unixent_conformance.vectors import files
 from unixent_conformance.vectors.reasons import REASONS
@@ -40,7 +38,7 @@ def export(folder: str | Path, features: Sequence[str] = ()) -> dict[str, Any]:
     features: only these; by default every feature of the catalogue that single calls can show.
     """
     store = files.Store()
-    vectors = [found for case in selected(features) if (found := _vector(case, store)) is not None]
+    vectors = [vector for case in selected(features) if (vector := _vector(case, store)) is not None]
     arrays = store.serialized()
     manifest = {
         "format": files.FORMAT,
@@ -59,14 +57,13 @@ def export(folder: str | Path, features: Sequence[str] = ()) -> dict[str, Any]:
 def _vector(case: Case, store: files.Store) -> dict[str, Any] | None:
     """One entry of the manifest; None where an answer may round to an infinity or not, which no bound can say."""
     call = case.build()
-    parts = [] if case.raises and case.raises.error not in ABOUT_VALUES else expect.expected(call, case.asks)
+    # Where an error is due only if values can be read, there is an answer for when they cannot: NaN.
+    parts = [] if case.raises and not case.raises.about_values else expected(call, case.quantity)
     if any(_may_overflow(part) for part in parts):
         return None
-    vector: dict[str, Any] = {"id": case.id, "feature": case.feature, "reason": reason(case), "asks": case.asks}
+    vector: dict[str, Any] = {"id": case.id, "feature": case.feature, "reason": reason(case), "asks": case.quantity}
     vector["function"] = _function(case, call)
-    vector["inputs"] = {name: store.add(np.asarray(array)) for name, array in call.arrays().items()}
-    if call.upstream is not None:
-        vector["inputs"]["grad_output"] = store.add(np.asarray(call.upstream))
+    vector["inputs"] = {name: store.add(np.asarray(array)) for name, array in call.all_arrays().items()}
     vector["options"] = call.static()
     vector["needs"] = sorted(case.needs)
     vector["expected"] = [_expected(part, store) for part in parts]
@@ -76,10 +73,6 @@ def _vector(case: Case, store: files.Store) -> dict[str, Any] | None:
     return vector
 
 
-# Where an error is due only if values can be read, there is an answer for when they cannot: NaN.
-ABOUT_VALUES = ("TargetRangeError", "EmptyMeanError")
-
-
 def reason(case: Case) -> str:
     """Why the vector exists: what its feature is about, and what this one is."""
     variant = case.id.split("/", 1)[1].rsplit("/", 1)[0].replace("/", ", ").replace("-", " ")
@@ -87,9 +80,9 @@ def reason(case: Case) -> str:
 
 
 def _function(case: Case, call: Call) -> str:
-    if call.linear and case.asks == "loss":
+    if call.linear and case.quantity == "loss":
         return "linear_cross_entropy"
-    return FUNCTIONS.get(case.asks, "value_and_grad")
+    return FUNCTIONS.get(case.quantity, "value_and_grad")
 
 
 def _expected(part: Part, store: files.Store) -> dict[str, Any]:

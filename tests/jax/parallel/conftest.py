@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
+from unixent_conformance.cases.model import Call
 
 import unixent
-from unixent_conformance.cases.model import Call
 
 B, S, C = 4, 3, 12
 RNG = np.random.default_rng(11)
@@ -26,7 +26,7 @@ UPSTREAM = RNG.normal(size=(B, S))
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "weight": {"reduction": "sum", "weight": WEIGHT},
-    "none": {"reduction": "none", "mask": MASK, "upstream": UPSTREAM},
+    "none": {"reduction": "none", "mask": MASK, "grad_output": UPSTREAM},
     "normalizer": {"mask": MASK, "weight": WEIGHT, "normalizer": 7.5},
     "smoothing": {"label_smoothing": 0.2, "weight": WEIGHT, "mask": MASK},
     "smoothing alone": {"label_smoothing": 1.0},
@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "empty": {"mask": np.zeros((B, S))},
     "empty, nan": {"mask": np.zeros((B, S)), "on_empty": "nan"},
 }
-EXTRA = ("weight", "mask", "upstream")
+EXTRA = ("weight", "mask", "grad_output")
 
 
 def build(target_kind: str, options: str, dtype: str = "float32") -> Call:

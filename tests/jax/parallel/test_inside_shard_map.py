@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from unixent_conformance.cases.model import Call
 
 import unixent
-from unixent_conformance import expect
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
 
 KINDS = ["index", "probability"]
 OPTIONS = [
@@ -25,11 +25,11 @@ OPTIONS = [
     *("empty", "empty, nan"),
 ]
 FULL = P("data", None, "model")
-PLACES = {"logits": FULL, "weight": P(), "mask": P("data"), "upstream": P("data")}
+PLACES = {"logits": FULL, "weight": P(), "mask": P("data"), "grad_output": P("data")}
 
 
 def arrays_of(call: Call) -> dict[str, Any]:
-    return {**call.arrays(), **({} if call.upstream is None else {"upstream": call.upstream})}
+    return {**call.arrays(), **({} if call.grad_output is None else {"grad_output": call.grad_output})}
 
 
 def places(call: Call) -> dict[str, P]:
@@ -47,8 +47,8 @@ def result_place(call: Call) -> P:
     return P("data") if call.options.get("reduction") == "none" else P()
 
 
-def check(call: Call, asks: Any, actual: Any) -> None:
-    for part, got in zip(expect.expected(call, asks), actual, strict=True):
+def check(call: Call, quantity: Any, actual: Any) -> None:
+    for part, got in zip(expected(call, quantity), actual, strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
@@ -60,8 +60,8 @@ def test_value_and_gradients_are_those_of_the_whole(mesh, axes, call, target_kin
     wrt = ("logits", "target")[: 1 if target_kind == "index" else 2]
 
     def own(arrays: Any) -> Any:
-        upstream = arrays.pop("upstream", None)
-        return unixent.value_and_grad(**arrays, **given.options, grad_output=upstream, wrt=wrt, parallel=axes)
+        grad_output = arrays.pop("grad_output", None)
+        return unixent.value_and_grad(**arrays, **given.options, grad_output=grad_output, wrt=wrt, parallel=axes)
 
     loss, grads = over_devices(mesh, given, own, (result_place(given), (FULL,) * len(wrt)))
     check(given, "logits gradient", (loss, grads[0]))
@@ -93,7 +93,7 @@ def test_gradient_taken_outside_and_inside(mesh, axes, call, target_kind, option
     given = call(target_kind, options)
 
     def loss(logits: Any, arrays: Any) -> Any:
-        weights = arrays.pop("upstream", 1.0)
+        weights = arrays.pop("grad_output", 1.0)
         return jnp.sum(unixent.cross_entropy(logits, **arrays, **given.options, parallel=axes) * weights)
 
     def inside(arrays: Any) -> Any:
@@ -101,7 +101,7 @@ def test_gradient_taken_outside_and_inside(mesh, axes, call, target_kind, option
 
     def total(arrays: Any) -> Any:
         value = loss((rest := dict(arrays)).pop("logits"), rest)
-        return lax.psum(value, "data") if "upstream" in arrays else value
+        return lax.psum(value, "data") if "grad_output" in arrays else value
 
     @jax.jit
     def both(arrays: Any) -> Any:
@@ -111,9 +111,9 @@ def test_gradient_taken_outside_and_inside(mesh, axes, call, target_kind, option
         )
         return jax.grad(lambda logits: whole({**arrays, "logits": logits}))(arrays["logits"]), within(arrays)
 
-    expected = expect.expected(given, "logits gradient")[1]
+    part = expected(given, "logits gradient")[1]
     for actual in both({name: jnp.asarray(array) for name, array in arrays_of(given).items()}):
-        assert expected.compare(np.asarray(actual)).ok
+        assert part.compare(np.asarray(actual)).ok
 
 
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
@@ -175,8 +175,8 @@ def test_special_values_on_one_device(mesh, axes, call, target_kind, options):
     given = replace(given, logits=logits, target=target, mask=mask, options={"reduction": "none", **options})
 
     def own(arrays: Any) -> Any:
-        upstream = arrays.pop("upstream")
-        return unixent.value_and_grad(**arrays, **given.options, grad_output=upstream, parallel=axes)
+        grad_output = arrays.pop("grad_output")
+        return unixent.value_and_grad(**arrays, **given.options, grad_output=grad_output, parallel=axes)
 
     loss, grad = over_devices(mesh, given, own, (P("data"), FULL))
     check(given, "logits gradient", (loss, grad))

@@ -12,11 +12,11 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from unixent_conformance.cases.model import Call
 
 import unixent
 from unixent import ParallelConfig
-from unixent_conformance import expect
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
 
 RNG = np.random.default_rng(12)
 N, D, C = 8, 5, 12
@@ -29,7 +29,7 @@ MASK = (RNG.random(N) * (RNG.random(N) > 0.3)).astype(np.float32)
 UPSTREAM = RNG.normal(size=N).astype(np.float32)
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "none": {"reduction": "none", "mask": MASK, "upstream": UPSTREAM, "label_smoothing": 0.1},
+    "none": {"reduction": "none", "mask": MASK, "grad_output": UPSTREAM, "label_smoothing": 0.1},
     "all": {"label_smoothing": 0.2, "weight": WEIGHT, "mask": MASK, "z_loss": 0.1, "softcap": 3.0},
     "normalizer": {"mask": MASK, "normalizer": 7.0},
 }
@@ -40,14 +40,14 @@ PLACES = {
     "bias": P("model"),
     "weight": P(),
     "mask": P("data"),
-    "upstream": P("data"),
+    "grad_output": P("data"),
 }
 GATHERS = re.compile(r"= .*?\b(all-gather|all-to-all|collective-permute|reduce-scatter)")
 
 
 def build(target_kind: str, options: str, bias: bool = True, dtype: str = "float32") -> Call:
     given = dict(OPTIONS[options])
-    extra = {name: given.pop(name) for name in ("weight", "mask", "upstream") if name in given}
+    extra = {name: given.pop(name) for name in ("weight", "mask", "grad_output") if name in given}
     narrow = np.asarray(jnp.zeros(0, dtype)).dtype
     arrays = {"hidden": HIDDEN.astype(narrow), "classifier": CLASSIFIER.astype(narrow)}
     if bias:
@@ -56,7 +56,7 @@ def build(target_kind: str, options: str, bias: bool = True, dtype: str = "float
 
 
 def arrays_of(call: Call) -> dict[str, Any]:
-    arrays = {**call.arrays(), **({} if call.upstream is None else {"upstream": call.upstream})}
+    arrays = {**call.arrays(), **({} if call.grad_output is None else {"grad_output": call.grad_output})}
     return {name: jnp.asarray(array) for name, array in arrays.items()}
 
 
@@ -67,16 +67,16 @@ def places(call: Call) -> dict[str, P]:
 
 def gradients(call: Call, config: ParallelConfig, arrays: dict[str, Any]) -> Any:
     rest = dict(arrays)
-    upstream = rest.pop("upstream", None)
+    grad_output = rest.pop("grad_output", None)
     wrt = call.differentiable()
     return unixent.linear_value_and_grad(
-        **rest, **call.options, chunk=3, grad_output=upstream, wrt=wrt, parallel=config
+        **rest, **call.options, chunk=3, grad_output=grad_output, wrt=wrt, parallel=config
     )
 
 
 def check(call: Call, actual: Any) -> None:
     loss, grads = actual
-    for part, got in zip(expect.expected(call, "linear gradients"), (loss, *grads), strict=True):
+    for part, got in zip(expected(call, "linear gradients"), (loss, *grads), strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
@@ -114,13 +114,13 @@ def test_gradient_taken_outside(mesh, axes, options):
     arrays = arrays_of(given)
 
     def total(arrays: Any) -> Any:
-        upstream = arrays.pop("upstream", None)
+        grad_output = arrays.pop("grad_output", None)
         loss = unixent.linear_cross_entropy(**arrays, **given.options, chunk=3, parallel=axes)
-        return loss if upstream is None else lax.psum(jnp.sum(loss * upstream), "data")
+        return loss if grad_output is None else lax.psum(jnp.sum(loss * grad_output), "data")
 
     whole = jax.shard_map(total, mesh=mesh, in_specs=(places(given),), out_specs=P())
     actual = jax.jit(jax.grad(lambda own: whole({**arrays, **own})))({name: arrays[name] for name in names})
-    for part, name in zip(expect.expected(given, "linear gradients")[1:], names, strict=True):
+    for part, name in zip(expected(given, "linear gradients")[1:], names, strict=True):
         assert part.compare(np.asarray(actual[name])).ok, name
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from unixent_conformance.cases.model import Call
 
 import unixent
 from unixent import ParallelConfig
-from unixent_conformance import expect
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
 
 GATHERS = re.compile(r"= .*?\b(all-gather|all-to-all|collective-permute|reduce-scatter)")
 MODES = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
@@ -30,8 +30,8 @@ def config_of(mesh: Mesh) -> ParallelConfig:
     return ParallelConfig.from_mesh(mesh, data="data", context="context", model="model")
 
 
-def check(call: Call, asks: Any, actual: Any) -> None:
-    for part, got in zip(expect.expected(call, asks), actual, strict=True):
+def check(call: Call, quantity: Any, actual: Any) -> None:
+    for part, got in zip(expected(call, quantity), actual, strict=True):
         comparison = part.compare(np.asarray(got))
         assert comparison.ok, (part.name, comparison)
 
@@ -47,18 +47,18 @@ def even(call: Call) -> Call:
         logits=longer(call.logits),
         target=longer(call.target),
         mask=longer(call.mask),
-        upstream=longer(call.upstream),
+        grad_output=longer(call.grad_output),
     )
 
 
 def grad(call: Call, config: ParallelConfig, arrays: dict[str, Any]) -> Any:
     rest = dict(arrays)
-    upstream = rest.pop("upstream", None)
-    return unixent.value_and_grad(**rest, **call.options, grad_output=upstream, parallel=config)
+    grad_output = rest.pop("grad_output", None)
+    return unixent.value_and_grad(**rest, **call.options, grad_output=grad_output, parallel=config)
 
 
 def arrays_of(call: Call) -> dict[str, Any]:
-    return {**call.arrays(), **({} if call.upstream is None else {"upstream": call.upstream})}
+    return {**call.arrays(), **({} if call.grad_output is None else {"grad_output": call.grad_output})}
 
 
 @MODES
@@ -116,7 +116,7 @@ def test_any_shape_of_positions(shape):
     mesh = cube(AxisType.Auto)
     rng = np.random.default_rng(0)
     target = rng.integers(7, size=shape).astype(np.int32)
-    given = Call(rng.normal(size=(*shape, 7)).astype(np.float32), target, upstream=np.float32(2))
+    given = Call(rng.normal(size=(*shape, 7)).astype(np.float32), target, grad_output=np.float32(2))
     arrays = jax.tree.map(jnp.asarray, arrays_of(given))
     check(given, "logits gradient", grad(given, config_of(mesh), arrays))
     none = unixent.cross_entropy(given.logits, target, reduction="none", parallel=config_of(mesh), backend="jax")

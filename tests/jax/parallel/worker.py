@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from unixent_conformance.cases.model import Call
 
 import unixent
-from unixent_conformance import expect
-from unixent_conformance.cases.model import Call
+from unixent_conformance.expected import expected
 
 ADDRESS, COUNT, RANK = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 RNG = np.random.default_rng(3)
@@ -29,9 +29,9 @@ WEIGHT, MASK = RNG.random(C).astype(np.float32), RNG.random(N).astype(np.float32
 HIDDEN, CLASSIFIER = (RNG.normal(size=size).astype(np.float32) for size in ((N, D), (C, D)))
 
 
-def check(call: Call, asks: Any, actual: Any, mesh: Any) -> None:
+def check(call: Call, quantity: Any, actual: Any, mesh: Any) -> None:
     collect = jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, P()))
-    for part, got in zip(expect.expected(call, asks), actual, strict=True):
+    for part, got in zip(expected(call, quantity), actual, strict=True):
         comparison = part.compare(np.asarray(collect(got)))
         assert comparison.ok, (RANK, part.name, comparison)
 

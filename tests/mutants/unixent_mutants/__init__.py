@@ -12,8 +12,10 @@ from importlib import import_module
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import Implementation
+from unixent_conformance.model import Tier
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.runner import Subject, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.under_test import Subject
 from unixent_mutants.plain import REGISTRY, Plain
 
 FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split")
@@ -38,7 +40,7 @@ def caught(mutant: type[Plain]) -> Result | None:
     """The first case of the features that should name the fault which finds it silently wrong; quick cases first."""
     subject = Subject(load("numpy"), mutant().implementation())
     cases = catalogue(features=mutant.features)
-    for case in sorted(cases, key=lambda case: not case.quick):
+    for case in sorted(cases, key=lambda case: not case.within(Tier.QUICK)):
         result = run_case(case, subject)
         if result.verdict is Verdict.WRONG:
             return result

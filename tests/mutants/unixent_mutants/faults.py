@@ -15,7 +15,9 @@ from unixent_conformance.cases import catalogue
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import wrap
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.runner import Subject, applies, run_case
+from unixent_conformance.runner import run_case
+from unixent_conformance.selection import applies
+from unixent_conformance.under_test import Subject
 
 FRAMEWORKS = ("torch", "jax", "mindspore")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 from unixent_mutants.linear import Inputs, PlainLinear
 from unixent_mutants.plain import mutant
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 from unixent_mutants.checks import DEFAULTS, check_upstream
 from unixent_mutants.plain import Plain
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.oracle import Array
+from unixent_conformance.model import Array
 from unixent_mutants.plain import Plain, Stats, mutant
 
 

@@ -14,25 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.model import Call
+from unixent_conformance.cases.inputs import dtype_of
 from unixent_conformance.harness import Harness, Unsupported
 from unixent_conformance.implementation import Implementation
+from unixent_conformance.model import Call
 
 # The identity is C x C.
 WIDEST = 4096
 
 
-def through_identity(found: Implementation, harness: Harness) -> Implementation:
-    """The implementation whose loss is the fused linear form of `found`: its `linear`, or its only callable."""
-    both = found.linear_value_and_grad
-    options = None if found.options is None else (found.options - {"hidden", "classifier"}) | {"logits", "target"}
+def through_identity(implementation: Implementation, harness: Harness) -> Implementation:
+    """The implementation whose loss is the fused linear form of another: its `linear`, or its only callable."""
+    linear, both = implementation.linear or implementation.loss, implementation.linear_value_and_grad
+    options = implementation.options
     return replace(
-        found,
-        loss=_on_logits(found.linear or found.loss, harness),
+        implementation,
+        loss=_on_logits(linear, harness),
         terms=None,
-        linear=found.linear or found.loss,
+        linear=linear,
         value_and_grad=None if both is None else _on_logits(both, harness),
-        options=options,
+        options=None if options is None else (options - {"hidden", "classifier"}) | {"logits", "target"},
         as_logits=True,
     )
 
@@ -62,7 +63,5 @@ def _on_logits(linear: Callable[..., Any], harness: Harness) -> Callable[..., An
 
 
 def _identity(classes: int, like: Any, harness: Harness) -> Any:
-    from unixent_conformance.cases.inputs import dtype_of
-
     dtype = str(like.dtype).rsplit(".", 1)[-1].lower()
     return harness.from_numpy(np.eye(classes).astype(dtype_of(dtype)))

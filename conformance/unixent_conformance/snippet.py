@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.model import Call, Case
-
-if TYPE_CHECKING:
-    from unixent_conformance.runner import Subject
+from unixent_conformance.model import Call, Case
+from unixent_conformance.under_test import Subject
 
 # Arrays up to this many elements are spelled out; larger ones come from the case by its id.
 SPELLED = 64
-
-CALLS = {
-    "loss": "loss",
-    "terms": "terms",
-    "logits gradient": "gradient",
-    "target gradient": "gradient",
-    "linear gradients": "linear_gradients",
-    "second derivatives": "curvature",
-}
 
 
 def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
@@ -29,26 +18,23 @@ def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
     lines = [f"# {case.id}: {line}" if not i else f"#   {line}" for i, line in enumerate(detail.splitlines()[:4])]
     lines += ["import numpy as np", "import unixent_conformance as uc", ""]
     lines += [_subject(subject)]
-    if case.holds is not None or not _spelled(call):
+    if case.property is not None or not _spelled(call):
         lines += [f"case = uc.case({case.id!r})", "call = case.build()  # the inputs, as NumPy arrays"]
     else:
-        if any(np.asarray(array).dtype.name == "bfloat16" for array in _everything(call).values()):
+        arrays = call.all_arrays()
+        if any(np.asarray(array).dtype.name == "bfloat16" for array in arrays.values()):
             lines.insert(-1, "from ml_dtypes import bfloat16")
-        arguments = [f"    {name}={_literal(value)}," for name, value in _everything(call).items()]
-        options = {name: value for name, value in call.options.items() if name not in call.arrays()}
-        if "normalizer" in call.arrays():
-            arguments = [line for line in arguments if not line.startswith("    normalizer=")]
-            options["normalizer"] = call.options["normalizer"]
+        options = {name: value for name, value in call.options.items() if name not in arrays}
+        if "normalizer" in arrays:
+            options["normalizer"] = arrays.pop("normalizer")
         spelled = ", ".join(f"{name!r}: {_literal(value)}" for name, value in options.items())
-        if call.linear:
-            arguments.insert(0, "    logits=None,")
-        lines += ["call = uc.Call(", *arguments, f"    options={{{spelled}}},", ")"]
-        lines += [f"case = uc.case({case.id!r}, call)"]
-    if case.holds is None:
-        wrt = ', "target"' if case.asks == "target gradient" else ""
+        lines += ["call = uc.Call(", *(["    logits=None,"] if call.linear else [])]
+        lines += [f"    {name}={_literal(value)}," for name, value in arrays.items()]
+        lines += [f"    options={{{spelled}}},", ")", f"case = uc.case({case.id!r}, call)"]
+    if case.property is None:
         lines += [
             "try:",
-            f"    print(subject.{CALLS[case.asks]}(call{wrt}))",
+            f"    print(subject.answer(call, {case.quantity!r}))",
             "except Exception as error:",
             "    print(repr(error))",
         ]
@@ -62,13 +48,10 @@ def _subject(subject: Subject) -> str:
     return f"subject = uc.subject({', '.join(map(repr, arguments))}{linear})"
 
 
-def _everything(call: Call) -> dict[str, Any]:
-    return call.arrays() if call.upstream is None else {**call.arrays(), "upstream": call.upstream}
-
-
 def _spelled(call: Call) -> bool:
-    plain = all(array.flags.c_contiguous and array.flags.writeable for array in _everything(call).values())
-    return plain and sum(array.size for array in _everything(call).values()) <= SPELLED
+    arrays = call.all_arrays().values()
+    whole = all(array.flags.c_contiguous and array.flags.writeable for array in arrays)
+    return whole and sum(array.size for array in arrays) <= SPELLED
 
 
 def _literal(value: Any) -> str:

@@ -1,0 +1,53 @@
+"""How the families of the catalogue make their cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from unixent_conformance.cases.inputs import Recipe
+from unixent_conformance.model import QUICK, Call, Case, Quantity
+
+Questions = tuple[tuple[Quantity, str], ...]
+
+# What is asked, and what it is called at the end of an id.
+VALUE_AND_GRADIENT: Questions = (("loss", "value"), ("logits gradient", "gradient"))
+VALUE_AND_GRADIENTS: Questions = (("loss", "value"), ("linear gradients", "gradients"))
+
+
+def make(
+    id: str,
+    feature: str,
+    build: Callable[[], Call],
+    quantity: Quantity = "loss",
+    *,
+    needs: frozenset[str] | None = None,
+    quick: bool = False,
+    **more: Any,
+) -> Case:
+    """A case; what it needs is read off its call where it is not given."""
+    needs = build().needs() if needs is None else needs
+    tiers = QUICK if quick else frozenset()
+    return Case(id.replace(" ", "-").replace(",", ""), feature, build, quantity, needs, tiers=tiers, **more)
+
+
+def each(
+    stem: str, feature: str, build: Callable[[], Call], questions: Questions = VALUE_AND_GRADIENT, **more: Any
+) -> Iterator[Case]:
+    """A case for each question about one call."""
+    for quantity, word in questions:
+        yield make(f"{stem}/{word}", feature, build, quantity, **more)
+
+
+def from_recipe(stem: str, feature: str, recipe: Recipe, **more: Any) -> Iterator[Case]:
+    """The value, and each gradient that is defined, under an uneven upstream gradient."""
+    more["needs"] = recipe.needs()
+    yield make(f"{stem}/value", feature, recipe.call, "loss", **more)
+    yield from gradients(stem, feature, recipe.but(grad_output="uneven").call, **more)
+
+
+def gradients(stem: str, feature: str, build: Callable[[], Call], needs: frozenset[str], **more: Any) -> Iterator[Case]:
+    """The gradient of the logits, and of probabilities where they are the target."""
+    yield make(f"{stem}/gradient", feature, build, "logits gradient", needs=needs, **more)
+    if "target:probability" in needs:
+        yield make(f"{stem}/target-gradient", feature, build, "target gradient", needs=needs, **more)

@@ -1,0 +1,177 @@
+"""What a case is: a call, what is asked of it, and what must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# What is asked of a call: which arrays an answer has.
+Quantity = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients", "second derivatives"]
+
+ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
+
+
+class Tier(IntEnum):
+    """How many cases are run, from the fewest to all. A run asks for a tier, and so does a mode where cases are dear.
+
+    FEW: one small first gradient of each feature, and second derivatives that between them have every option: for modes
+        that cost a call per element.
+    CORE: a few cases of every feature: for modes that compile each case.
+    LEAN: of each quick input one question: for frameworks that compile what is called.
+    QUICK: a run of seconds.
+    FULL: the catalogue.
+
+    A tier is larger than those before it but need not contain them: CORE alternates between the questions of a
+    feature, LEAN draws one of each input by its name, and the second derivatives of FEW are not all quick. So a case
+    has a set of tiers, and FULL has every case.
+    """
+
+    FEW = 1
+    CORE = 2
+    LEAN = 3
+    QUICK = 4
+    FULL = 5
+
+
+QUICK = frozenset({Tier.QUICK})
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call: NumPy arrays, options that differ from the defaults, and the upstream gradient where
+    a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias."""
+
+    logits: Any
+    target: Any
+    weight: Any = None
+    mask: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    grad_output: Any = None
+    hidden: Any = None
+    classifier: Any = None
+    bias: Any = None
+
+    @property
+    def linear(self) -> bool:
+        return self.hidden is not None
+
+    @property
+    def has_indices(self) -> bool:
+        return bool(np.asarray(self.target).dtype.kind in "iub")
+
+    def differentiable(self) -> tuple[str, ...]:
+        """The arguments that have a gradient, in the order of a fused linear call's `wrt`."""
+        dtype = np.asarray(self.target).dtype
+        scores = ("hidden", "classifier", *(["bias"] if self.bias is not None else [])) if self.linear else ("logits",)
+        return (*scores, *(["target"] if dtype.kind == "f" or dtype.name == "bfloat16" else []))
+
+    def wrt(self, quantity: Quantity) -> tuple[str, ...]:
+        """The arguments whose gradients are asked for."""
+        if quantity == "linear gradients":
+            return self.differentiable()
+        return {"logits gradient": ("logits",), "target gradient": ("target",)}.get(quantity, ())
+
+    def directions(self) -> dict[str, Array]:
+        """Where each of these moves when a gradient is differentiated once more; a shape's numbers are its own."""
+        directions = {}
+        for name in self.differentiable():
+            array = np.asarray(getattr(self, name))
+            rng = np.random.default_rng(crc32(f"{name}{array.shape}".encode()))
+            directions[name] = rng.uniform(-1.0, 1.0, array.shape).astype(array.dtype)
+        return directions
+
+    def arrays(self) -> dict[str, Any]:
+        """The array arguments by name; a normalizer may be one too."""
+        named = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        if isinstance(self.options.get("normalizer"), np.ndarray):
+            named["normalizer"] = self.options["normalizer"]
+        return named
+
+    def all_arrays(self) -> dict[str, Any]:
+        """The same, and the upstream gradient if there is one."""
+        return self.arrays() if self.grad_output is None else {**self.arrays(), "grad_output": self.grad_output}
+
+    def static(self) -> dict[str, Any]:
+        """The options that are no arrays."""
+        return {name: value for name, value in self.options.items() if not isinstance(value, np.ndarray)}
+
+    @property
+    def reduction(self) -> str:
+        return str(self.options.get("reduction", "mean"))
+
+    @property
+    def dtype(self) -> str:
+        return str(np.asarray(self.hidden if self.linear else self.logits).dtype.name)
+
+    @property
+    def acc_dtype(self) -> str:
+        scores = (self.logits, self.hidden, self.classifier, self.bias)
+        widest = max(np.asarray(array).dtype.itemsize for array in scores if array is not None)
+        return "float64" if widest == 8 else "float32"
+
+    @property
+    def result_dtype(self) -> str:
+        return str(self.options.get("dtype") or self.dtype)
+
+    def needs(self) -> frozenset[str]:
+        """The capabilities without which an implementation may refuse the call."""
+        needs = {f"dtype:{self.dtype}", "target:index" if self.has_indices else "target:probability"}
+        if self.linear:
+            needs.add("linear")
+        if self.options.get("dtype"):
+            needs.add(f"dtype:{self.options['dtype']}")
+        return frozenset(needs)
+
+
+@dataclass(frozen=True)
+class Raises:
+    """The error that is due: its class by name, and the argument that its text must name."""
+
+    error: str
+    argument: str
+    mentions: tuple[str, ...] = ()
+
+    @property
+    def about_values(self) -> bool:
+        """Whether it depends on values, which cannot be read under a transform: NaN is due there instead."""
+        return self.error in ("TargetRangeError", "EmptyMeanError")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a property found wrong, and by how much where that can be said."""
+
+    detail: str
+    units: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing that must hold.
+
+    `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
+    `property` (of several calls of a `Subject`; returns a Finding where it is broken), `stored` (the parts of an answer
+    kept in a file) or, with none of them, the oracle. `needs` names the capabilities without which a refusal is
+    legitimate, `tiers` the runs and modes, smaller than `Tier.FULL`, that have the case.
+    """
+
+    id: str
+    feature: str
+    build: Callable[[], Call]
+    quantity: Quantity = "loss"
+    needs: frozenset[str] = frozenset()
+    raises: Raises | None = None
+    property: Callable[[Any, Call], Finding | None] | None = None
+    stored: Callable[[], Sequence[Any]] | None = None
+    tiers: frozenset[Tier] = frozenset()
+    note: str = field(default="", compare=False)
+
+    def within(self, tier: Tier) -> bool:
+        return tier is Tier.FULL or tier in self.tiers

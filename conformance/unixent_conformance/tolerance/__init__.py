@@ -1,0 +1,29 @@
+"""The error model: an estimate of every array of an answer, its exact value with a bound for each entry.
+
+`bounds` derives those of logits, `linear` what the dot products of the fused form add to them, `second` those of second
+derivatives; `formats` compares an answer with its estimate.
+"""
+
+from unixent_conformance.oracle import Solution
+from unixent_conformance.tolerance import bounds, linear, second
+from unixent_conformance.tolerance.formats import FORMATS, Comparison, Estimate, Format, compare, rounding
+
+__all__ = ["FORMATS", "Comparison", "Estimate", "Format", "compare", "estimates", "rounding", "second_derivatives"]
+
+
+def terms(s: Solution) -> dict[str, Estimate]:
+    """The numerator and the denominator."""
+    return {"numerator": bounds.numerator(s), "denominator": bounds.denominator(s)}
+
+
+def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
+    """The loss, and the gradient of each argument named in `wrt`."""
+    if s.linear is not None:
+        return linear.estimates(s, s.linear, wrt)
+    gradients = {"logits": bounds.logits_gradient, "target": bounds.target_gradient}
+    return {"loss": bounds.loss(s), **{name: gradients[name](s) for name in wrt}}
+
+
+def second_derivatives(s: Solution) -> dict[str, Estimate]:
+    """The change of each gradient along `call.directions()`."""
+    return second.of_logits(s) if s.linear is None else second.of_linear(s, s.linear)

@@ -1,0 +1,123 @@
+"""The error model of logits: how far an honest implementation may be from the exact answer, entry by entry.
+
+u is the unit roundoff of the accumulation dtype (float32 for half precision inputs), C the number of classes, N of
+positions, m the row maximum. Every bound is the promise
+
+    |l^ - l| <= (8 + 2 log2 C) u |l|                      a loss per position
+    |g^ - g| <= (16 + 2 |x_c - m| + 2 log2 C) u |g|       an entry of the gradient with respect to the logits
+
+with, where terms of either sign are added, |l| and |g| replaced by the sum of the terms' magnitudes (the oracle gives
+those), and one rounding to the dtype of the result. Where the numbers come from:
+
+* exp and log are good to an ulp or so (2u); a difference x_c - m costs u |x_c - m| in the exponent, which for the
+  classes that matter to a sum of exponentials is at most u ln C on average, since sum p_c (m - x_c) <= ln C; adding C
+  terms in a tree costs u log2 C. A confident row has no dominant class but its own, and keeps the bound only if its
+  exponentials are taken relative to the largest of the *other* classes. Together, with a weight, a mask and a
+  division: 8 + 2 log2 C.
+* An entry of the gradient is one such exponential, so its own u |x_c - m| stays, twice, as room for splitting it.
+* Adding N positions in a tree: u log2 N, and twice that as room for blocks and threads.
+* A denominator is a sum of N products: (3 + 2 log2 N) u of the sum of its magnitudes.
+* A softcap a tanh(x/a) is a division (u), a tanh good to two ulp or so (4u) and a product (u), each relative to x'.
+* Products that fall below the smallest normal number of the accumulation dtype may lose everything: many devices
+  flush such numbers to zero. This floor is of order 1e-38 in float32, below anything a half precision result can show.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from unixent_conformance.model import Array
+from unixent_conformance.oracle import Solution
+from unixent_conformance.tolerance.formats import Estimate, Format, log2, roundoff, times
+
+# The softcap's roundings with room for a tanh of four ulp, in u relative to x'.
+SOFTCAP_ROUNDINGS = 10
+
+
+def units_of(s: Solution) -> tuple[float, float]:
+    """u and the smallest normal number of the accumulation dtype."""
+    return roundoff(s.acc_dtype), Format.of(s.acc_dtype).smallest_normal
+
+
+def loss(s: Solution) -> Estimate:
+    """The value under its reduction."""
+    if s.call.reduction == "none":
+        return Estimate(s.reduced.value, position_bounds(s).reshape(s.rows.positions))
+    total = numerator(s)
+    if s.call.reduction == "sum":
+        return total
+    if s.reduced.empty:
+        return Estimate(s.reduced.value, np.zeros_like(s.reduced.value))
+    with np.errstate(all="ignore"):
+        # q = n/d: dq/q = dn/n - dd/d, one rounding for the quotient, one for a normalizer given as a Python float.
+        relative = denominator_error(s) + 2 * units_of(s)[0]
+        return Estimate(s.reduced.value, total.bound / abs(s.reduced.denominator) + abs(s.reduced.value) * relative)
+
+
+def numerator(s: Solution) -> Estimate:
+    """The summed losses: the terms' own bounds, and a tree of N additions."""
+    with np.errstate(all="ignore"):
+        adding = 2 * log2(len(s.rows.position_weight)) * units_of(s)[0] * s.rows.loss_magnitudes().sum()
+        return Estimate(s.reduced.numerator, position_bounds(s).sum() + adding)
+
+
+def denominator(s: Solution) -> Estimate:
+    """The summed token weights."""
+    steps = 3 + 2 * log2(len(s.rows.position_weight))
+    return Estimate(s.reduced.denominator, steps * units_of(s)[0] * abs(s.rows.denominators).sum())
+
+
+def denominator_error(s: Solution) -> Array:
+    """Relative error of what a mean is divided by; 0 where nothing is, and for a normalizer, which is given."""
+    return np.asarray(denominator(s).bound / abs(s.reduced.denominator) if s.reduced.divided else 0.0)
+
+
+def position_bounds(s: Solution) -> Array:
+    """(8 + 2 log2 C) u of the terms' magnitudes, and what the capped logits' own rounding moves: |dl/dx'| |dx'|."""
+    rows, (u, tiny) = s.rows, units_of(s)
+    with np.errstate(all="ignore"):
+        bound = (8 + 2 * log2(rows.classes)) * u * rows.loss_magnitudes()
+        if rows.cap_ratio.any():
+            moved = times(rows.gradient_magnitudes(), abs(rows.logits))
+            bound = bound + SOFTCAP_ROUNDINGS * u * moved.sum(axis=1)
+        # The rounding of lse itself, squared, where lse is near 0.
+        bound = (
+            bound + rows.z_loss * abs(rows.position_weight) * (8 * u * (abs(rows.shift) + rows.lse_minus_shift)) ** 2
+        )
+        # Every class may lose a term below the smallest normal number, in r and in its share of the loss.
+        weight = abs(rows.coefs).sum(axis=1)
+        bound = bound + tiny * (1 + abs(rows.position_weight)) * (1 + rows.classes * (1 + weight))
+        return np.where(rows.position_weight == 0, 0, bound)
+
+
+def logits_gradient(s: Solution) -> Estimate:
+    """(16 + 2 |x_c - m| + 2 log2 C) u of the entry's terms, the cap's roundings, the scale's and the floor."""
+    rows, (u, tiny) = s.rows, units_of(s)
+    gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
+    with np.errstate(all="ignore"):
+        factor = 16 + 2 * gap + 2 * log2(rows.classes)
+        if rows.cap_ratio.any():
+            # p_c moves with its own x' and with the others'; softcap_grad = sech^2 moves with twice its argument.
+            farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
+            ratio = np.where(np.isfinite(rows.cap_ratio), rows.cap_ratio, 0)
+            factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * ratio
+        relative = u * (factor + 2) + denominator_error(s)
+        per_position = times(rows.gradient_magnitudes() * rows.softcap_grad, relative)
+        weight = abs(rows.coefs).sum(axis=1, keepdims=True) + rows.z_loss * abs(rows.lse)[:, None]
+        floor = tiny * (1 + abs(rows.position_weight)[:, None]) * (1 + rows.classes * weight)
+        value = s.gradient(rows.logits_gradients())
+        return Estimate(value, abs(s.gradient(per_position + floor)) + np.where(value == 0, 0, tiny))
+
+
+def target_gradient(s: Solution) -> Estimate:
+    """dl/dq_c = v w_c (1 - s) L_c: the bound of a loss, per class, and what a mean's denominator adds."""
+    rows, (u, tiny) = s.rows, units_of(s)
+    with np.errstate(all="ignore"):
+        relative = (8 + 2 * log2(rows.classes) + 4) * u + denominator_error(s)
+        bound = times(rows.target_magnitudes(), relative)
+        scale = abs(rows.position_weight)[:, None]
+        if rows.cap_ratio.any():
+            moved = abs(rows.logits) + (rows.p * abs(rows.logits)).sum(axis=1, keepdims=True)
+            bound = bound + SOFTCAP_ROUNDINGS * u * scale * times(abs(rows.target_coef), moved)
+        floor = tiny * rows.classes * (1 + scale * abs(rows.target_coef))
+        return Estimate(s.gradient(rows.target_gradients()), abs(s.gradient(bound + floor)))

@@ -1,0 +1,142 @@
+"""The implementation under test, seen through a harness in one mode: NumPy in, NumPy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.harness import BATCH, EAGER, Harness, Mode, Unsupported
+from unixent_conformance.implementation import Implementation
+from unixent_conformance.model import Array, Call, Case, Quantity
+
+# How the neighbours of an example are made from it: rolled so far, and scaled.
+NEIGHBOURS = ((1, 0.5), (-1, 1.5))
+
+
+class WrongAnswer(Exception):
+    """An answer that is no array of the framework."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation, seen through a harness in one mode: NumPy in, NumPy out."""
+
+    harness: Harness
+    implementation: Implementation
+    mode: Mode = EAGER
+
+    def answer(self, call: Call, quantity: Quantity) -> tuple[Array, ...]:
+        """The parts of the answer, in the order in which `expected` gives them."""
+        if quantity == "loss":
+            return (self.loss(call),)
+        if quantity == "terms":
+            return self.terms(call)
+        if quantity == "second derivatives":
+            return self.second_derivatives(call)
+        return self.gradients(call, call.wrt(quantity))
+
+    def lacking(self, case: Case) -> frozenset[str]:
+        """What of a case's needs, and of the mode's, the implementation does not declare."""
+        return self.implementation.lacking(case.needs | self.mode.needs)
+
+    def loss(self, call: Call) -> Array:
+        return self._read(self._run(self._loss(call), call))
+
+    def terms(self, call: Call) -> tuple[Array, Array]:
+        if self.implementation.terms is None:
+            raise Unsupported(f"{self.implementation.name} has no loss_terms")
+        numerator, denominator = self._run(self.implementation.terms, call)
+        return self._read(numerator), self._read(denominator)
+
+    def gradients(self, call: Call, wrt: tuple[str, ...] = ("logits",)) -> tuple[Array, ...]:
+        """The loss and d sum(grad_output * loss)/d argument for each of `wrt`: by the implementation's own function, or
+        by the framework's differentiation of the loss."""
+        implementation = self.implementation
+        both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
+        grad_output = None if call.grad_output is None else self._give(call.grad_output)
+        if both is None or self.mode.autodiff:
+            function, arrays = self._bind(self._loss(call), call)
+            value, gradients = self.harness.gradient(function, arrays, _places(call, wrt), grad_output, self.mode)
+        else:
+            # One argument by its name, since not every function takes several.
+            alone = len(wrt) == 1 and not call.linear
+            extra = {} if grad_output is None else {"grad_output": grad_output}
+            value, gradients = self._run(both, call, wrt=wrt[0] if alone else wrt, **extra)
+            gradients = (gradients,) if alone else gradients
+        return self._read(value), *(self._read(gradient) for gradient in gradients)
+
+    def second_derivatives(self, call: Call) -> tuple[Array, ...]:
+        """How the gradients of `call.differentiable()` change along `call.directions()`."""
+        function, arrays = self._bind(self._loss(call), call)
+        grad_output = None if call.grad_output is None else self._give(call.grad_output)
+        places = _places(call, call.differentiable())
+        directions = [self._give(array) for array in call.directions().values()]
+        return tuple(map(self._read, self.harness.hvp(function, arrays, places, grad_output, directions, self.mode)))
+
+    def written_to(self, call: Call) -> list[str]:
+        """The array arguments that a call of the value and one of the gradient have changed."""
+        changed: set[str] = set()
+        for function in (self.implementation.loss, self.implementation.value_and_grad):
+            if function is not None:
+                bound, arrays = self._bind(function, call)
+                before = [self.harness.to_numpy(array).tobytes() for array in arrays]
+                self.harness.call(bound, arrays, self.mode)
+                after = [self.harness.to_numpy(array).tobytes() for array in arrays]
+                changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
+        return sorted(changed)
+
+    def _loss(self, call: Call) -> Callable[..., Any]:
+        if not call.linear:
+            return self.implementation.loss
+        if self.implementation.linear is None:
+            raise Unsupported(f"{self.implementation.name} has no fused linear form")
+        return self.implementation.linear
+
+    def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
+        bound, arrays = self._bind(function, call, **extra)
+        return self.harness.call(bound, arrays, self.mode)
+
+    def _bind(self, function: Callable[..., Any], call: Call, **extra: Any) -> tuple[Callable[..., Any], list[Any]]:
+        """A function of the arrays alone, and the arrays."""
+        leading = 3 if call.linear else 2
+        names = list(call.arrays())[leading:]
+        options = {**call.static(), **extra}
+
+        def bound(*given: Any) -> Any:
+            # A loop, since MindSpore compiles this function's source, where dict(zip(...)) is unknown.
+            named = {}
+            for name, value in zip(names, given[leading:]):  # noqa: B905
+                named[name] = value  # noqa: PERF403
+            return function(*given[:leading], **named, **options)
+
+        return bound, [self._give(array) for array in call.arrays().values()]
+
+    def _give(self, array: Array) -> Any:
+        return self.harness.from_numpy(_among_others(array) if self.mode.batched else array)
+
+    def _read(self, value: Any) -> Array:
+        if not self.harness.owns(value):
+            raise WrongAnswer(f"the result is a {type(value).__module__}.{type(value).__name__}")
+        array = self.harness.to_numpy(value)
+        if not self.mode.batched:
+            return array
+        if array.shape[:1] != (BATCH,):
+            raise WrongAnswer(f"mapped over {BATCH} examples, the result has shape {array.shape}")
+        return np.asarray(array[BATCH // 2])
+
+
+def _places(call: Call, names: tuple[str, ...]) -> list[int]:
+    order = list(call.arrays())
+    return [order.index(name) for name in names]
+
+
+def _among_others(array: Array) -> Array:
+    """A batch with the array in its middle, between others that are made of it."""
+    flat = np.ravel(array)
+    with np.errstate(all="ignore"):
+        scales = array.dtype.kind not in "iub"
+        before, after = (np.roll(flat, step) * (factor if scales else 1) for step, factor in NEIGHBOURS)
+        return np.stack([before.astype(array.dtype), flat, after.astype(array.dtype)]).reshape(BATCH, *array.shape)
