@@ -18,7 +18,7 @@ def _mutants_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     outcomes = {
         outcome: sum(
-            "mutants/" in report.nodeid and "::test_the_suite_catches_the_mutant" in report.nodeid
+            "mutants/" in report.nodeid and "::test_a_wrong_loss_is_caught" in report.nodeid
             for report in terminalreporter.getreports(outcome)
         )
         for outcome in ("passed", "failed")

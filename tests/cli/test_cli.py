@@ -59,13 +59,13 @@ def test_every_option_of_a_command_has_an_effect(command: str, option: str) -> N
     assert f"No such option: {option}" in complaint("conformance", command, option)
 
 
-def test_version() -> None:
+def test_version_names_unixent_numpy_and_python() -> None:
     done = unixent_command("--version")
     assert done.returncode == 0
     assert done.stdout.startswith(f"unixent {unixent.__version__} (NumPy {np.__version__}")
 
 
-def test_script_is_installed() -> None:
+def test_the_installed_script_is_the_same_command() -> None:
     script = Path(sys.executable).with_name("unixent")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout == unixent_command("--version").stdout
@@ -82,13 +82,13 @@ def test_backends_lists_every_backend_with_a_hint_for_what_is_missing() -> None:
     assert "float16, bfloat16, float32, float64" in done.stdout
 
 
-def test_conformance_of_the_embedded_backend() -> None:
+def test_the_embedded_backend_passes_its_quick_cases() -> None:
     done = unixent_command("conformance", "--backend", "numpy", "--quick")
     assert done.returncode == 0, done.stdout
     assert "class probabilities" in done.stdout
 
 
-def test_conformance_imports_a_callable_from_the_current_directory(tmp_path: Path) -> None:
+def test_a_wrong_callable_in_the_working_directory_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SILENTLY_WRONG, "utf-8")
     done = unixent_command("conformance", "--implementation", "mine:loss", "--quick", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -155,7 +155,7 @@ def test_a_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:
     assert "mine.py:1" in complaint("conformance", "--implementation", "mine:loss", cwd=tmp_path)
 
 
-def test_report_of_a_callable_that_dies(tmp_path: Path) -> None:
+def test_reports_name_the_case_in_which_a_callable_dies(tmp_path: Path) -> None:
     """One case is lost, the run goes on, and the reports say which."""
     (tmp_path / "mine.py").write_text(DIES_ONCE, "utf-8")
     arguments = ["--implementation", "mine:loss", "--quick", "--feature", "class indices", "--report", "out"]

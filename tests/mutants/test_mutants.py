@@ -19,7 +19,7 @@ def test_every_wrong_loss_says_what_is_wrong_and_which_features_should_notice() 
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_suite_catches_the_mutant(name: str) -> None:
+def test_a_wrong_loss_is_caught(name: str) -> None:
     mutant = MUTANTS[name]
     result = caught(mutant)
     assert result is not None, f"{mutant.__doc__} goes unnoticed"

@@ -27,7 +27,7 @@ FAULTS = {name: faults(name) for name in INSTALLED}
 @pytest.mark.parametrize(
     ("framework", "name"), [(framework, name) for framework in FAULTS for name in FAULTS[framework]]
 )
-def test_the_suite_catches_the_mutant(framework: str, name: str) -> None:
+def test_a_wrong_loss_is_caught(framework: str, name: str) -> None:
     fault = FAULTS[framework][name]
     assert fault.loss.__doc__
     result = noticed(fault)

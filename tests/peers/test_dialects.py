@@ -26,13 +26,13 @@ def test_a_convention_is_named(name: str, feature: str, dialect: str) -> None:
     assert all(r.detail for r in report.cases if r.verdict is Verdict.DIALECT)
 
 
-def test_strictly_a_convention_is_wrong() -> None:
+def test_a_convention_is_wrong_under_strict() -> None:
     report = run("subjects:over_positions", "numpy", features=["class weights"], strict=True, isolate=False)
     assert report.counts[Verdict.DIALECT] == 0
     assert report.counts[Verdict.WRONG] > 0
 
 
-def test_a_result_that_no_formula_gives_is_silently_wrong() -> None:
+def test_an_answer_that_no_formula_gives_stays_wrong() -> None:
     report = run("subjects:off_by_a_thousandth", "numpy", features=["class weights"], quick=True, isolate=False)
     assert report.counts[Verdict.WRONG] > 0
     assert report.counts[Verdict.DIALECT] == 0

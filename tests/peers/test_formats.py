@@ -25,7 +25,7 @@ def mixed() -> Report:
     return Report("mine:loss", "numpy", "numpy 2", tuple(results))
 
 
-def test_ok_and_counts(mixed: Report) -> None:
+def test_a_report_is_ok_unless_something_is_wrong_or_crashed(mixed: Report) -> None:
     assert not mixed.ok
     assert set(mixed.counts.values()) == {1}
     assert Report("x", "numpy", "", mixed.cases[:3]).ok
@@ -40,12 +40,12 @@ def test_json_comes_back_as_it_was(mixed: Report) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"version": 99}', "no JSON"])
-def test_what_is_no_report_is_a_value_error(text: str) -> None:
+def test_anything_but_a_report_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"report|JSON|Expecting"):
         Report.from_json(text)
 
 
-def test_junit(mixed: Report) -> None:
+def test_junit_has_failures_errors_and_skipped_cases(mixed: Report) -> None:
     suite = ElementTree.fromstring(report.to_junit(mixed))[0]
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
         "tests": "5",

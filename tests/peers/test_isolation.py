@@ -15,7 +15,7 @@ def crashes(report: Report) -> dict[str, str]:
     return {r.id: r.detail for r in report.cases if r.verdict is Verdict.CRASHED}
 
 
-def test_same_verdicts_as_in_this_process() -> None:
+def test_a_worker_gives_the_verdicts_of_this_process() -> None:
     isolated = run("subjects:right", "numpy", features=INDICES, quick=True)
     here = run("subjects:right", "numpy", features=INDICES, quick=True, isolate=False)
     assert isolated == here
@@ -26,7 +26,7 @@ def test_same_verdicts_as_in_this_process() -> None:
     ("name", "said"),
     [("dies", "SIGSEGV"), ("quits", "exit code 3: out of memory"), ("hangs", "no answer in 2 s")],
 )
-def test_a_crash_costs_only_its_own_cases(name: str, said: str) -> None:
+def test_a_case_that_ends_its_process_costs_no_other(name: str, said: str) -> None:
     report = run(f"subjects:{name}", "numpy", features=INDICES, quick=True, timeout=2)
     sound = run("subjects:right", "numpy", features=INDICES, quick=True)
     bad = crashes(report)
@@ -44,7 +44,7 @@ def test_lines_to_paste_name_the_implementation() -> None:
     compile(repro, "repro", "exec")
 
 
-def test_features_that_crash_every_time_are_given_up() -> None:
+def test_a_feature_is_given_up_after_several_deaths_in_a_row() -> None:
     report = run("subjects:always_dies", "numpy", features=["axis and shape"], quick=True)
     details = list(crashes(report).values())
     assert len(details) == sum(r.verdict is not Verdict.REFUSES for r in report.cases)
@@ -58,7 +58,7 @@ def test_printed_output_is_not_taken_for_a_result() -> None:
 
 
 @pytest.mark.parametrize("path", ["no_such_module:loss", "subjects:no_such_function"])
-def test_what_cannot_be_loaded_is_an_import_error(path: str) -> None:
+def test_an_implementation_that_cannot_be_loaded_is_an_import_error(path: str) -> None:
     with pytest.raises(ImportError, match=r"no_such"):
         run(path, "numpy", features=INDICES)
 
@@ -73,7 +73,7 @@ def test_a_function_that_only_this_process_has_runs_here() -> None:
         run(local, "numpy", features=INDICES, isolate=True)
 
 
-def test_fused_linear_form_through_the_identity() -> None:
+def test_a_fused_linear_form_runs_the_cases_of_logits_through_an_identity() -> None:
     report = run("subjects:linear", "numpy", features=["class indices", "NaN"], quick=True, linear=True)
     by_feature = {name: {r.verdict for r in results} for name, results in report.by_feature().items()}
     assert Verdict.MATCHES in by_feature["class indices"]
