@@ -10,7 +10,6 @@ The options have been validated by then, once, on construction of their `LossOpt
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +26,7 @@ Wrt = str | tuple[str, ...]
 _ANY_BACKENDS = (np.ndarray, np.generic, *PYTHON_TYPES)  # taken beside any framework's arrays
 
 
-def make_options(common: CommonArguments, scores: tuple[Any, ...], keywords: Mapping[str, Any]) -> LossOptions:
+def make_options(common: CommonArguments, scores: tuple[Any, ...], **keywords: Any) -> LossOptions:
     """The validated options of a call."""
     try:
         return LossOptions(**keywords)

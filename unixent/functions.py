@@ -163,7 +163,7 @@ def cross_entropy(
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    return dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), options))
+    return dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), **options))
 
 
 @shows_keywords(TermsKeywords)
@@ -204,8 +204,8 @@ def loss_terms(
         True
     """
     common = CommonArguments(target, weight, mask, None, parallel, True, backend)
-    keywords = dict(reduction="sum", on_empty="zero", **options)  # TypeError where one is given twice
-    terms: LossTerms = dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), keywords))
+    checked = dispatch.make_options(common, (logits,), reduction="sum", on_empty="zero", **options)
+    terms: LossTerms = dispatch.logits_loss(logits, common, checked)
     return terms
 
 
@@ -310,5 +310,5 @@ def value_and_grad(
         0.693147 [[ 0.5 -0.5]]
     """
     common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    checked = dispatch.make_options(common, (logits,), options)
+    checked = dispatch.make_options(common, (logits,), **options)
     return dispatch.logits_value_and_grad(logits, common, checked, grad_output, wrt)

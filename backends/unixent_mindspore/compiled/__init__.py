@@ -15,7 +15,7 @@ from unixent_mindspore.compiled import functions
 
 def register() -> None:
     """Have the compiler take these functions for unixent's own."""
-    for name in ("logits_loss", "linear_loss", "logits_value_and_grad", "linear_value_and_grad"):
+    for name in ("logits_loss", "linear_loss", "logits_value_and_grad", "linear_value_and_grad", "make_options"):
         compile_in_place_of(getattr(dispatch, name), getattr(functions, name))
     compile_in_place_of(CommonArguments, functions.common_arguments)
     compile_in_place_of(LinearArguments, functions.linear_arguments)

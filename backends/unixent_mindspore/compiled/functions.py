@@ -112,6 +112,10 @@ def options(**keywords: Any) -> Any:
     return loss_options(keywords)
 
 
+def make_options(common: Any, scores: Any, **keywords: Any) -> Any:
+    return loss_options(keywords)
+
+
 def logits_loss(logits: Any, common: Any, options: Any) -> Any:
     return loss((tensor(logits, "logits"), None, None), common, options, None, False)
 
