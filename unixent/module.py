@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
@@ -21,7 +20,6 @@ if sys.version_info >= (3, 11):
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
 
-logger = logging.getLogger("unixent")
 PerToken = TypeVar("PerToken", bound=bool)  # whether the terms of the mean are returned
 
 
@@ -186,8 +184,10 @@ class CrossEntropyLoss(Generic[PerToken]):
         info = describe_arguments(backend, {"logits": logits})["logits"].info
         if not info.concrete:
             return
+        import logging  # a tenth of what `import unixent` would cost, and for this check alone
+
         loss, grad = logits_value_and_grad(logits, common, options, None, "logits")
-        logger.info("local loss: %s", loss)
+        logging.getLogger("unixent").info("local loss: %s", loss)
         flat = backend.first_nonfinite(loss)
         if flat is None and backend.first_nonfinite(grad) is None:
             return

@@ -15,7 +15,6 @@ An array's module says which backend to import, so that none is imported whose f
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -161,9 +160,11 @@ def backend_of(array: Any, argument: str = "logits") -> Backend:
 
 
 def _status(entry: metadata.EntryPoint, load: bool) -> BackendStatus:
+    from importlib.util import find_spec
+
     # A plug-in may have any name, so its own module is looked for; ours are named after their framework.
     framework = entry.name if _is_ours(entry) else entry.module.partition(".")[0]
-    installed = importlib.util.find_spec(framework) is not None
+    installed = find_spec(framework) is not None
     backend = _BY_NAME.get(entry.name)
     if backend is None and load and installed:
         try:

@@ -13,7 +13,6 @@ So when one process refuses its arguments, all raise, and none waits for a sum t
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -41,8 +40,11 @@ class CallSignature:
 
 
 def _digest(backend: ParallelBackend, text: Callable[[], str]) -> int:
-    # A traced program is the same for all, and a tracer could not follow the digest of a text.
-    return 0 if backend.is_single_program() else zlib.crc32(text().encode())
+    if backend.is_single_program():
+        return 0  # a traced program is the same for all, and a tracer could not follow the digest of a text
+    import zlib  # for split losses alone
+
+    return zlib.crc32(text().encode())
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:

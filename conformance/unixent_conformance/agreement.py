@@ -128,11 +128,11 @@ def _apart(one: str, first: Answer, other: str, second: Answer, parts: Sequence[
             return 0.0, ""
         said = ["an answer" if isinstance(answer, tuple) else str(answer) for answer in (first, second)]
         return float("inf"), f"{one}: {said[0]}; {other}: {said[1]}"
-    found = [between(a, b, part) for a, b, part in zip(first, second, parts, strict=True)]
-    worst = max(range(len(found)), key=lambda i: found[i].units)
-    if found[worst].ok:
-        return found[worst].units, ""
-    part, at = parts[worst], found[worst]
+    differences = [between(a, b, part) for a, b, part in zip(first, second, parts, strict=True)]
+    worst = max(range(len(differences)), key=lambda i: differences[i].units)
+    if differences[worst].ok:
+        return differences[worst].units, ""
+    part, at = parts[worst], differences[worst]
     if at.reason:
         return at.units, f"{part.name}: {one} and {other} give {at.reason}"
     said = [

@@ -24,18 +24,18 @@ class Tier(IntEnum):
     FEW: one small first gradient of each feature, and second derivatives that between them have every option: for modes
         that cost a call per element.
     CORE: a few cases of every feature: for modes that compile each case.
-    LEAN: of each quick input one question: for frameworks that compile what is called.
+    SAMPLED: of each quick input one question: for frameworks that compile what is called.
     QUICK: a run of seconds.
     FULL: the catalogue.
 
     A tier is larger than those before it but need not contain them: CORE alternates between the questions of a
-    feature, LEAN draws one of each input by its name, and the second derivatives of FEW are not all quick. So a case
+    feature, SAMPLED draws one of each input by its name, and the second derivatives of FEW are not all quick. So a case
     has a set of tiers, and FULL has every case.
     """
 
     FEW = 1
     CORE = 2
-    LEAN = 3
+    SAMPLED = 3
     QUICK = 4
     FULL = 5
 

@@ -6,11 +6,11 @@ import json
 import statistics
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 
 FRAMEWORKS = ("torch", "jax", "jaxlib", "mindspore", "tensorflow")
 TOOLS = ("pytest", "hypothesis", "rich", "typer", "mpmath", "scipy", "ml_dtypes", "unixent_conformance")
-BUDGET_MS = 50.0
 
 
 def run(program: str) -> str:
@@ -39,17 +39,21 @@ def test_listing_backends_brings_no_framework() -> None:
     assert not imported_by("import unixent; print(unixent.backends())") & {*FRAMEWORKS, "unixent_numpy"}
 
 
-def test_import_stays_within_its_budget() -> None:
-    """At most 50 ms over NumPy's own import, with warm bytecode.
-
-    Processor time of a fresh interpreter, since nothing in it waits, and what else the machine does is not to count.
+def test_import_takes_less_than_half_of_numpys_own() -> None:
+    """Processor time of a fresh interpreter with warm bytecode, relative to NumPy's import in the same process: what
+    else the machine does, and how fast it is, must not count."""
+    program = """
+        import time
+        start = time.process_time()
+        import numpy
+        between = time.process_time()
+        import unixent
+        print((time.process_time() - between) / (between - start))
     """
-    program = (
-        "import time, numpy\nstart = time.process_time()\nimport unixent\nprint(1e3 * (time.process_time() - start))"
-    )
+    program = textwrap.dedent(program)
     run(program)
-    median = statistics.median(float(run(program)) for _ in range(7))
-    assert median <= BUDGET_MS, f"import unixent adds {median:.1f} ms to import numpy"
+    ratio = statistics.median(float(run(program)) for _ in range(7))
+    assert ratio <= 0.5, f"import unixent takes {ratio:.2f} of the time of import numpy"
 
 
 def test_only_numpy_is_required() -> None:

@@ -1,4 +1,4 @@
-"""Implementations are compared with each other: right ones agree, a wrong one is found, what is exact is held to be."""
+"""Implementations are compared with each other: right ones agree, a wrong one is agreement, what is exact is held to be."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ def test_two_right_implementations_agree(right: Agreement) -> None:
 
 
 @pytest.mark.parametrize("name", ["MaskAsBool", "SmoothingOverTheOthers", "FlushesToZero"])
-def test_a_wrong_one_is_found(name: str) -> None:
+def test_a_wrong_implementation_disagrees(name: str) -> None:
     features = mutants()[name].features
-    found = compare(["numpy", mutant(name)], features=features)
-    assert not found.ok
-    assert {difference.feature for difference in found.disagreements} <= set(features)
-    assert "bounds from the truth" in found.disagreements[0].detail
+    agreement = compare(["numpy", mutant(name)], features=features)
+    assert not agreement.ok
+    assert {difference.feature for difference in agreement.disagreements} <= set(features)
+    assert "bounds from the truth" in agreement.disagreements[0].detail
 
 
 def test_of_three_the_wrong_one_is_in_every_pair_that_disagrees() -> None:
-    found = compare(["numpy", plain, mutant("MaskAsBool")], features=["mask"], quick=True)
-    assert {difference.pair for difference in found.disagreements} == {
-        ("numpy", found.names[2]),
-        (found.names[1], found.names[2]),
+    agreement = compare(["numpy", plain, mutant("MaskAsBool")], features=["mask"], quick=True)
+    assert {difference.pair for difference in agreement.disagreements} == {
+        ("numpy", agreement.names[2]),
+        (agreement.names[1], agreement.names[2]),
     }
 
 
@@ -87,8 +87,8 @@ def value(truth: float, bound: float = 0.0, dtype: str = "float32") -> Part:
 def test_units(one: float, other: float, part: Part, units: float) -> None:
     for first, second in ((one, other), (other, one)):
         pair = (np.asarray(item, part.dtype) for item in (first, second))
-        found = between(*pair, part).units
-        assert found == pytest.approx(units, rel=0.01, abs=0)
+        agreement = between(*pair, part).units
+        assert agreement == pytest.approx(units, rel=0.01, abs=0)
 
 
 @pytest.mark.parametrize("other", [np.zeros(1, np.float32), np.zeros((), np.float64)])
@@ -105,18 +105,18 @@ def reworded(logits, target, **options):
 
 def test_the_text_of_an_error_is_held_to() -> None:
     apart = replace(of_backend("numpy"), name="reworded", loss=reworded)
-    found = compare(["numpy", apart], features=["bad input"], quick=True)
-    assert found.disagreements
-    assert all("Sorry: " in difference.detail for difference in found.disagreements)
+    agreement = compare(["numpy", apart], features=["bad input"], quick=True)
+    assert agreement.disagreements
+    assert all("Sorry: " in difference.detail for difference in agreement.disagreements)
 
 
 def test_a_declared_lack_is_not_compared() -> None:
     numpy = of_backend("numpy")
     halves = frozenset({"dtype:float16", "dtype:bfloat16"})
     declared = replace(numpy, name="no halves", capabilities=numpy.capabilities - halves, loss=refusing)
-    found = compare(["numpy", declared], features=["class indices"], quick=True)
-    assert found.ok
-    ids = {difference.id for difference in found.differences}
+    agreement = compare(["numpy", declared], features=["class indices"], quick=True)
+    assert agreement.ok
+    ids = {difference.id for difference in agreement.differences}
     assert ids
     assert not any("float16" in id for id in ids)
 

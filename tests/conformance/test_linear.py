@@ -60,7 +60,7 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], mpma
     losses, gradients, denominator = [], [], mpmath.mpf(0)
     for n, row in enumerate(logits_of(call)):
         x = [a * mpmath.tanh(e / a) for e in row] if a else row
-        slope = [1 - mpmath.tanh(e / a) ** 2 if a else mpmath.mpf(1) for e in row]
+        softcap_grad = [1 - mpmath.tanh(e / a) ** 2 if a else mpmath.mpf(1) for e in row]
         y = call.target.reshape(-1)[n] if indices else -1
         v = number(1 if call.mask is None else call.mask.reshape(-1)[n])
         v = v * int(not indices or y != o.get("ignore_index", -100))
@@ -69,7 +69,7 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], mpma
         lse = mpmath.log(sum(mpmath.exp(e) for e in x))
         p = [mpmath.exp(e - lse) for e in x]
         losses.append(v * (sum(t[c] * (lse - x[c]) for c in range(classes)) + z * lse**2))
-        gradients.append([v * slope[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
+        gradients.append([v * softcap_grad[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
         denominator += v * (sum(w[c] * q[c] for c in range(classes)) if indices else 1)
     return losses, gradients, denominator
 

@@ -42,8 +42,8 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], list
         t = [w[c] * ((1 - s) * q[c] + s / classes) for c in range(classes)]
         losses.append(v * (sum(t[c] * (lse - capped[c]) for c in range(classes)) + z * lse**2))
         p = [mpmath.exp(e - lse) for e in capped]
-        slope = [1 - mpmath.tanh(e / a) ** 2 if a else number(1) for e in raw]
-        gradients.append([v * slope[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
+        softcap_grad = [1 - mpmath.tanh(e / a) ** 2 if a else number(1) for e in raw]
+        gradients.append([v * softcap_grad[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
         probabilities.append([v * w[c] * (1 - s) * (lse - capped[c]) for c in range(classes)])
         denominators.append(v * (sum(w[c] * q[c] for c in range(classes)) if indices else 1))
     return losses, gradients, probabilities, denominators

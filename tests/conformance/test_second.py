@@ -27,7 +27,7 @@ def exact(array: Any) -> np.ndarray[Any, Any]:
     return wide
 
 
-def slopes(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
+def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     """Every gradient of sum(grad_output * loss), rows of logits or of what they are made of, at `moved`."""
     o, axis = call.options, call.options.get("axis", -1)
     if call.linear:
@@ -50,7 +50,7 @@ def slopes(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     s, z, a = (mpmath.mpf(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
     x = np.where((v == 0)[:, None], mpmath.mpf(0), x)
     tanh, exp, log = (np.frompyfunc(f, 1, 1) for f in (mpmath.tanh, mpmath.exp, mpmath.log))
-    slope = 1 - tanh(x / a) ** 2 if a else x * 0 + 1
+    softcap_grad = 1 - tanh(x / a) ** 2 if a else x * 0 + 1
     x = a * tanh(x / a) if a else x
     lse = log(exp(x).sum(axis=1))[:, None]
     p, t = exp(x - lse), w * ((1 - s) * q + s / classes)
@@ -59,11 +59,11 @@ def slopes(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
         up = exact(np.ravel(call.grad_output))
     scale = {"mean": 1 / mpmath.mpf(o.get("normalizer") or d.sum())}.get(o.get("reduction", "mean"), mpmath.mpf(1))
     above = (up * v * scale)[:, None]
-    flow = above * slope * (p * t.sum(axis=1)[:, None] - t + 2 * z * lse * p)
-    found = {"target": above * w * (1 - s) * (lse - x)}
+    flow = above * softcap_grad * (p * t.sum(axis=1)[:, None] - t + 2 * z * lse * p)
+    grads = {"target": above * w * (1 - s) * (lse - x)}
     if call.linear:
-        return {**found, "hidden": flow @ moved["classifier"], "classifier": flow.T @ hidden, "bias": flow.sum(axis=0)}
-    return {**found, "logits": flow}
+        return {**grads, "hidden": flow @ moved["classifier"], "classifier": flow.T @ hidden, "bias": flow.sum(axis=0)}
+    return {**grads, "logits": flow}
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -73,7 +73,7 @@ def test_truth(id: str) -> None:
     along = {name: exact(direction) for name, direction in call.directions().items()}
     with mpmath.workdps(60):
         ahead, behind = (
-            slopes(call, {name: start[name] + sign * STEP * along[name] for name in start}) for sign in (1, -1)
+            gradients(call, {name: start[name] + sign * STEP * along[name] for name in start}) for sign in (1, -1)
         )
         axis = call.options.get("axis", -1)
         parts = expected(call, "second derivatives")

@@ -62,9 +62,9 @@ def test_a_wrong_answer_is_wrong_whatever_is_declared() -> None:
     def zero(logits: Any, target: Any, **options: Any) -> Any:
         return np.zeros((), logits.dtype)
 
-    found = judge(Implementation("zero", zero, capabilities=frozenset()), "class-indices/plain/float16-mean/value")
-    assert found.verdict.value == "silently wrong"
-    assert found.units > 100
+    result = judge(Implementation("zero", zero, capabilities=frozenset()), "class-indices/plain/float16-mean/value")
+    assert result.verdict.value == "silently wrong"
+    assert result.units > 100
 
 
 @pytest.mark.parametrize(
@@ -84,18 +84,18 @@ def test_errors_are_judged_by_class_and_by_the_argument_they_name(
 
 
 def test_any_error_does_for_a_stranger() -> None:
-    found = judge(Implementation("stranger", raising(KeyError)), "bad-input/target-of-another-shape/value")
-    assert found.verdict.value == "matches"
+    result = judge(Implementation("stranger", raising(KeyError)), "bad-input/target-of-another-shape/value")
+    assert result.verdict.value == "matches"
 
 
 def test_options_outside_the_signature_are_refused_without_a_call() -> None:
     def loss(logits: Any, target: Any, reduction: str = "mean") -> Any:
         return plain.loss(logits, target, reduction=reduction)
 
-    found = wrap(loss)
-    assert judge(found, "mask/bool/float32-sum/value").detail == "has no option mask"
-    assert judge(found, "class-indices/plain/float32-sum/value").verdict.value == "matches"
-    assert judge(found, "class-indices/plain/float32-sum/gradient").detail == "numpy has no automatic differentiation"
+    result = wrap(loss)
+    assert judge(result, "mask/bool/float32-sum/value").detail == "has no option mask"
+    assert judge(result, "class-indices/plain/float32-sum/value").verdict.value == "matches"
+    assert judge(result, "class-indices/plain/float32-sum/gradient").detail == "numpy has no automatic differentiation"
 
 
 def test_every_refusal_of_a_small_implementation_is_named() -> None:
@@ -159,9 +159,9 @@ def test_what_does_not_map_is_wrong() -> None:
         def call(self, function: Any, arrays: Any, mode: Mode) -> Any:
             return super().call(function, arrays, mode).mean(keepdims=True)
 
-    found = judge(plain, "class-indices/plain/float32-mean/value", "vmap", Sharing())
-    assert found.verdict.value == "silently wrong"
-    assert "shape (1,)" in found.detail
+    result = judge(plain, "class-indices/plain/float32-mean/value", "vmap", Sharing())
+    assert result.verdict.value == "silently wrong"
+    assert "shape (1,)" in result.detail
 
 
 def test_the_frameworks_own_refusal_of_a_transform_stands_unless_the_transform_is_declared() -> None:
@@ -205,9 +205,9 @@ MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnc
 def test_snippets_reproduce_when_pasted(name: str) -> None:
     broken = subject(f"unixent_mutants:{name}")
     results = (run_case(c, broken) for c in catalogue(features=mutants()[name].features))
-    found = next(r for r in results if not r.verdict.ok)
-    with pytest.raises(AssertionError, match=found.verdict.value):
-        exec(found.repro, {})
+    result = next(r for r in results if not r.verdict.ok)
+    with pytest.raises(AssertionError, match=result.verdict.value):
+        exec(result.repro, {})
 
 
 def test_check_passes_what_holds() -> None:

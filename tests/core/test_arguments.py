@@ -98,7 +98,7 @@ def test_masks_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
         unixent.cross_entropy(LOGITS, INDEX, mask=np.ones(shape))
 
 
-def test_a_target_that_fits_another_class_axis_is_told_how_to_pass_it() -> None:
+def test_a_target_that_fits_another_class_axis_raises_how_to_pass_it() -> None:
     images, labels = np.zeros((2, 5, 7, 6), np.float32), np.zeros((2, 7, 6), int)
     with pytest.raises(unixent.ShapeError, match=r"for logits of shape \(N, C, \.\.\.\) pass axis=1"):
         unixent.cross_entropy(images, labels)

@@ -53,7 +53,7 @@ def _by_id() -> dict[str, Case]:
     # What means nothing under a trace are properties, and errors but those about values, where NaN is due instead.
     traceable = [c for c in quick if c.property is None and (c.raises is None or c.raises.about_values)]
     few = list(_few(traceable))
-    for tier, ids in ((Tier.LEAN, _lean(quick)), (Tier.FEW, few), (Tier.CORE, [*few, *_core(traceable)])):
+    for tier, ids in ((Tier.SAMPLED, _sampled(quick)), (Tier.FEW, few), (Tier.CORE, [*few, *_core(traceable)])):
         for id in ids:
             by_id[id] = replace(by_id[id], tiers=by_id[id].tiers | {tier})
     return by_id
@@ -93,7 +93,7 @@ def _core(traceable: Iterable[Case]) -> Iterator[str]:
         yield from [case.id for case in cases if case.quantity == "target gradient"][:1]
 
 
-def _lean(quick: Iterable[Case]) -> Iterator[str]:
+def _sampled(quick: Iterable[Case]) -> Iterator[str]:
     """Of each input one question, drawn by its name, since every answer comes with a value. What is difficult in itself
     is asked everything: such cases share shapes and options, and so compilations."""
     for stem, group in groupby(quick, lambda case: case.id.rpartition("/")[0]):

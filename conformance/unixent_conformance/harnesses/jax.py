@@ -33,7 +33,7 @@ class JaxHarness(Harness):
     name = "jax"
     modes: tuple[Mode, ...] = (
         # Eager calls are compiled too, op by op or whole.
-        Mode("eager", tier=Tier.LEAN),
+        Mode("eager", tier=Tier.SAMPLED),
         Mode("jit", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
         Mode("grad", autodiff=True, tier=Tier.CORE),
         Mode("forward", autodiff=True, tier=Tier.FEW, transform="jvp"),

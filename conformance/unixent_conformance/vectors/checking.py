@@ -81,7 +81,7 @@ def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
         frozenset(vector["needs"]),
         Raises(due["error"], due["argument"]) if due else None,
         stored=lambda: parts,
-        tiers=frozenset({Tier.QUICK, Tier.LEAN}),  # in each framework, but for its modes of core cases
+        tiers=frozenset({Tier.QUICK, Tier.SAMPLED}),  # in each framework, but for its modes of core cases
     )
 
 

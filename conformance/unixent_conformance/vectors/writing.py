@@ -116,7 +116,7 @@ def _flags(case: Case, parts: Sequence[Part]) -> list[str]:
     """What a reader should be ready for."""
     values = [part.estimate.value for part in parts]
     bounds = [total_bound(part)[1] for part in parts]
-    facts = {
+    traits = {
         "raises": case.raises is not None,
         "nan": any(np.isnan(value).any() for value in values),
         "infinite": any(np.isinf(value).any() for value in values),
@@ -124,4 +124,4 @@ def _flags(case: Case, parts: Sequence[Part]) -> list[str]:
         "no positions": any(value.size == 0 for value in values),
         "half precision": any(need in ("dtype:float16", "dtype:bfloat16") for need in case.needs),
     }
-    return [name for name, holds in facts.items() if holds]
+    return [name for name, holds in traits.items() if holds]
