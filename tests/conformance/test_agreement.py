@@ -1,4 +1,4 @@
-"""Implementations are compared with each other: right ones agree, a wrong one is agreement, what is exact is held to be."""
+"""Implementations are compared with each other: right ones agree, a wrong one does not, exact results are equal."""
 
 from __future__ import annotations
 
