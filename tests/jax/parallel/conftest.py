@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
-from unixent_conformance.cases.model import Call
+from unixent_conformance.model import Call
 
 import unixent
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.cases.model import Call
+from unixent_conformance.model import Call
 
 import unixent
 from unixent_conformance.expected import expected

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.cases.model import Call
+from unixent_conformance.model import Call
 
 import unixent
 from unixent import ParallelConfig

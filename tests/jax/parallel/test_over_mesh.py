@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.cases.model import Call
+from unixent_conformance.model import Call
 
 import unixent
 from unixent import ParallelConfig

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.cases.model import Call
+from unixent_conformance.model import Call
 
 import unixent
 from unixent_conformance.expected import expected
