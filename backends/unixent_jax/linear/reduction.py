@@ -26,7 +26,8 @@ def local_loss(spec: LinearSpec, arrays: LinearArrays) -> Array | tuple[Array, A
     if spec.loss.reduction == "none":
         return losses(spec, rows).reshape(arrays.hidden.shape[:-1])
     parts = _denominators(spec.loss, positions, arrays.weight)
-    return reduce(spec.loss, sum_of_losses(spec, rows), parts, arrays.normalizer)
+    unweighted = arrays.mask is None and arrays.weight is None
+    return reduce(spec.loss, sum_of_losses(spec, rows), parts, arrays.normalizer, unweighted)
 
 
 @partial(jax.jit, static_argnames="spec")

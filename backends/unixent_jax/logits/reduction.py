@@ -28,7 +28,8 @@ def local_loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array
     losses = row_losses(spec.kernel, x, positions.target, arrays.weight, positions.weight)
     if spec.reduction == "none":
         return losses
-    return reduce(spec, jnp.sum(losses), _denominators(spec, x, positions, arrays.weight), arrays.normalizer)
+    parts = _denominators(spec, x, positions, arrays.weight)
+    return reduce(spec, jnp.sum(losses), parts, arrays.normalizer, arrays.mask is None and arrays.weight is None)
 
 
 @partial(jax.jit, static_argnames="spec")
@@ -56,9 +57,12 @@ def denominators(spec: LossSpec, positions: Positions, target_weights: Array | N
 
 
 def reduce(
-    spec: LossSpec, numerator: Array, denominators: Array, normalizer: Array | None
+    spec: LossSpec, numerator: Array, denominators: Array, normalizer: Array | None, unweighted: bool
 ) -> Array | tuple[Array, Array]:
-    """The reduction to a scalar, from the sum of the losses; both sums where the spec asks for terms."""
+    """The reduction to a scalar, from the sum of the losses; both sums where the spec asks for terms.
+
+    With ``unweighted``, positions have neither a mask nor class weights.
+    """
     axes = spec.token_axes
     if spec.return_terms:
         return sum_scalars(axes, numerator, jnp.sum(denominators))
@@ -68,4 +72,8 @@ def reduce(
         numerator, denominator = sum_scalars(axes, numerator, jnp.sum(denominators))
     else:
         (numerator,), denominator = sum_scalars(axes, numerator), normalizer
+    if unweighted and normalizer is None and spec.on_empty == "zero":
+        # Empty where every position is ignored: the numerator is 0 then, and a look at NaN would cost XLA a row.
+        is_empty = denominator == 0
+        return jnp.where(is_empty, 0, numerator / jnp.where(is_empty, 1, denominator))
     return semantics.mean_of(jnp, numerator, denominator, 0.0 if spec.on_empty == "zero" else math.nan)

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
-from unixent_conformance.model import Call
 
 import unixent
+from unixent_conformance.model import Call
 
 B, S, C = 4, 3, 12
 RNG = np.random.default_rng(11)

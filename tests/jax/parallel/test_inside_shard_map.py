@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.model import Call
 
 import unixent
 from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
 
 KINDS = ["index", "probability"]
 OPTIONS = [

@@ -12,11 +12,11 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.model import Call
 
 import unixent
 from unixent import ParallelConfig
 from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
 
 RNG = np.random.default_rng(12)
 N, D, C = 8, 5, 12

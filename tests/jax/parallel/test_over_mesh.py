@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.model import Call
 
 import unixent
 from unixent import ParallelConfig
 from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
 
 GATHERS = re.compile(r"= .*?\b(all-gather|all-to-all|collective-permute|reduce-scatter)")
 MODES = pytest.mark.parametrize("mode", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from unixent_conformance.model import Call
 
 import unixent
 from unixent_conformance.expected import expected
+from unixent_conformance.model import Call
 
 ADDRESS, COUNT, RANK = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 RNG = np.random.default_rng(3)
