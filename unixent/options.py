@@ -57,7 +57,6 @@ class LossKeywords(ReductionOptions, total=False):
 
 
 _LEAST_POSITIVE = 5e-324  # the smallest double above 0
-_set = object.__setattr__  # the options are frozen
 
 
 def _integer(name: str, value: Any) -> int:
@@ -134,25 +133,29 @@ class LossOptions:
 
     def __post_init__(self) -> None:
         # Only what is not canonical yet is set anew: this runs on every call.
+        # The options are frozen. A local name: torch's tracer takes a global one for the class's own __setattr__.
+        set_field = object.__setattr__
         if type(self.axis) is not int:
-            _set(self, "axis", _integer("axis", self.axis))
+            set_field(self, "axis", _integer("axis", self.axis))
         if type(self.reduction) is not str or self.reduction not in _REDUCTIONS:
-            _set(self, "reduction", _choice("reduction", self.reduction, _REDUCTIONS))
+            set_field(self, "reduction", _choice("reduction", self.reduction, _REDUCTIONS))
         if type(self.ignore_index) is not int:
-            _set(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+            set_field(self, "ignore_index", _integer("ignore_index", self.ignore_index))
         if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
-            _set(self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0, 1))
+            set_field(
+                self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0, 1)
+            )
         if type(self.z_loss) is not float or not 0 <= self.z_loss < math.inf:
-            _set(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0, math.inf))
+            set_field(self, "z_loss", _number("z_loss", self.z_loss, "a finite float >= 0", 0, math.inf))
         if self.softcap is not None and (type(self.softcap) is not float or not 0 < self.softcap < math.inf):
             expected = "None or a finite float > 0"
-            _set(self, "softcap", _number("softcap", self.softcap, expected, _LEAST_POSITIVE, math.inf))
+            set_field(self, "softcap", _number("softcap", self.softcap, expected, _LEAST_POSITIVE, math.inf))
         if type(self.on_empty) is not str or self.on_empty not in _ON_EMPTY:
-            _set(self, "on_empty", _choice("on_empty", self.on_empty, _ON_EMPTY))
+            set_field(self, "on_empty", _choice("on_empty", self.on_empty, _ON_EMPTY))
         if self.dtype is not None:
-            _set(self, "dtype", _dtype_name(self.dtype))
+            set_field(self, "dtype", _dtype_name(self.dtype))
         if type(self.validate) is not str or self.validate not in _VALIDATE:
-            _set(self, "validate", _choice("validate", self.validate, _VALIDATE))
+            set_field(self, "validate", _choice("validate", self.validate, _VALIDATE))
 
 
 def _degree(name: str, value: Any) -> int:

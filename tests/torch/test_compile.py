@@ -56,6 +56,15 @@ def test_generated_code_agrees_with_eager(options: dict[str, Any], dtype: torch.
     torch.testing.assert_close(got, due, rtol=tolerance, atol=tolerance * due.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    "options", [{"dtype": "float64"}, {"softcap": 5}, {"z_loss": 1}], ids=lambda given: next(iter(given))
+)
+def test_options_that_are_made_canonical_compile(options: dict[str, Any]) -> None:
+    x, y = inputs(4)
+    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, y, **options), unixent.cross_entropy(x, y, **options))
+
+
 FIRST = """
 import torch, unixent
 from torch._dynamo.testing import CompileCounter
