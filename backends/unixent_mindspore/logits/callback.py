@@ -36,10 +36,19 @@ class _Callback(nn.Cell):
         return ops.Custom(run, shape, lambda *_: dtype, "pyfunc")
 
     def called(self, inputs: tuple[Tensor, ...]) -> Any:
-        arrays: Any = ()
-        for item, dtype in zip(inputs, self.host_dtypes):  # noqa: B905 - the compiler knows no strict
-            arrays = arrays + (self.cast(item, dtype),)  # noqa: RUF005 - nor a star in a tuple
-        return self.call(*arrays)
+        return self.call(*self.on_host(inputs))
+
+    def on_host(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # One by one: under vmap the compiler sometimes loses what it made of a zip ("The func graph is empty").
+        return (
+            self.cast(inputs[0], self.host_dtypes[0]),
+            self.cast(inputs[1], self.host_dtypes[1]),
+            self.cast(inputs[2], self.host_dtypes[2]),
+            self.cast(inputs[3], self.host_dtypes[3]),
+            self.cast(inputs[4], self.host_dtypes[4]),
+            self.cast(inputs[5], self.host_dtypes[5]),
+            self.cast(inputs[6], self.host_dtypes[6]),
+        )
 
     def present(self, inputs: tuple[Array, ...]) -> list[Array | None]:
         """The arrays on the other side."""
@@ -102,7 +111,7 @@ class CallbackGradient(_Callback):
         self.call = self.operator(run, shape, self.host_dtypes[:4])
 
     def construct(self, *inputs: Tensor) -> Any:
-        grads = self.called(inputs)
+        grads = self.call(*self.on_host(inputs), self.cast(inputs[7], self.host_dtypes[7]))
         return (
             self.cast(grads[0], self.dtypes[0]),
             self.cast(grads[1], self.dtypes[1]),
