@@ -99,7 +99,8 @@ class Sharded:
 
             def on_shard() -> tuple[Array, ...]:
                 shards = self._cut(arrays, axes)
-                answer = function(*(shards.pop(name) for name in names), **shards, **static)
+                leading = [shards.pop(name) for name in names]
+                answer = function(*leading, **shards, **static)
                 return tuple(map(self._read, answer if isinstance(answer, tuple) else (answer,)))
 
             loss = "losses" if static.get("reduction") == "none" else "reduced"
