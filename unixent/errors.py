@@ -28,7 +28,7 @@ class TargetRangeError(UnixentError, IndexError):
 
 
 class NonFiniteError(UnixentError, FloatingPointError):
-    """The loss or its gradient is NaN or infinite, and the caller asked to be told."""
+    """The loss or its gradient is NaN or infinite, and the caller asked for the check."""
 
 
 class EmptyMeanError(UnixentError, ZeroDivisionError):

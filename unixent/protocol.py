@@ -51,7 +51,7 @@ class ArrayInfo(NamedTuple):
             is bound to none (a traced array, an array that moves to where the others are).
         readable: its values can be read without stalling: an eager array in host memory.
         concrete: it has values at all; False under a trace.
-        requires_grad: the framework can tell that a gradient is asked of this array.
+        requires_grad: the framework knows that a gradient of this array is requested.
         layout: empty for an array whose elements all lie in memory; else how the framework calls it ("sparse_coo",
             "nested", ...): such an array is refused.
     """

@@ -34,7 +34,7 @@ def is_recording() -> bool:
 def compile_in_place_of(original: Any, replacement: Callable[..., Any]) -> None:
     """Have MindSpore's parser compile ``replacement`` where code names ``original``.
 
-    Where the parser can't be told, it compiles the original, which it refuses: an error, never a wrong number.
+    Where the parser has no such table, it compiles the original, which it refuses: an error, never a wrong number.
     """
     if _COMPILED_IN_PLACE_OF is not None:
         _COMPILED_IN_PLACE_OF[original] = replacement

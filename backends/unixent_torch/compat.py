@@ -47,7 +47,7 @@ def _probe_transforms() -> bool:
 
 
 def _has_no_storage(tensor: Tensor) -> bool:
-    """A tensor behind a vmap has no memory of its own; torch.func's are told by `transforms_active`."""
+    """A tensor behind a vmap has no memory of its own; `transforms_active` detects torch.func's."""
     if transforms_active():
         return False
     try:

@@ -61,7 +61,7 @@ class Mode:
         on_empty="raise" give NaN instead of an error, and cases about errors are left out.
     autodiff: gradients come from the framework's differentiation of the loss instead of `value_and_grad`; cases that
         ask for no gradient are left out unless the mode is also traced.
-    tier: how many cases it has; fewer where each is dear (a compilation, a call per element).
+    tier: how many cases it has; fewer where each is expensive (a compilation, a call per element).
     transform: the function transform that an implementation may declare that it lacks, by the name that backends give
         it ("jit", "jvp", "vmap"); the mode's own name for a traced mode without one. Under "vmap" every array is a
         stack of `BATCH` examples, of which the case is the middle one.

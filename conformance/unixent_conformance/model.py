@@ -19,7 +19,7 @@ ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
 
 
 class Tier(IntEnum):
-    """How many cases are run, from the fewest to all. A run asks for a tier, and so does a mode where cases are dear.
+    """How many cases are run, from the fewest to all. A run selects a tier; so does a mode whose cases are expensive.
 
     FEW: one small first gradient of each feature, and second derivatives that between them have every option: for modes
         that cost a call per element.

@@ -170,7 +170,7 @@ class Agreement:
     """What several implementations make of the same cases.
 
     names: the implementations. versions: what ran them, by name. cases: how many cases each was given, by name; fewer
-    than the others' where a case is dear. differences: one for each case and pair in which both gave an answer.
+    than the others' where a case is expensive. differences: one for each case and pair in which both gave an answer.
     """
 
     names: tuple[str, ...]

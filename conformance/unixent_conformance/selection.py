@@ -17,8 +17,8 @@ def select(cases: Iterable[Case], modes: Iterable[Mode], tier: Tier = Tier.FULL)
 def applies(case: Case, mode: Mode, tier: Tier = Tier.FULL) -> bool:
     """Whether a run of this tier has the case in the mode.
 
-    A quick run leaves a mode in which cases are dear the first derivatives among its few, and what is refused before
-    anything is compiled; it leaves out a mode that has no more than its few.
+    Of a mode in which cases are expensive, a quick run keeps the first derivatives among its few, and what is refused
+    before anything is compiled; it leaves out a mode that has no more than its few.
     """
     if not (case.within(tier) and case.within(mode.tier)):
         return False

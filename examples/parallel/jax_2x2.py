@@ -3,12 +3,12 @@
     pip install "unixent[jax,examples]"
     python examples/parallel/jax_2x2.py
 
-The images lie over the axis "data" of the mesh, the classifier's classes over "model"; the loss is told so once, and
-the compiler sees to the rest. The gradient of each parameter lies where the parameter does. The program also trains on
-one device, and checks that losses and parameters come out the same.
+The axis "data" of the mesh shards the images, "model" the classifier's classes; the loss gets the mesh once, and the
+compiler does the rest. The gradient of each parameter has the parameter's sharding. The program also trains on one
+device, and checks that losses and parameters come out the same.
 
-One process drives the four devices here: on a machine without accelerators they are made of its cores. With several
-processes, each is told where the first one listens, and how many there are; each holds its part of the mesh::
+Here one process drives four devices; on a machine without accelerators these are virtual devices on its cores. With
+several processes, each gets the address of the first and their number, and holds its part of the mesh::
 
     timeout -k 10 3600 python jax_2x2.py --coordinator first:1234 --processes 2 --process 0     # on the first machine
     timeout -k 10 3600 python jax_2x2.py --coordinator first:1234 --processes 2 --process 1     # on the second

@@ -78,7 +78,7 @@ def value(truth: float, bound: float = 0.0, dtype: str = "float32") -> Part:
         (INFINITY, -INFINITY, value(INFINITY), INFINITY),
         (INFINITY, 1.0, value(1, 1), INFINITY),
         (0.0, -0.0, value(0), 0),
-        (0.0, 1e-45, value(0), INFINITY),  # nothing comes from nothing
+        (0.0, 1e-45, value(0), INFINITY),  # exactly zero
         (0.0, 1e-40, value(0, 1e-40), 0.5),
         (INFINITY, 65504.0, value(65519.9, 1.0, "float16"), 0.97),  # which of the two a rounding makes is anyone's
         (INFINITY, 65504.0, value(65000.0, 1.0, "float16"), INFINITY),

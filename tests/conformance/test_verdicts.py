@@ -191,11 +191,11 @@ def test_modes_choose_their_cases() -> None:
     assert applies(value, traced)
     assert not applies(value, autodiff)
     assert applies(gradient, autodiff)
-    quick, dear = Mode("quick", tier=Tier.QUICK), Mode("dear", tier=Tier.CORE)
+    quick, costly = Mode("quick", tier=Tier.QUICK), Mode("costly", tier=Tier.CORE)
     assert not applies(case("mask/bool/float16-sum/value"), quick)
     assert applies(value, quick)
     known = [c for c in catalogue() if c.quantity != "second derivatives"]
-    assert [c.within(Tier.CORE) for c in known] == [applies(c, dear) for c in known]
+    assert [c.within(Tier.CORE) for c in known] == [applies(c, costly) for c in known]
 
 
 MUTANTS = ("MaskAsBool", "WritesToLogits", "SequentialSumOfClasses", "OptionsUnchecked", "PythonFloat")

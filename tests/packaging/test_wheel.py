@@ -1,4 +1,4 @@
-"""What the built wheel puts into site-packages, told by its own record."""
+"""What the built wheel puts into site-packages, by its own record."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """unixent inside ``mindspore.jit``, graph mode, ``jvp`` and ``vmap``.
 
 MindSpore compiles Python source. It compiles the public functions from theirs, down to `unixent.dispatch`, which is not
-written in the subset that it knows; so its parser is told to put the functions here in the place of those.
+written in the subset that it knows; so its parser compiles the functions here in their place.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Reduction(RowArithmetic):
             return self.cast(numerator, self.result_dtype), self.cast(self.sum_all(denominators), self.result_dtype)
         if self.mean:
             denominator = self.denominator(denominators, normalizer)
-            # A NaN among positions that weigh nothing together is told, not replaced.
+            # Where the weights sum to 0, a NaN stays NaN.
             empty = self.logical_and(self.equal(denominator, self.zero), self.equal(numerator, numerator))
             mean = numerator / self.where(empty, self.one, denominator)
             numerator = self.where(empty, self.empty_mean, mean)

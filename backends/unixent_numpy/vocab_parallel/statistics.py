@@ -1,6 +1,6 @@
 """The statistics of rows whose classes lie on several processes.
 
-They are those of `unixent_numpy.kernel.rows`, found by all-reduces over the model group: a maximum, then sums. With
+They are those of `unixent_numpy.kernel.rows`, computed by all-reduces over the model group: a maximum, then sums. With
 class indices the pivot is the target, the maximum is that of the other logits, and a position sends 3 numbers (4 under
 smoothing). With probabilities the pivot is the largest logit, whose process has to be found first: 7 numbers. A maximum
 may lose a NaN on its way, so NaN travels in the sums.

@@ -179,7 +179,7 @@ class Sharded:
         answers = self.mesh.gather(answer)
         errors = [each for each in answers if isinstance(each, Exception)]
         if errors:
-            # A process that was told of another's refusal says so; the one at fault says what is wrong.
+            # Other processes name the one that refused; its own error says what is wrong.
             first = next((each for each in errors if "refused its arguments" not in str(each)), errors[0])
             if len(errors) < len(answers):
                 raise WrongAnswer(f"{len(answers) - len(errors)} processes answered while another raised {first!r}")
