@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -30,28 +30,27 @@ OPTIONS = [
 ]
 
 
-def randn(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=GENERATOR, dtype=dtype, requires_grad=True)
+def randn(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
-def operands(dtype=torch.float64):
-    return randn(N, D, dtype=dtype), randn(C, D, dtype=dtype), randn(C, dtype=dtype)
+@pytest.fixture
+def operands(linear_operands):
+    return partial(linear_operands, N, D, C)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 @pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("chunk", [None, 1, 5, N, 1000])
-def test_equals_the_unfused_form_for_any_upstream_gradient(options, target_kind, chunk):
+def test_equals_the_unfused_form_for_any_upstream_gradient(operands, options, target_kind, chunk):
     hidden, classifier, bias = operands()
-    target = (
-        INDEX if target_kind == "index" else torch.rand(N, C, generator=GENERATOR, dtype=torch.float64).requires_grad_()
-    )
+    target = INDEX if target_kind == "index" else torch.rand(N, C, dtype=torch.float64).requires_grad_()
     leaves = (hidden, classifier, bias) if target_kind == "index" else (hidden, classifier, bias, target)
     fused = unixent.linear_cross_entropy(hidden, classifier, target, bias=bias, chunk=chunk, **options)
     plain = unixent.cross_entropy(F.linear(hidden, classifier, bias), target, **options)
     close = {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(fused, plain, **close)
-    upstream = torch.randn(fused.shape, generator=GENERATOR, dtype=fused.dtype)
+    upstream = torch.randn(fused.shape, dtype=fused.dtype)
     actual = torch.autograd.grad(fused, leaves, upstream)
     torch.testing.assert_close(actual, torch.autograd.grad(plain, leaves, upstream), **close)
     names = ("hidden", "classifier", "bias", "target")[: len(leaves)]
@@ -65,7 +64,7 @@ def test_equals_the_unfused_form_for_any_upstream_gradient(options, target_kind,
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0), (3, 4)])
 def test_positions_may_have_any_shape(shape):
     hidden, classifier = randn(*shape, D), randn(C, D)
-    target = torch.randint(C, shape, generator=GENERATOR)
+    target = torch.randint(C, shape)
     loss = unixent.linear_cross_entropy(hidden, classifier, target, reduction="none", chunk=5)
     assert loss.shape == shape
     torch.testing.assert_close(loss, unixent.cross_entropy(hidden @ classifier.T, target, reduction="none"))
@@ -80,7 +79,7 @@ def test_every_layout_is_taken():
     torch.testing.assert_close(loss, unixent.cross_entropy(hidden @ classifier.T, INDEX))
 
 
-def test_an_inactive_position_contributes_nothing():
+def test_an_inactive_position_contributes_nothing(operands):
     hidden, classifier, bias = (x.detach() for x in operands())
     poisoned = hidden.clone()
     poisoned[2], poisoned[9] = torch.nan, torch.inf
@@ -97,7 +96,7 @@ def products(prof):
 @pytest.mark.parametrize(
     ("trained", "expected"), [("hidden", 2), ("classifier", 2), ("bias", 1), ("hidden classifier bias", 3), ("", 1)]
 )
-def test_no_work_for_what_is_frozen(trained, expected):
+def test_no_work_for_what_is_frozen(operands, trained, expected):
     arguments = dict(zip(("hidden", "classifier", "bias"), operands(), strict=True))
     for name, tensor in arguments.items():
         tensor.requires_grad_(name in trained.split())
@@ -109,7 +108,7 @@ def test_no_work_for_what_is_frozen(trained, expected):
     assert all((tensor.grad is not None) == (name in trained.split()) for name, tensor in arguments.items())
 
 
-def test_backward_twice_accumulates():
+def test_backward_twice_accumulates(operands):
     (hidden, classifier, bias), reference = operands(), operands()
     for ours, other in zip((hidden, classifier, bias), reference, strict=True):
         other.data.copy_(ours.data)
@@ -129,7 +128,7 @@ def test_backward_twice_accumulates():
         torch.testing.assert_close(ours.grad, other.grad)
 
 
-def test_one_upstream_gradient_does_not_change_the_next():
+def test_one_upstream_gradient_does_not_change_the_next(operands):
     hidden, classifier, bias = operands()
     loss = unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias)
     first = torch.autograd.grad(loss, classifier, torch.tensor(2.0, dtype=torch.float64), retain_graph=True)[0]
@@ -138,7 +137,7 @@ def test_one_upstream_gradient_does_not_change_the_next():
 
 
 def test_tied_embeddings_get_both_gradients():
-    tokens = torch.randint(C, (N,), generator=GENERATOR)
+    tokens = torch.randint(C, (N,))
     shared = randn(C, D)
     unixent.linear_cross_entropy(shared[tokens], shared, INDEX, chunk=4).backward()
     (expected,) = torch.autograd.grad(F.cross_entropy(shared[tokens] @ shared.T, INDEX), shared)
@@ -147,7 +146,7 @@ def test_tied_embeddings_get_both_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("upstream", [1.0, 2.0**-12, 2.0**10])
-def test_gradients_of_halves_are_rounded_once(dtype, upstream):
+def test_gradients_of_halves_are_rounded_once(operands, dtype, upstream):
     wide = [x.detach() for x in operands(torch.float32)]
     leaves = [x.to(dtype).requires_grad_() for x in wide]
     hidden, classifier, bias = leaves
@@ -173,7 +172,7 @@ def error(actual, truth):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS[:-1], ids=lambda options: "-".join(options) or "plain")
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
-def test_halves_are_never_worse_than_unfused(dtype, options, scale):
+def test_halves_are_never_worse_than_unfused(operands, dtype, options, scale):
     """Errors of value and gradients against float64 on the same rounded inputs, relative to the largest entry."""
     leaves = [(x.detach() * scale).to(dtype).requires_grad_() for x in operands(torch.float32)]
     exact = [x.detach().double().requires_grad_() for x in leaves]
@@ -188,7 +187,7 @@ def test_halves_are_never_worse_than_unfused(dtype, options, scale):
         assert error([ours], [exactly]) <= max(error([other], [exactly]), torch.finfo(dtype).eps / 2)
 
 
-def test_autocast_rounds_what_it_multiplies_and_nothing_else():
+def test_autocast_rounds_what_it_multiplies_and_nothing_else(operands):
     hidden, classifier, bias = operands(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         loss = unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias, chunk=4)
@@ -201,7 +200,7 @@ def test_autocast_rounds_what_it_multiplies_and_nothing_else():
     torch.testing.assert_close(actual, torch.autograd.grad(expected, (*rounded, bias)))
 
 
-def test_no_memory_for_gradients_without_grad():
+def test_no_memory_for_gradients_without_grad(operands):
     hidden, classifier, bias = operands()
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as prof:
         loss = unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias)
@@ -236,8 +235,7 @@ print(run(1536, 32000))
         (", label_smoothing=0.1, softcap=30.0, z_loss=1e-4", "backward()"),
     ],
 )
-def test_the_logits_never_exist(options, backward):
-    script = PEAK.format(options=options, backward=backward)
-    peak = float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
+def test_the_logits_never_exist(run_python, options, backward):
+    peak = float(run_python(PEAK.format(options=options, backward=backward)))
     # Of 188 MiB of logits: a chunk of 32, gradients of 2, a few blocks of scratch of 4.
     assert peak < 60

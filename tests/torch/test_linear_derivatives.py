@@ -20,13 +20,13 @@ N, D, C = 7, 3, 5
 GENERATOR = torch.Generator().manual_seed(4)
 
 
-def randn(*shape, dtype=torch.float64):
-    return torch.randn(shape, generator=GENERATOR, dtype=dtype)
+def randn(*shape, generator=None):
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 INDEX = torch.randint(C, (N,), generator=GENERATOR)
 INDEX[2] = -100
-ARGUMENTS = (randn(N, D), randn(C, D), randn(C))
+ARGUMENTS = (randn(N, D, generator=GENERATOR), randn(C, D, generator=GENERATOR), randn(C, generator=GENERATOR))
 PROBABILITIES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
 CASES = {
     "index": (INDEX, {}),
@@ -119,7 +119,7 @@ def test_vmap_agrees_with_the_unfused_form(case, batched):
 
 
 def test_vmap_over_class_weights_agrees_with_the_unfused_form():
-    weights = torch.rand(4, C, generator=GENERATOR, dtype=torch.float64)
+    weights = torch.rand(4, C, dtype=torch.float64)
 
     def each(function):
         return func.vmap(func.grad(function, 1), (None, None, 0))(*ARGUMENTS[:2], weights)
@@ -144,7 +144,7 @@ def test_an_inactive_position_contributes_to_no_derivative():
 def test_the_gradient_under_torch_func_holds_no_logits():
     # The transforms record every plain operation; chunks of 64 rows of 2000 classes are 1 MB, all of the logits 16 MB.
     hidden, classifier = randn(1024, 4), randn(2000, 4)
-    target = torch.randint(2000, (1024,), generator=GENERATOR)
+    target = torch.randint(2000, (1024,))
     sizes = []
 
     def pack(x):

@@ -19,7 +19,7 @@ SHAPES = {"vector": (5,), "matrix": (3, 5), "image": (2, 5, 4, 3)}
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"weight": torch.rand(5)}],
+    [{}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"weight": torch.arange(1.0, 6.0)}],
     ids=lambda arguments: ",".join(arguments) or "defaults",
 )
 def test_agrees_with_the_stock_module(arguments: dict[str, Any], shape: tuple[int, ...], target_kind: str) -> None:

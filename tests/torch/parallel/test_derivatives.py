@@ -12,7 +12,7 @@ GENERATOR = torch.Generator().manual_seed(1)
 LOGITS = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64)
 INDEX = torch.randint(C, (N,), generator=GENERATOR)
 INDEX[3] = -100
-SHARES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
+PROBABILITIES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
 DIRECTION = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64)
 OTHER = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64)
 WEIGHT = torch.rand(C, generator=GENERATOR, dtype=torch.float64)
@@ -21,7 +21,7 @@ CASES = {
     "indices": (INDEX, {}),
     "smoothed": (INDEX, {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1, "softcap": 2.0}),
     "each": (INDEX, {"reduction": "none", "z_loss": 0.1}),
-    "probabilities": (SHARES, {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1, "softcap": 2.0}),
+    "probabilities": (PROBABILITIES, {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1, "softcap": 2.0}),
 }
 
 
@@ -103,8 +103,7 @@ def test_the_fused_form_refuses_second_derivatives(on_ranks):
 
 def test_positions_alone_keep_every_derivative(on_ranks):
     """Without split classes the whole backend is at work: the fused form's second derivative, torch.func, vmap."""
-    hidden = torch.randn(N, 3, generator=GENERATOR, dtype=torch.float64)
-    classifier = torch.randn(C, 3, generator=GENERATOR, dtype=torch.float64)
+    hidden, classifier = torch.randn(N, 3, dtype=torch.float64), torch.randn(C, 3, dtype=torch.float64)
 
     def hessian(h, rows, **more):
         def loss(h):

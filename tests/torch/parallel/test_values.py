@@ -219,7 +219,8 @@ def test_terms_are_sums_over_all_processes(on_ranks):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_classes_may_lie_along_any_axis(on_ranks, axis):
-    logits, index = RNG.normal(size=(4, 7, 5, 3)), RNG.integers(7, size=(4, 5, 3))
+    source = np.random.default_rng(6)
+    logits, index = source.normal(size=(4, 7, 5, 3)), source.integers(7, size=(4, 5, 3))
     logits = np.moveaxis(logits, 1, axis)
 
     def work(ranks):
@@ -238,8 +239,9 @@ def test_classes_may_lie_along_any_axis(on_ranks, axis):
 def test_more_rows_than_a_block_give_the_whole_loss(on_ranks):
     """More rows than a block holds, and chunks of the fused form that unequal shares would cut unequally."""
     count, classes = 3, 1 << 20
-    logits = RNG.normal(size=(count, classes)).astype(np.float32)
-    index = RNG.integers(classes, size=count)
+    source = np.random.default_rng(7)
+    logits = source.normal(size=(count, classes)).astype(np.float32)
+    index = source.integers(classes, size=count)
     loss, grad = unixent.value_and_grad(logits.astype(np.float64), index)
 
     def work(ranks):

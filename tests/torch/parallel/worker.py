@@ -23,11 +23,17 @@ GENERATOR = torch.Generator().manual_seed(2)
 LOGITS = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64) * 2
 INDEX = torch.randint(C, (N,), generator=GENERATOR)
 INDEX[3] = -100
-SHARES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
+PROBABILITIES = torch.rand(N, C, generator=GENERATOR, dtype=torch.float64)
 WEIGHT = torch.rand(C, generator=GENERATOR, dtype=torch.float64)
 DIRECTION = torch.randn(N, C, generator=GENERATOR, dtype=torch.float64)
 EVERYTHING = {"label_smoothing": 0.2, "weight": WEIGHT, "z_loss": 0.1, "softcap": 2.0}
-CASES = [(INDEX, {}), (INDEX, EVERYTHING), (INDEX, {"reduction": "none"}), (SHARES, {}), (SHARES, EVERYTHING)]
+CASES = [
+    (INDEX, {}),
+    (INDEX, EVERYTHING),
+    (INDEX, {"reduction": "none"}),
+    (PROBABILITIES, {}),
+    (PROBABILITIES, EVERYTHING),
+]
 
 
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
