@@ -83,7 +83,11 @@ def _checked_call(
     """The call of one process, or of this process among those that a loss is split over."""
     config = None if common.parallel is None else _parallel_config(backend, common.parallel)
     if config is None:
-        return _build(form, backend, *_read(backend, given, check, common, options), common, options, None, grads)
+        scores, arguments = _read(backend, given, check, common, options)
+        if grads is None:
+            fields = _problem_fields(backend, scores, arguments, common, options, None)
+            return CheckedCall(form(**fields), scores, (), None)
+        return _build(form, backend, scores, arguments, common, options, None, grads)
     peers = cast(ParallelBackend, backend)
 
     def read() -> tuple[Scores, dict[str, Argument]]:
@@ -165,7 +169,9 @@ def _problem_fields(
     if weight is not None:
         check_shape_dtype(weight, (classes,), FLOATS)
     if mask is not None:
-        mask = _position_mask(backend, mask, positions)
+        if mask.info.shape != positions:
+            mask = _expanded_mask(backend, mask, positions)
+        check_shape_dtype(mask, positions, REALS)
     normalizer = common.normalizer
     if "normalizer" in arguments:
         normalizer = check_shape_dtype(arguments["normalizer"], (), NUMBERS)
@@ -280,13 +286,12 @@ def _check_normalizer_value(number: float, given: Any) -> None:
         raise OptionError(f"{_NORMALIZER}; got {given!r}")
 
 
-def _position_mask(backend: Backend, mask: Argument, positions: tuple[int, ...]) -> Argument:
+def _expanded_mask(backend: Backend, mask: Argument, positions: tuple[int, ...]) -> Argument:
     """A mask of the shape of the positions, also from one with size 1 along the axes where it is the same for all."""
     name, array, info = mask
     pairs = zip(info.shape, positions, strict=False)
-    if info.shape != positions and len(info.shape) == len(positions) and all(size in (1, full) for size, full in pairs):
-        mask = Argument(name, backend.broadcast_to(array, positions), info._replace(shape=positions))
-    check_shape_dtype(mask, positions, REALS)
+    if len(info.shape) == len(positions) and all(size in (1, full) for size, full in pairs):
+        return Argument(name, backend.broadcast_to(array, positions), info._replace(shape=positions))
     return mask
 
 

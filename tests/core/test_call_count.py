@@ -44,6 +44,20 @@ def test_numpy() -> None:
     assert calls_of_ours(lambda: unixent.value_and_grad(LOGITS, TARGET)) <= 61
 
 
+def test_torch_with_a_mask() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, target = torch.tensor(LOGITS, requires_grad=True), torch.tensor(TARGET)
+    mask = torch.arange(64) % 3 > 0
+    assert calls_of_ours(lambda: unixent.cross_entropy(logits, target, mask=mask)) <= 54
+
+
+def test_torch_linear() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    hidden, classifier = torch.ones(64, 8, requires_grad=True), torch.ones(500, 8, requires_grad=True)
+    target = torch.tensor(TARGET)
+    assert calls_of_ours(lambda: unixent.linear_cross_entropy(hidden, classifier, target)) <= 71
+
+
 def test_jax() -> None:
     jnp = pytest.importorskip("jax.numpy", reason="jax is not installed")
     logits, target = jnp.asarray(LOGITS), jnp.asarray(TARGET)
