@@ -49,7 +49,7 @@ class ArrayInfo(NamedTuple):
         dtype: canonical NumPy-style name: "float16", "bfloat16", "float32", "float64", "int8", ..., "uint64", "bool".
         device: where it lives, as the framework prints it; compared between the arguments of one call. Empty where it
             is bound to none (a traced array, an array that moves to where the others are).
-        readable: its values can be read without stalling: an eager array in host memory.
+        readable: its values can be read without stalling: an eager array in host memory. A 0-d one converts by `float`.
         concrete: it has values at all; False under a trace.
         requires_grad: the framework knows that a gradient of this array is requested.
         layout: empty for an array whose elements all lie in memory; else how the framework calls it ("sparse_coo",

@@ -65,6 +65,8 @@ def linear_call(
     grads: GradRequest | None = None,
 ) -> CheckedCall:
     """The checked call of the fused linear form, with a `LinearProblem`."""
+    if not backend.capabilities.linear:
+        raise BackendError(f"linear_cross_entropy: the {backend.name} backend does not provide the fused linear form")
     hidden, classifier, bias, chunk = linear
     check = partial(linear_scores, backend, chunk)
     given = {"hidden": hidden, "classifier": classifier, "bias": bias}

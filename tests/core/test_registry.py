@@ -114,7 +114,7 @@ def test_subclasses_and_scalars_belong_to_numpy_and_masked_arrays_to_nobody():
 
     logits = np.zeros((2, 3)).view(Sub)
     assert float(unixent.cross_entropy(logits, np.zeros(2, int))) == pytest.approx(np.log(3))
-    with pytest.raises(unixent.BackendError, match=r"logits: expected a NumPy array.* got numpy\.ma\.MaskedArray"):
+    with pytest.raises(unixent.BackendError, match=r"logits: expected a NumPy array.* got numpy\.ma\..*MaskedArray"):
         unixent.cross_entropy(np.ma.masked_array(np.zeros((2, 3))), np.zeros(2, int))
     with pytest.raises(unixent.UnixentError):
         unixent.cross_entropy(np.zeros((2, 3)), np.ma.masked_array(np.zeros(2, int)))

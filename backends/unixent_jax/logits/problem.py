@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import checkify
 
@@ -103,18 +104,25 @@ def positions_of(spec: LossSpec, target: Array, mask: Array | None) -> Positions
     if not is_index(target):
         return Positions(target, mask, mask, None)
     one = jnp.ones((), spec.kernel.acc_dtype)
-    index, weight, out_of_range = semantics.index_positions(
-        jnp, target, mask, one, spec.kernel.num_classes, spec.ignore_index
-    )
+    index, weight, out_of_range = _index_positions(spec, target, mask, one)
     marked = jnp.where(out_of_range, jnp.nan, one if weight is None else weight)
     return Positions(index.astype(jnp.int32), marked, weight, out_of_range)
 
 
+def _index_positions(
+    spec: LossSpec, target: Array, mask: Array | None, one: Array
+) -> tuple[Array, Array | None, Array]:
+    limits = jnp.iinfo(target.dtype)
+    ignore_index: Any = spec.ignore_index
+    if limits.min <= ignore_index <= limits.max:
+        # Of target's own dtype: JAX takes a Python integer for an int32 or int64, which not every uint64 fits into.
+        ignore_index = np.asarray(ignore_index, target.dtype)[()]
+    return semantics.index_positions(jnp, target, mask, one, spec.kernel.num_classes, ignore_index)
+
+
 def _debug_check(spec: LossSpec, target: Array) -> None:
     num_classes = spec.kernel.num_classes
-    out_of_range = semantics.index_positions(
-        jnp, target, None, jnp.ones((), spec.kernel.acc_dtype), num_classes, spec.ignore_index
-    )[2]
+    out_of_range = _index_positions(spec, target, None, jnp.ones((), spec.kernel.acc_dtype))[2]
     first = jnp.argmax(out_of_range.reshape(-1))
     checkify.debug_check(
         ~jnp.any(out_of_range),

@@ -30,6 +30,9 @@ class Box:
     def dtype(self) -> str:
         return self.values.dtype.name
 
+    def __float__(self) -> float:
+        return float(self.values)
+
 
 def opened(problem: P) -> P:
     """The problem with every box replaced by what is in it."""
@@ -49,7 +52,7 @@ class ToyBackend:
 
     name = "toy"
     version = "0.3.0"
-    capabilities = NumpyBackend.capabilities
+    capabilities = replace(NumpyBackend.capabilities, parallel=False)
 
     def __init__(self) -> None:
         self._numpy = NumpyBackend()
@@ -60,14 +63,17 @@ class ToyBackend:
     def owns(self, array: object) -> bool:
         return isinstance(array, Box)
 
-    def describe(self, array: Box) -> ArrayInfo:
-        return ArrayInfo(array.shape, array.dtype, device="toybox")
+    def describe(self, arrays: tuple[Box, ...]) -> tuple[ArrayInfo, ...]:
+        return tuple(ArrayInfo(array.shape, array.dtype, device="toybox") for array in arrays)
 
     def asarray(self, value: np.ndarray[Any, Any], like: Box | None) -> Box:
         return Box(value)
 
-    def first_invalid_target(self, target: Box, classes: int, ignore_index: int) -> tuple[int, int] | None:
-        return self._numpy.first_invalid_target(target.values, classes, ignore_index)
+    def broadcast_to(self, array: Box, shape: tuple[int, ...]) -> Box:
+        return Box(np.broadcast_to(array.values, shape))
+
+    def first_invalid_target(self, target: Box, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
+        return self._numpy.first_invalid_target(target.values, num_classes, ignore_index)
 
     def first_nonfinite(self, array: Box) -> int | None:
         return self._numpy.first_nonfinite(array.values)
