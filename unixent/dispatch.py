@@ -10,6 +10,7 @@ The options have been validated by then, once, on construction of their `LossOpt
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,16 @@ from unixent.validation import GradRequest, linear_call, logits_call
 
 Wrt = str | tuple[str, ...]
 _ANY_BACKENDS = (np.ndarray, np.generic, *PYTHON_TYPES)  # taken beside any framework's arrays
+
+
+def __getattr__(name: str) -> Any:
+    """MindSpore's compiler asks every module that it meets for ``__self__``, which none has, before it looks inside.
+
+    Only then can it be told what to compile in place of these functions: `unixent` may be imported before MindSpore.
+    """
+    if name == "__self__" and "mindspore" in sys.modules:
+        get_backend("mindspore")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def make_options(common: CommonArguments, scores: tuple[Any, ...], **keywords: Any) -> LossOptions:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from unixent import dispatch
-from unixent.arguments import CommonArguments
 from unixent.options import LossKeywords, LossOptions, PositionOptions, TermsKeywords
 from unixent.protocol import Array, LossTerms
 
@@ -162,7 +161,7 @@ def cross_entropy(
         Z-loss, 2016, and Chowdhery et al., PaLM, 2022 (z-loss); Gemma Team, Gemma 2, 2024 (soft-cap); Blanchard,
         Higham and Higham, Accurately computing the log-sum-exp and softmax functions, 2021 (shifted log-sum-exp).
     """
-    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     return dispatch.logits_loss(logits, common, dispatch.make_options(common, (logits,), **options))
 
 
@@ -203,7 +202,7 @@ def loss_terms(
         >>> bool(np.isclose(mean, unixent.cross_entropy(logits, target), rtol=1e-14))
         True
     """
-    common = CommonArguments(target, weight, mask, None, parallel, True, backend)
+    common = dispatch.CommonArguments(target, weight, mask, None, parallel, True, backend)
     checked = dispatch.make_options(common, (logits,), reduction="sum", on_empty="zero", **options)
     terms: LossTerms = dispatch.logits_loss(logits, common, checked)
     return terms
@@ -309,6 +308,6 @@ def value_and_grad(
         >>> print(loss.round(6), grad)
         0.693147 [[ 0.5 -0.5]]
     """
-    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     checked = dispatch.make_options(common, (logits,), **options)
     return dispatch.logits_value_and_grad(logits, common, checked, grad_output, wrt)

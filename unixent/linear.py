@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from unixent import dispatch
-from unixent.arguments import CommonArguments, LinearArguments
 from unixent.functions import ArrayT, shows_keywords
 from unixent.options import ReductionOptions
 from unixent.protocol import Array
@@ -96,8 +95,8 @@ def linear_cross_entropy(
     References:
         Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024; Hsu et al., Liger Kernel, 2024.
     """
-    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    linear = LinearArguments(hidden, classifier, bias, chunk)
+    common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
     checked = dispatch.make_options(common, linear[:3], axis=-1, **options)
     return dispatch.linear_loss(linear, common, checked)
 
@@ -194,7 +193,7 @@ def linear_value_and_grad(
         0.693147 [[-0.5 -0.5 -0.5]
          [ 0.5  0.5  0.5]]
     """
-    common = CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
-    linear = LinearArguments(hidden, classifier, bias, chunk)
+    common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
+    linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
     checked = dispatch.make_options(common, linear[:3], axis=-1, **options)
     return dispatch.linear_value_and_grad(linear, common, checked, grad_output, wrt)

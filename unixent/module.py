@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
+from unixent import dispatch
 from unixent.arguments import CommonArguments, describe_arguments
-from unixent.dispatch import logits_loss, logits_value_and_grad, select_backend
 from unixent.errors import NonFiniteError, OptionError
 from unixent.functions import ArrayT, shows_keywords
 from unixent.options import LossKeywords, LossOptions, ParallelConfig
@@ -165,7 +165,7 @@ class CrossEntropyLoss(Generic[PerToken]):
         """
         if self.calculate_per_token_loss and normalizer is not None:
             self._refuse_beside_terms("normalizer", normalizer, None)
-        common = CommonArguments(
+        common = dispatch.CommonArguments(
             label,
             self.weight,
             input_mask,
@@ -174,19 +174,19 @@ class CrossEntropyLoss(Generic[PerToken]):
             self.calculate_per_token_loss,
             self.backend,
         )
-        result = logits_loss(logits, common, self._evaluated)
+        result = dispatch.logits_loss(logits, common, self._evaluated)
         if self.check_for_nan_in_loss_and_grad:
             self._check(logits, common._replace(return_terms=False), self._evaluated)
         return result
 
     def _check(self, logits: Array, common: CommonArguments, options: LossOptions) -> None:
-        backend = select_backend(common, ("logits",), logits)
+        backend = dispatch.select_backend(common, ("logits",), logits)
         info = describe_arguments(backend, {"logits": logits})["logits"].info
         if not info.concrete:
             return
         import logging  # a tenth of what `import unixent` would cost, and for this check alone
 
-        loss, grad = logits_value_and_grad(logits, common, options, None, "logits")
+        loss, grad = dispatch.logits_value_and_grad(logits, common, options, None, "logits")
         logging.getLogger("unixent").info("local loss: %s", loss)
         flat = backend.first_nonfinite(loss)
         if flat is None and backend.first_nonfinite(grad) is None:
@@ -195,7 +195,9 @@ class CrossEntropyLoss(Generic[PerToken]):
         positions = info.shape[:axis] + info.shape[axis + 1 :]
         # The processes of a split loss see the same loss and go this way together; their gradients are their own.
         if flat is not None and options.reduction != "none":
-            unreduced = logits_loss(logits, common._replace(normalizer=None), replace(options, reduction="none"))
+            unreduced = dispatch.logits_loss(
+                logits, common._replace(normalizer=None), replace(options, reduction="none")
+            )
             flat = backend.first_nonfinite(unreduced)
         if flat is not None:
             where = tuple(int(i) for i in np.unravel_index(flat, positions))

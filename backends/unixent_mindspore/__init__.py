@@ -1,7 +1,6 @@
 """The MindSpore backend of unixent: eager mode, ``mindspore.jit`` and graph mode, and the loss as a cell.
 
-Import it (or call ``unixent.get_backend("mindspore")``) before `unixent.cross_entropy` is compiled: only then does
-MindSpore's compiler know what to make of it.
+The first call imports it, also one that is compiled: `unixent.dispatch` sees MindSpore's parser coming.
 """
 
 from __future__ import annotations

@@ -133,19 +133,70 @@ def test_targets_that_would_crash_a_gather_raise_eagerly(value):
             unixent.cross_entropy(ms.Tensor(np.full_like(LOGITS, value)), ms.Tensor(target))
 
 
-def test_a_call_compiled_before_the_backend_is_imported_is_refused(tmp_path):
-    """Nothing is registered before the adapter is imported; what must not happen is a wrong number."""
-    program = """
-        import mindspore as ms, numpy as np, unixent
+IMPORTS = {
+    "mindspore first": "import mindspore as ms, numpy as np, unixent",
+    "unixent first": "import unixent, mindspore as ms, numpy as np",
+}
+FIRST_CALLS = {
+    "function": "ms.jit(unixent.cross_entropy)(x, y)",
+    "module": "ms.jit(unixent.CrossEntropyLoss())(x, y)",
+    "function in a function": "inside(x, y)",
+    "module in a function": "around_module(x, y)",
+    "module made in a function": "making_module(x, y)",
+    "module in a cell": "Network()(x, y)",
+    "value_and_grad": "ms.jit(unixent.value_and_grad)(x, y)[0]",
+    "linear": "ms.jit(unixent.linear_cross_entropy)(ms.ops.ones((2, 1)), ms.ops.zeros((3, 1)), y)",
+    "jvp": "ms.jvp(of_logits, x, x)[0]",
+    "grad in graph mode": "graph_mode_grad()",
+}
+PROGRAM = """
+    from pathlib import Path
+
+    x, y = ms.Tensor(np.ones((2, 3), np.float32)), ms.Tensor([0, 1])
+    module = unixent.CrossEntropyLoss()
+
+    @ms.jit
+    def inside(logits, target):
+        return unixent.cross_entropy(logits, target)
+
+    def of_logits(logits):
+        return unixent.cross_entropy(logits, y)
+
+    @ms.jit
+    def around_module(logits, target):
+        return module(logits, target)
+
+    @ms.jit
+    def making_module(logits, target):
+        return unixent.CrossEntropyLoss()(logits, target)
+
+    class Network(ms.nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.loss = module
+
         @ms.jit
-        def loss(logits, target):
-            return unixent.cross_entropy(logits, target)
-        try:
-            loss(ms.Tensor(np.ones((2, 3), np.float32)), ms.Tensor([0, 1]))
-        except Exception:
-            print("refused")
-    """
+        def construct(self, logits, target):
+            return self.loss(logits, target)
+
+    def graph_mode_grad():
+        ms.set_context(mode=ms.GRAPH_MODE)
+        return ms.value_and_grad(unixent.cross_entropy)(x, y)[0]
+
+    loss = {call}
+    print(loss.asnumpy().round(4), Path("rank_0").exists())
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "order"),
+    # Both orders where the ways into unixent differ; for the others the first call's way is that of a function.
+    [(form, order) for form in ("function", "module in a function") for order in IMPORTS]
+    + [(form, "unixent first") for form in FIRST_CALLS if form not in ("function", "module in a function")],
+)
+def test_the_first_call_of_a_process_may_be_a_compiled_one(form, order, tmp_path):
+    """With ``import unixent`` alone, before or after MindSpore's; and nothing is left in the working directory."""
     path = tmp_path / "program.py"
-    path.write_text(textwrap.dedent(program))
+    path.write_text(IMPORTS[order] + textwrap.dedent(PROGRAM.replace("{call}", FIRST_CALLS[form])))
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.stdout.strip() == "refused", done.stderr
+    assert done.stdout.strip() == "1.0986 False", done.stderr
