@@ -22,10 +22,10 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
         def to_numpy(self, array):
             return array.detach().cpu().numpy()
 
-        def gradient(self, function, arrays, wrt, grad_output, mode):
-            leaves = [a.clone().requires_grad_(i in wrt) for i, a in enumerate(arrays)]
-            value = self.call(function, leaves, mode)
-            return value, torch.autograd.grad(value, [leaves[i] for i in wrt], grad_output)
+        def gradient(self, of, mode):           # of: a `Derivative`
+            leaves = [a.clone().requires_grad_(i in of.wrt) for i, a in enumerate(of.arrays)]
+            value = self.call(of.function, leaves, mode)
+            return value, torch.autograd.grad(value, [leaves[i] for i in of.wrt], of.grad_output)
 
         def call(self, function, arrays, mode):
             return torch.compile(function, fullgraph=True)(*arrays) if mode.traced else function(*arrays)
@@ -94,6 +94,39 @@ EAGER = Mode("eager")
 BATCH = 3
 
 
+@dataclass(frozen=True)
+class Derivative:
+    """What is differentiated: sum(grad_output * function(*arrays)), with respect to arrays[i] for i in wrt. Without a
+    grad_output it is taken as ones."""
+
+    function: Callable[..., Any]
+    arrays: Sequence[Any]
+    wrt: Sequence[int]
+    grad_output: Any = None
+
+    @property
+    def moving(self) -> tuple[Any, ...]:
+        """The arrays of `wrt`."""
+        return tuple(self.arrays[i] for i in self.wrt)
+
+    def of_moving(self, *moving: Any) -> Any:
+        """The function of the arrays of `wrt` alone."""
+        inputs = list(self.arrays)
+        for i, array in zip(self.wrt, moving, strict=True):
+            inputs[i] = array
+        return self.function(*inputs)
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The arrays, and grad_output if there is one."""
+        return [*self.arrays, *([] if self.grad_output is None else [self.grad_output])]
+
+    def at(self, inputs: Sequence[Any]) -> Derivative:
+        """The same at other inputs."""
+        arrays, rest = inputs[: len(self.arrays)], inputs[len(self.arrays) :]
+        return replace(self, arrays=arrays, grad_output=rest[0] if rest else None)
+
+
 class Harness:
     """The way in and out of one framework. Override `name`, `from_numpy` and `to_numpy`; the rest as it applies."""
 
@@ -121,22 +154,18 @@ class Harness:
         """function(*arrays), compiled or traced if the mode says so."""
         return function(*arrays)
 
-    def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """function(*arrays) and d sum(grad_output * function)/d arrays[i] for i in wrt, by the framework's own
-        differentiation; grad_output None means ones."""
+    def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
+        """The value of the function and its gradients, by the framework's own differentiation."""
         raise Unsupported(f"{self.name} has no automatic differentiation")
 
     def forward_gradient(
-        self, value: Any, arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, jvp: Callable[[int, Any], Any]
+        self, of: Derivative, value: Any, jvp: Callable[[int, Any], Any]
     ) -> tuple[Any, tuple[Any, ...]]:
         """The value, and gradients an element at a time. jvp(i, direction) is the derivative of the value where
         arrays[i] moves along a direction; along a unit vector and contracted with grad_output, it is one element."""
-        seed = np.ones(value.shape) if grad_output is None else self.to_numpy(grad_output).astype(np.float64)
+        seed = np.ones(value.shape) if of.grad_output is None else self.to_numpy(of.grad_output).astype(np.float64)
         gradients = []
-        for i in wrt:
-            like = self.to_numpy(arrays[i])
+        for i, like in zip(of.wrt, map(self.to_numpy, of.moving), strict=True):
             gradient = np.zeros(like.size)
             for element in range(like.size):
                 unit = (np.arange(like.size) == element).astype(like.dtype).reshape(like.shape)
@@ -144,32 +173,12 @@ class Harness:
             gradients.append(self.from_numpy(gradient.reshape(like.shape).astype(like.dtype)))
         return value, tuple(gradients)
 
-    def hvp(
-        self,
-        function: Callable[..., Any],
-        arrays: Sequence[Any],
-        wrt: Sequence[int],
-        grad_output: Any,
-        directions: Sequence[Any],
-        mode: Mode,
-    ) -> tuple[Any, ...]:
-        """How the gradients with respect to arrays[i], i in wrt, change where those arrays move along `directions`: a
-        product of the Hessian and a vector, by the framework's own differentiation of its gradient."""
+    def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
+        """How the gradients change where the arrays of `wrt` move along `directions`: a product of the Hessian and a
+        vector, by the framework's own differentiation of its gradient."""
         raise Unsupported(f"{self.name} has no second derivatives")
 
     def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         """Whether an error is how the framework says that a function has no rule for the mode's transform: a refusal,
         where the implementation does not declare that transform."""
         return isinstance(error, NotImplementedError)
-
-
-def with_respect_to(function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int]) -> Callable[..., Any]:
-    """The function of the arrays of `wrt` alone."""
-
-    def of(*moving: Any) -> Any:
-        inputs = list(arrays)
-        for i, array in zip(wrt, moving, strict=True):
-            inputs[i] = array
-        return function(*inputs)
-
-    return of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.harness import BATCH, EAGER, Harness, Mode, Unsupported
+from unixent_conformance.harness import BATCH, EAGER, Derivative, Harness, Mode, Unsupported
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.model import Array, Call, Case, Quantity
 
@@ -56,25 +56,21 @@ class Subject:
         by the framework's differentiation of the loss."""
         implementation = self.implementation
         both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
-        grad_output = None if call.grad_output is None else self._give(call.grad_output)
         if both is None or self.mode.autodiff:
-            function, arrays = self._bind(self._loss(call), call)
-            value, gradients = self.harness.gradient(function, arrays, _places(call, wrt), grad_output, self.mode)
+            value, gradients = self.harness.gradient(self._derivative(call, wrt), self.mode)
         else:
             # One argument by its name, since not every function takes several.
             alone = len(wrt) == 1 and not call.linear
-            extra = {} if grad_output is None else {"grad_output": grad_output}
+            extra = {} if call.grad_output is None else {"grad_output": self._give(call.grad_output)}
             value, gradients = self._run(both, call, wrt=wrt[0] if alone else wrt, **extra)
             gradients = (gradients,) if alone else gradients
         return self._read(value), *(self._read(gradient) for gradient in gradients)
 
     def second_derivatives(self, call: Call) -> tuple[Array, ...]:
         """How the gradients of `call.differentiable()` change along `call.directions()`."""
-        function, arrays = self._bind(self._loss(call), call)
-        grad_output = None if call.grad_output is None else self._give(call.grad_output)
-        places = _places(call, call.differentiable())
         directions = [self._give(array) for array in call.directions().values()]
-        return tuple(map(self._read, self.harness.hvp(function, arrays, places, grad_output, directions, self.mode)))
+        of = self._derivative(call, call.differentiable())
+        return tuple(map(self._read, self.harness.hvp(of, directions, self.mode)))
 
     def written_to(self, call: Call) -> list[str]:
         """The array arguments that a call of the value and one of the gradient have changed."""
@@ -94,6 +90,11 @@ class Subject:
         if self.implementation.linear is None:
             raise Unsupported(f"{self.implementation.name} has no fused linear form")
         return self.implementation.linear
+
+    def _derivative(self, call: Call, wrt: tuple[str, ...]) -> Derivative:
+        function, arrays = self._bind(self._loss(call), call)
+        places = [list(call.arrays()).index(name) for name in wrt]
+        return Derivative(function, arrays, places, None if call.grad_output is None else self._give(call.grad_output))
 
     def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
         bound, arrays = self._bind(function, call, **extra)
@@ -126,11 +127,6 @@ class Subject:
         if array.shape[:1] != (BATCH,):
             raise WrongAnswer(f"mapped over {BATCH} examples, the result has shape {array.shape}")
         return np.asarray(array[BATCH // 2])
-
-
-def _places(call: Call, names: tuple[str, ...]) -> list[int]:
-    order = list(call.arrays())
-    return [order.index(name) for name in names]
 
 
 def _among_others(array: Array) -> Array:

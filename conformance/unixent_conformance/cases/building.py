@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from unixent_conformance.cases.inputs import Recipe
-from unixent_conformance.model import QUICK, Call, Case, Quantity
+from unixent_conformance.model import QUICK, Call, Case, Quantity, Raises
 
 Questions = tuple[tuple[Quantity, str], ...]
 
@@ -37,6 +37,21 @@ def each(
     """A case for each question about one call."""
     for quantity, word in questions:
         yield make(f"{stem}/{word}", feature, build, quantity, **more)
+
+
+def refused(
+    name: str,
+    feature: str,
+    build: Callable[[], Call],
+    error: str,
+    argument: str,
+    questions: Questions = VALUE_AND_GRADIENT,
+    **more: Any,
+) -> Iterator[Case]:
+    """A case for each question that is due an error about an argument; the value, or another path, is quick."""
+    for quantity, word in questions:
+        quick, raises = not word.startswith("gradient"), Raises(error, argument)
+        yield make(f"{feature}/{name}/{word}", feature, build, quantity, raises=raises, quick=quick, **more)
 
 
 def from_recipe(stem: str, feature: str, recipe: Recipe, **more: Any) -> Iterator[Case]:

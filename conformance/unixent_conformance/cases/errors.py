@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.building import VALUE_AND_GRADIENT, make
+from unixent_conformance.cases.building import VALUE_AND_GRADIENT, Questions, refused
 from unixent_conformance.cases.inputs import Recipe
-from unixent_conformance.model import Call, Case, Quantity, Raises
+from unixent_conformance.model import Call, Case
 
 FEATURE = "bad input"
 
@@ -93,21 +93,14 @@ NEEDS = frozenset({"dtype:float32", "target:index", "target:probability"})
 def cases() -> Iterator[Case]:
     """Each for the value and, where it is another path, for the gradient."""
     for name, (error, argument, recipe, changes) in CHANGED.items():
-        for quantity, word in VALUE_AND_GRADIENT:
-            yield _case(name, word, partial(_changed, recipe, changes), quantity, error, argument)
+        yield from refused(name, FEATURE, partial(_changed, recipe, changes), error, argument, needs=NEEDS)
     for name, (error, argument, recipe, options) in OPTIONS.items():
-        for quantity, word in VALUE_AND_GRADIENT:
-            yield _case(name, word, partial(_optioned, recipe, options), quantity, error, argument)
+        yield from refused(name, FEATURE, partial(_optioned, recipe, options), error, argument, needs=NEEDS)
     for name, (error, argument, recipe, grad_output) in GRAD_OUTPUTS.items():
         build = partial(_changed, recipe, {"grad_output": grad_output})
-        yield _case(name, "gradient", build, "logits gradient", error, argument)
-    build = partial(_changed, INDEX, {})
-    yield _case("gradient of class indices", "target-gradient", build, "target gradient", "OptionError", "wrt")
-
-
-def _case(name: str, word: str, build: partial[Call], quantity: Quantity, error: str, argument: str) -> Case:
-    raises, quick = Raises(error, argument), word != "gradient"
-    return make(f"{FEATURE}/{name}/{word}", FEATURE, build, quantity, needs=NEEDS, raises=raises, quick=quick)
+        yield from refused(name, FEATURE, build, error, argument, VALUE_AND_GRADIENT[1:], needs=NEEDS)
+    questions: Questions = (("target gradient", "target-gradient"),)
+    yield from refused("gradient of class indices", FEATURE, INDEX.call, "OptionError", "wrt", questions, needs=NEEDS)
 
 
 def _changed(recipe: Recipe, changes: dict[str, Any]) -> Call:

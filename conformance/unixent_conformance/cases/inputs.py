@@ -90,28 +90,19 @@ class Recipe:
 
     def _options(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that an implementation without an option can still be asked."""
-        options: dict[str, Any] = {}
-        if self.axis != -1:
-            options["axis"] = self.axis
-        if self.reduction != "mean":
-            options["reduction"] = self.reduction
-        if self.ignore == "inside":
-            options["ignore_index"] = self.classes // 2
-        if self.ignore == "outside":
-            options["ignore_index"] = self.classes + 4
-        if self.smoothing:
-            options["label_smoothing"] = self.smoothing
-        if self.z_loss:
-            options["z_loss"] = self.z_loss
-        if self.softcap is not None:
-            options["softcap"] = self.softcap
-        if self.normalizer == "float":
-            options["normalizer"] = 37.3
-        if self.normalizer == "array":
-            options["normalizer"] = np.asarray(11.0, dtype=np.float32)
-        if self.result is not None:
-            options["dtype"] = self.result
-        return options
+        index = {"inside": self.classes // 2, "outside": self.classes + 4}.get(self.ignore, -100)
+        normalizers = {"none": None, "float": 37.3, "array": np.asarray(11.0, dtype=np.float32)}
+        given_and_default: dict[str, tuple[Any, Any]] = {
+            "axis": (self.axis, -1),
+            "reduction": (self.reduction, "mean"),
+            "ignore_index": (index, -100),
+            "label_smoothing": (self.smoothing, 0.0),
+            "z_loss": (self.z_loss, 0.0),
+            "softcap": (self.softcap, None),
+            "normalizer": (normalizers[self.normalizer], None),
+            "dtype": (self.result, None),
+        }
+        return {name: given for name, (given, default) in given_and_default.items() if given != default}
 
     def _mask(self, rng: np.random.Generator, n: int, floating: np.dtype[Any]) -> Array | None:
         draws = rng.random(n)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.building import VALUE_AND_GRADIENTS, Questions, each, make
+from unixent_conformance.cases.building import VALUE_AND_GRADIENTS, each, refused
 from unixent_conformance.cases.inputs import DTYPES, dtype_of
-from unixent_conformance.model import Call, Case, Raises
+from unixent_conformance.model import Call, Case
 
 SPECIAL = "fused linear special values"
 BAD = "fused linear bad input"
@@ -158,22 +158,16 @@ OPTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def _errors() -> Iterator[Case]:
+    due = partial(refused, feature=BAD, questions=VALUE_AND_GRADIENTS)
     for name, (error, argument, changes) in WRONG.items():
-        yield from _due(name, error, argument, partial(_changed, changes))
+        yield from due(name, build=partial(_changed, changes), error=error, argument=argument)
     for name, (error, argument, options) in OPTIONS.items():
-        yield from _due(name, error, argument, partial(plain, "float32", options=options))
+        yield from due(name, build=partial(plain, "float32", options=options), error=error, argument=argument)
     empty = partial(plain, "float32", mask=[0.0] * 5, options={"on_empty": "raise"})
-    yield from _due("mean of nothing", "EmptyMeanError", "on_empty", empty)
+    yield from due("mean of nothing", build=empty, error="EmptyMeanError", argument="on_empty")
     short = partial(_changed, {"grad_output": np.zeros(4, np.float32), "options": {"reduction": "none"}})
-    yield from _due("upstream of another shape", "ShapeError", "grad_output", short, VALUE_AND_GRADIENTS[1:])
-
-
-def _due(
-    name: str, error: str, argument: str, build: Callable[[], Call], questions: Questions = VALUE_AND_GRADIENTS
-) -> Iterator[Case]:
-    raises = Raises(error, argument)
-    for quantity, word in questions:
-        yield make(f"{BAD}/{name}/{word}", BAD, build, quantity, raises=raises, quick=word == "value")
+    name, gradients = "upstream of another shape", VALUE_AND_GRADIENTS[1:]
+    yield from due(name, build=short, error="ShapeError", argument="grad_output", questions=gradients)
 
 
 def _changed(changes: dict[str, Any]) -> Call:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unixent_conformance.harness import Harness, Mode, with_respect_to
+from unixent_conformance.harness import Derivative, Harness, Mode
 from unixent_conformance.model import Array, Tier
 
 
@@ -58,51 +58,36 @@ class JaxHarness(Harness):
         with x64():
             return _transformed(function, mode)(*arrays)
 
-    def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
-    ) -> tuple[Any, tuple[Any, ...]]:
+    def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         def both(*inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-            given, above = inputs[: len(arrays)], inputs[len(arrays) :]
-            loss, pullback = jax.vjp(with_respect_to(function, given, wrt), *(given[i] for i in wrt))
-            return loss, pullback(_seed(loss, *above))
+            here = of.at(inputs)
+            loss, pullback = jax.vjp(here.of_moving, *here.moving)
+            return loss, pullback(_seed(loss, here.grad_output))
 
         with x64():
             if mode.name == "forward":
-                return self._forward(function, arrays, wrt, grad_output)
-            return _transformed(both, mode)(*arrays, *([] if grad_output is None else [grad_output]))  # type: ignore[no-any-return]
+                return self._forward(of)
+            return _transformed(both, mode)(*of.inputs)  # type: ignore[no-any-return]
 
-    def _forward(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
-    ) -> tuple[Any, tuple[Any, ...]]:
+    def _forward(self, of: Derivative) -> tuple[Any, tuple[Any, ...]]:
         """One program for all elements: every array has a direction, of which one is no 0."""
-        moving = tuple(arrays[i] for i in wrt)
-        pushforward = jax.jit(lambda *steps: jax.jvp(with_respect_to(function, arrays, wrt), moving, steps))
-        still = [jnp.zeros_like(array) for array in moving]
+        pushforward = jax.jit(lambda *steps: jax.jvp(of.of_moving, of.moving, steps))
+        still = [jnp.zeros_like(array) for array in of.moving]
 
         def jvp(i: int, direction: Any) -> Any:
-            return pushforward(*(direction if j == i else zero for j, zero in zip(wrt, still, strict=True)))[1]
+            return pushforward(*(direction if j == i else zero for j, zero in zip(of.wrt, still, strict=True)))[1]
 
-        return self.forward_gradient(pushforward(*still)[0], arrays, wrt, grad_output, jvp)
+        return self.forward_gradient(of, pushforward(*still)[0], jvp)
 
-    def hvp(
-        self,
-        function: Callable[..., Any],
-        arrays: Sequence[Any],
-        wrt: Sequence[int],
-        grad_output: Any,
-        directions: Sequence[Any],
-        mode: Mode,
-    ) -> tuple[Any, ...]:
-        of, moving = with_respect_to(function, arrays, wrt), tuple(arrays[i] for i in wrt)
-
-        def grads(*inner: Any) -> Any:
-            loss, pullback = jax.vjp(of, *inner)
-            return pullback(_seed(loss, *([] if grad_output is None else [grad_output])))
+    def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
+        def grads(*moving: Any) -> Any:
+            loss, pullback = jax.vjp(of.of_moving, *moving)
+            return pullback(_seed(loss, of.grad_output))
 
         with x64():
             if mode.name == "forward":
-                return tuple(jax.jvp(grads, moving, tuple(directions))[1])
-            return tuple(jax.vjp(grads, *moving)[1](tuple(directions)))
+                return tuple(jax.jvp(grads, of.moving, tuple(directions))[1])
+            return tuple(jax.vjp(grads, *of.moving)[1](tuple(directions)))
 
     def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         own = isinstance(error, jax.errors.ConcretizationTypeError | jax.errors.TracerArrayConversionError)
@@ -115,7 +100,7 @@ def _transformed(function: Callable[..., Any], mode: Mode) -> Callable[..., Any]
     return jax.jit(function) if mode.traced else function
 
 
-def _seed(loss: Any, grad_output: Any = None) -> Any:
+def _seed(loss: Any, grad_output: Any) -> Any:
     return jnp.ones_like(loss) if grad_output is None else jnp.asarray(grad_output, loss.dtype)
 
 

@@ -6,6 +6,7 @@ Forward mode gives a gradient one element at a time. Second derivatives are take
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 from mindspore import Tensor, ops
 
-from unixent_conformance.harness import EAGER, Harness, Mode, Unsupported
+from unixent_conformance.harness import EAGER, Derivative, Harness, Mode, Unsupported
 from unixent_conformance.model import Array, Tier
 
 
@@ -58,52 +59,41 @@ class MindSporeHarness(Harness):
                 raise Unsupported("MindSpore compiles no int beyond 64 bits") from error
             raise
 
-    def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
-    ) -> tuple[Any, tuple[Any, ...]]:
+    def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self.forward_gradient(function(*arrays), arrays, wrt, grad_output, _jvp(function, arrays))
-        pullback = ops.GradOperation(get_all=True, sens_param=grad_output is not None)
+            return self.forward_gradient(of, of.function(*of.arrays), partial(_jvp, of))
+        # Names of this function's own: MindSpore compiles the source of `both`.
+        function, count, pullback = of.function, len(of.arrays), _pullback(of)
 
         def both(*inputs: Any) -> Any:
-            return function(*inputs[: len(arrays)]), pullback(function)(*inputs)
+            return function(*inputs[:count]), pullback(function)(*inputs)
 
-        inputs = arrays if grad_output is None else [*arrays, grad_output]
-        value, gradients = self.call(both, inputs, mode)
-        return value, tuple(gradients[i] for i in wrt)
+        value, gradients = self.call(both, of.inputs, mode)
+        return value, tuple(gradients[i] for i in of.wrt)
 
-    def hvp(
-        self,
-        function: Callable[..., Any],
-        arrays: Sequence[Any],
-        wrt: Sequence[int],
-        grad_output: Any,
-        directions: Sequence[Any],
-        mode: Mode,
-    ) -> tuple[Any, ...]:
+    def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
         if mode.name == "forward":
             raise Unsupported("MindSpore's forward mode is its backward one taken twice, which is asked by itself")
-        pullback = ops.GradOperation(get_all=True, sens_param=grad_output is not None)
 
         def grads(*inputs: Any) -> Any:
-            gradients = pullback(function)(*inputs)
-            return tuple(gradients[i] for i in wrt)
+            gradients = _pullback(of)(of.function)(*inputs)
+            return tuple(gradients[i] for i in of.wrt)
 
-        inputs = arrays if grad_output is None else [*arrays, grad_output]
-        products = ops.GradOperation(get_all=True, sens_param=True)(grads)(*inputs, tuple(directions))
-        return tuple(products[i] for i in wrt)
+        products = ops.GradOperation(get_all=True, sens_param=True)(grads)(*of.inputs, tuple(directions))
+        return tuple(products[i] for i in of.wrt)
 
 
-def _jvp(function: Callable[..., Any], arrays: Sequence[Any]) -> Callable[[int, Any], Any]:
-    def jvp(i: int, direction: Any) -> Any:
-        before, after = tuple(arrays[:i]), tuple(arrays[i + 1 :])
+def _pullback(of: Derivative) -> Any:
+    return ops.GradOperation(get_all=True, sens_param=of.grad_output is not None)
 
-        def of(moving: Any) -> Any:
-            return function(*before, moving, *after)
 
-        return ms.jvp(of, arrays[i], direction)[1]
+def _jvp(of: Derivative, i: int, direction: Tensor) -> Tensor:
+    function, before, after = of.function, tuple(of.arrays[:i]), tuple(of.arrays[i + 1 :])
 
-    return jvp
+    def of_moving(moving: Any) -> Any:
+        return function(*before, moving, *after)
+
+    return ms.jvp(of_moving, of.arrays[i], direction)[1]
 
 
 harness = MindSporeHarness()

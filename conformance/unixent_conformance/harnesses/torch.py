@@ -8,6 +8,8 @@ backward (autograd) and forward over backward (forward).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
-from unixent_conformance.harness import EAGER, Harness, Mode, with_respect_to
+from unixent_conformance.harness import EAGER, Derivative, Harness, Mode
 from unixent_conformance.model import Array, Tier
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -67,44 +69,33 @@ class TorchHarness(Harness):
             return torch.compile(function, fullgraph=True, backend="aot_eager")(*arrays)
         return function(*arrays)
 
-    def gradient(
-        self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any, mode: Mode
-    ) -> tuple[Any, tuple[Any, ...]]:
+    def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self.forward_gradient(function(*arrays), arrays, wrt, grad_output, _jvp(function, arrays))
+            return self.forward_gradient(of, of.function(*of.arrays), partial(_jvp, of))
         if mode.batched:
-            return _mapped(function, arrays, wrt, grad_output)
-        leaves = [array.detach().requires_grad_(i in wrt) for i, array in enumerate(arrays)]
-        value = self.call(function, leaves, mode)
+            return torch.func.vmap(partial(_vjp, of))(*of.inputs)  # type: ignore[no-any-return]
+        leaves = _leaves(of)
+        value = self.call(leaves.function, leaves.arrays, mode)
         # What the loss does not depend on has no gradient, which an optimiser takes for 0.
-        moving = [leaves[i] for i in wrt]
-        return value, torch.autograd.grad(value, moving, _seed(value, grad_output), materialize_grads=True)
+        seed = _seed(value, of.grad_output)
+        return value, torch.autograd.grad(value, leaves.moving, seed, materialize_grads=True)
 
-    def hvp(
-        self,
-        function: Callable[..., Any],
-        arrays: Sequence[Any],
-        wrt: Sequence[int],
-        grad_output: Any,
-        directions: Sequence[Any],
-        mode: Mode,
-    ) -> tuple[Any, ...]:
-        leaves = [array.detach().requires_grad_(i in wrt) for i, array in enumerate(arrays)]
-        moving = [leaves[i] for i in wrt]
+    def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
+        leaves = _leaves(of)
         if mode.name != "forward":
-            value = function(*leaves)
-            grads = torch.autograd.grad(value, moving, _seed(value, grad_output), create_graph=True)
+            value = leaves.function(*leaves.arrays)
+            grads = torch.autograd.grad(value, leaves.moving, _seed(value, of.grad_output), create_graph=True)
             pairs = [(grad, step) for grad, step in zip(grads, directions, strict=True) if grad.requires_grad]
             if not pairs:  # constants to autograd: a penalty on them would add nothing to any gradient
-                return tuple(map(torch.zeros_like, moving))
+                return tuple(map(torch.zeros_like, leaves.moving))
             outputs, steps = zip(*pairs, strict=True)
-            return torch.autograd.grad(outputs, moving, steps, materialize_grads=True)
+            return torch.autograd.grad(outputs, leaves.moving, steps, materialize_grads=True)
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(leaf, step) for leaf, step in zip(moving, directions, strict=True)]
-            value = with_respect_to(function, leaves, wrt)(*duals)
-            grads = torch.autograd.grad(value, duals, _seed(value, grad_output), create_graph=True)
+            duals = tuple(map(forward_ad.make_dual, leaves.moving, directions))
+            value = leaves.of_moving(*duals)
+            grads = torch.autograd.grad(value, duals, _seed(value, of.grad_output), create_graph=True)
             tangents = [forward_ad.unpack_dual(grad).tangent for grad in grads]
-            return tuple(torch.zeros_like(a) if t is None else t for a, t in zip(moving, tangents, strict=True))
+            return tuple(torch.zeros_like(a) if t is None else t for a, t in zip(leaves.moving, tangents, strict=True))
 
     def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         return super().has_no_rule(error, mode) or any(word in str(error) for word in NO_RULE)
@@ -118,25 +109,23 @@ def _seed(value: torch.Tensor, grad_output: Any) -> torch.Tensor:
     return torch.ones_like(value) if grad_output is None else grad_output.to(value.dtype)
 
 
-def _jvp(function: Callable[..., Any], arrays: Sequence[Any]) -> Callable[[int, Any], Any]:
-    def jvp(i: int, direction: torch.Tensor) -> Any:
-        with forward_ad.dual_level():
-            moving = forward_ad.make_dual(arrays[i], direction)
-            value, tangent = forward_ad.unpack_dual(function(*arrays[:i], moving, *arrays[i + 1 :]))
-            return torch.zeros_like(value) if tangent is None else tangent
-
-    return jvp
+def _leaves(of: Derivative) -> Derivative:
+    """The same at leaves of autograd's graph."""
+    leaves = [array.detach().requires_grad_(i in of.wrt) for i, array in enumerate(of.arrays)]
+    return replace(of, arrays=leaves)
 
 
-def _mapped(
-    function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
-) -> tuple[Any, tuple[Any, ...]]:
-    def both(*inputs: Any) -> tuple[Any, tuple[Any, ...]]:
-        given, above = inputs[: len(arrays)], inputs[len(arrays) :]
-        value, pullback = torch.func.vjp(with_respect_to(function, given, wrt), *(given[i] for i in wrt))
-        return value, pullback(_seed(value, above[0] if above else None))
+def _jvp(of: Derivative, i: int, direction: torch.Tensor) -> torch.Tensor:
+    with forward_ad.dual_level():
+        moving = forward_ad.make_dual(of.arrays[i], direction)
+        value, tangent = forward_ad.unpack_dual(replace(of, wrt=[i]).of_moving(moving))
+        return torch.zeros_like(value) if tangent is None else tangent
 
-    return torch.func.vmap(both)(*arrays, *([] if grad_output is None else [grad_output]))  # type: ignore[no-any-return]
+
+def _vjp(of: Derivative, *inputs: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
+    of = of.at(inputs)
+    value, pullback = torch.func.vjp(of.of_moving, *of.moving)
+    return value, pullback(_seed(value, of.grad_output))
 
 
 def _extent(array: Array) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 from unixent import ParallelConfig
 from unixent_conformance.api import find_tested
 from unixent_conformance.cases import catalogue
-from unixent_conformance.harness import Harness, Mode
+from unixent_conformance.harness import Mode
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.model import Case, Tier
-from unixent_conformance.results import Report, Result
-from unixent_conformance.runner import run_case
+from unixent_conformance.results import Report
+from unixent_conformance.runner import run_cases
 from unixent_conformance.selection import select
 from unixent_conformance.split.command import Request
 from unixent_conformance.split.engines import ENGINES, ProcessMesh
-from unixent_conformance.split.shards import on_shards
+from unixent_conformance.split.shards import ShardedSubject
 from unixent_conformance.under_test import Subject
 
 # Layouts are lost where arrays are cut, and what is malformed cannot be cut.
@@ -30,9 +29,10 @@ def run_here(request: Request) -> Report | None:
     tested, harness = find_tested(request.implementation, request.framework)
     cases = catalogue(Tier.QUICK if request.quick else Tier.FULL, features=request.features or ())
     mesh = ENGINES[request.engine].join(request.data, request.model)
-    pairs = select(filter(can_be_split, cases), (mode for mode in harness.modes if can_run(mode, mesh)))
+    parallel, modes = with_config(tested, mesh.config), [mode for mode in harness.modes if can_run(mode, mesh)]
+    subject = Subject(harness, parallel) if mesh.is_global else ShardedSubject(harness, parallel, mesh=mesh)
     try:
-        results = tuple(_results(pairs, tested, harness, mesh))
+        results = tuple(run_cases(select(filter(can_be_split, cases), modes), subject))
     finally:
         mesh.leave()
     if mesh.rank != (0, 0):
@@ -53,17 +53,6 @@ def can_run(mode: Mode, mesh: ProcessMesh) -> bool:
     """Parts are cut and joined outside of the framework's sight, where only an eager call can be; arrays that are
     global over a mesh are not stacked into a batch."""
     return not mode.transform or (mesh.is_global and mode.transform == "jit")
-
-
-def _results(
-    pairs: Iterator[tuple[Case, Mode]], tested: Implementation, harness: Harness, mesh: ProcessMesh
-) -> Iterator[Result]:
-    parallel = with_config(tested, mesh.config)
-    for case, mode in pairs:
-        subject = Subject(harness, parallel, mode)
-        if not mesh.is_global:
-            subject = Subject(harness, on_shards(parallel, harness, mesh, mode))
-        yield replace(run_case(case, subject), mode=mode.name)
 
 
 def with_config(tested: Implementation, config: ParallelConfig) -> Implementation:
