@@ -75,6 +75,31 @@ def test_lists_numbers_and_numpy_arrays_are_taken_beside_tensors():
     np.testing.assert_allclose(loss(ms.Tensor(LOGITS)).asnumpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("mask", [[[1.0], [0.5]], [[1, 0, 1]], [[True], [False]]], ids=str)
+def test_a_mask_of_size_1_along_an_axis_holds_for_all_of_it(mask, reduction):
+    rng = np.random.default_rng(6)
+    hidden, classifier, target = rng.normal(size=(2, 3, 4)), rng.normal(size=(5, 4)), rng.integers(5, size=(2, 3))
+    logits, mask, options = hidden @ classifier.T, np.array(mask), {"reduction": reduction}
+    own = ms.Tensor(mask)
+
+    def grad(logits):
+        return unixent.value_and_grad(logits, ms.Tensor(target), mask=own, **options)[1]
+
+    @ms.jit
+    def derivatives(logits, hidden, classifier):
+        linear = unixent.linear_value_and_grad(hidden, classifier, ms.Tensor(target), mask=own, **options)[1]
+        return grad(logits), ms.grad(grad)(logits), *linear
+
+    computed = derivatives(*map(ms.Tensor, (logits, hidden, classifier)))
+    full = {"mask": np.broadcast_to(mask, target.shape).copy(), **options}
+    _, due = unixent.value_and_grad(logits, target, **full)
+    # Rows of the Hessian add up to 0.
+    expected = (due, np.zeros_like(due), *unixent.linear_value_and_grad(hidden, classifier, target, **full)[1])
+    for got, due in zip(computed, expected, strict=True):
+        np.testing.assert_allclose(got.asnumpy(), due, rtol=1e-12, atol=1e-15)
+
+
 def test_loss_terms_are_a_pair():
     @ms.jit
     def mean(logits, target):

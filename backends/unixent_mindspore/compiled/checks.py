@@ -173,7 +173,7 @@ def _checked(
         problem, scores, *_ = validation.logits_call(compiler, traced[0], given, options, grads)
     dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
     if number is not None:
-        dtypes[6] = problem.acc_dtype
+        dtypes[6] = "float64"
     return LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
 
 

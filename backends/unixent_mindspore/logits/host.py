@@ -50,11 +50,13 @@ def _on_host(sharding: Sharding) -> Sharding:
 
 def _host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | LinearProblem:
     logits, classifier, bias, target, weight, mask, normalizer = arrays
+    assert logits is not None
+    positions = logits.shape[: spec.axis] + logits.shape[spec.axis + 1 :]
     shared: dict[str, Any] = {
         "target": target,
         "weight": weight,
-        "mask": mask,
-        "normalizer": None if normalizer is None else np.reshape(normalizer, ()),
+        "mask": None if mask is None else np.broadcast_to(mask, positions),
+        "normalizer": None if normalizer is None else float(np.reshape(normalizer, ())),
         "options": spec.options,
         "num_classes": spec.num_classes,
         "target_kind": spec.target_kind,

@@ -110,7 +110,7 @@ def operands(problem: Problem | LinearProblem, on_host: bool) -> tuple[tuple[Ten
     """The arrays of an eager problem in the order of `INPUTS`, and its static side."""
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
-        normalizer = Tensor(normalizer, DTYPES[problem.acc_dtype])
+        normalizer = Tensor(normalizer, DTYPES["float64"])
     shared = (problem.target, problem.weight, problem.mask, normalizer)
     if isinstance(problem, Problem):
         inputs = (problem.logits, None, None, *shared)

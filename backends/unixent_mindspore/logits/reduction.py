@@ -41,7 +41,8 @@ class Reduction(RowArithmetic):
         """Per position: the target for the kernel, the position weight (NaN where out of range), the denominator."""
         position_weight = self.ones(self.sum(self.cast(logits, self.dtype)))
         if self.has_mask:
-            position_weight = self.cast(self.expand(mask, self.axis), self.dtype)
+            # The mask may have size 1 along an axis of the positions.
+            position_weight = position_weight * self.cast(self.expand(mask, self.axis), self.dtype)
         if not self.indexed:
             return target, position_weight, position_weight
         index = self.cast(self.expand(target, self.axis), int64)
