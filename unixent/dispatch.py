@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from unixent.arguments import PYTHON_TYPES, CommonArguments, LinearArguments
+from unixent.classes import pad_gradients
 from unixent.errors import BackendError, OptionError, UnixentError
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import Array, Backend, FastPathBackend, LossTerms, ParallelBackend
@@ -100,7 +101,7 @@ def logits_loss(logits: Any, common: CommonArguments, options: LossOptions) -> A
     backend = select_backend(common, ("logits",), logits)
     target, weight, mask, normalizer, parallel, return_terms, _ = common
     alone = weight is None and mask is None and normalizer is None and parallel is None and not return_terms
-    if alone and backend.capabilities.fast_path:
+    if alone and options.num_classes is None and backend.capabilities.fast_path:
         loss = cast(FastPathBackend, backend).try_fast_cross_entropy(logits, target, options)
         if loss is not None:
             return loss
@@ -119,8 +120,10 @@ def logits_value_and_grad(
     """The loss of logits, and the gradient for ``wrt`` or the tuple of them."""
     backend = select_backend(common, ("logits",), logits)
     grads = GradRequest(wrt, ("logits", "target"), grad_output)
-    problem, _, names, upstream = logits_call(backend, logits, common, options, grads)
-    loss, gradients = backend.value_and_grad(problem, upstream, names)
+    call = logits_call(backend, logits, common, options, grads)
+    loss, gradients = backend.value_and_grad(call.problem, call.grad_output, call.wrt)
+    if options.num_classes is not None:
+        gradients = pad_gradients(backend, call.problem, call.wrt, gradients, call.scores.num_local_classes)
     return loss, gradients[0] if isinstance(wrt, str) else gradients
 
 
@@ -131,8 +134,10 @@ def linear_value_and_grad(
     backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     grads = GradRequest(differentiable if wrt is None else wrt, (*differentiable, "target"), grad_output)
-    problem, _, names, upstream = linear_call(backend, linear, common, options, grads)
-    loss, gradients = backend.linear_value_and_grad(problem, upstream, names)
+    call = linear_call(backend, linear, common, options, grads)
+    loss, gradients = backend.linear_value_and_grad(call.problem, call.grad_output, call.wrt)
+    if options.num_classes is not None:
+        gradients = pad_gradients(backend, call.problem, call.wrt, gradients, call.scores.num_local_classes)
     return loss, gradients[0] if isinstance(wrt, str) else gradients
 
 

@@ -118,6 +118,9 @@ def cross_entropy(
         label_smoothing: in [0, 1]; the share of the target that is spread evenly over the C classes.
         z_loss: coefficient >= 0 of the squared log-normaliser.
         softcap: None, or a > 0 that replaces x by a * tanh(x / a) first.
+        num_classes: None, or how many of the classes along ``axis`` exist. The rest pads the vocabulary: probability 0
+            and gradient 0 whatever it holds, not in smoothing's C, out of range as an index. ``weight`` has num_classes
+            entries; probability targets have the shape of logits.
         normalizer: replaces the denominator of "mean": a float or a 0-d array, e.g. the number of tokens of a whole
             gradient-accumulation step. A constant.
         on_empty: value of a mean whose denominator is 0: "zero", "nan", or "raise" (`EmptyMeanError` where values can
@@ -182,8 +185,8 @@ def loss_terms(
     mean over several batches is ``sum(numerators) / sum(denominators)``, which the mean of their means is not.
 
     Args:
-        logits, target, weight, mask, axis, ignore_index, label_smoothing, z_loss, softcap, validate, parallel, backend:
-            as in `cross_entropy`.
+        logits, target, weight, mask, axis, ignore_index, label_smoothing, z_loss, softcap, num_classes, validate,
+        parallel, backend: as in `cross_entropy`.
         dtype: dtype of both terms; None for the accumulation dtype (float32 for half and float32 logits, float64
             otherwise), since a float16 count is infinite beyond 65504.
 
@@ -290,8 +293,8 @@ def value_and_grad(
     where r sums the exponentials of the other classes: p_y - 1 without its cancellation.
 
     Args:
-        logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, softcap, normalizer,
-        on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
+        logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, softcap, num_classes,
+        normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
         grad_output: upstream gradient, of the shape of the loss (P for "none", 0-d otherwise); None for ones.
         wrt: "logits", "target" (probability targets only), or a tuple of these.
 

@@ -33,6 +33,7 @@ class PositionOptions(TypedDict, total=False):
     label_smoothing: float
     z_loss: float
     softcap: float | None
+    num_classes: int | None
     dtype: Any
     validate: Validate
 
@@ -59,13 +60,20 @@ class LossKeywords(ReductionOptions, total=False):
 _LEAST_POSITIVE = 5e-324  # the smallest double above 0
 
 
-def _integer(name: str, value: Any) -> int:
+def _integer(name: str, value: Any, expected: str = "an int") -> int:
     try:
         if not isinstance(value, (bool, np.bool_)):
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name}: expected an int; got {value!r}")
+    raise OptionError(f"{name}: expected {expected}; got {value!r}")
+
+
+def _count(name: str, value: Any, expected: str) -> int:
+    count = _integer(name, value, expected)
+    if count < 1:
+        raise OptionError(f"{name}: expected {expected}; got {value!r}")
+    return count
 
 
 def _number(name: str, value: Any, expected: str, low: float, high: float) -> float:
@@ -127,6 +135,7 @@ class LossOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
+    num_classes: int | None = None
     on_empty: OnEmpty = "zero"
     dtype: str | None = None
     validate: Validate = "auto"
@@ -150,19 +159,14 @@ class LossOptions:
         if self.softcap is not None and (type(self.softcap) is not float or not 0 < self.softcap < math.inf):
             expected = "None or a finite float > 0"
             set_field(self, "softcap", _number("softcap", self.softcap, expected, _LEAST_POSITIVE, math.inf))
+        if self.num_classes is not None and (type(self.num_classes) is not int or self.num_classes < 1):
+            set_field(self, "num_classes", _count("num_classes", self.num_classes, "None or an int >= 1"))
         if type(self.on_empty) is not str or self.on_empty not in _ON_EMPTY:
             set_field(self, "on_empty", _choice("on_empty", self.on_empty, _ON_EMPTY))
         if self.dtype is not None:
             set_field(self, "dtype", _dtype_name(self.dtype))
         if type(self.validate) is not str or self.validate not in _VALIDATE:
             set_field(self, "validate", _choice("validate", self.validate, _VALIDATE))
-
-
-def _degree(name: str, value: Any) -> int:
-    degree = _integer(name, value)
-    if degree < 1:
-        raise OptionError(f"{name}: expected an int >= 1; got {value!r}")
-    return degree
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,7 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         for name in ("data_parallel", "model_parallel", "context_parallel"):
-            object.__setattr__(self, name, _degree(name, getattr(self, name)))
+            object.__setattr__(self, name, _count(name, getattr(self, name), "an int >= 1"))
 
     @property
     def degree(self) -> int:

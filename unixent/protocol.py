@@ -20,7 +20,7 @@ Every backend provides `Backend`. What it declares in its capabilities asks for 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -109,12 +109,23 @@ class Sharding:
 
     @property
     def num_classes(self) -> int:
-        """C of the whole vocabulary."""
+        """How many classes the arrays of all processes hold together; `LossProblem.num_classes` of them exist."""
         return sum(self.classes_per_rank)
 
     def vocab_start(self, rank: int) -> int:
         """Index of the first class that the process ``rank`` of the model group holds."""
         return sum(self.classes_per_rank[:rank])
+
+    def existing(self, num_classes: int) -> Sharding:
+        """The same of the first ``num_classes`` classes alone: a process may then hold none.
+
+        Example:
+            >>> Sharding("tp", None, (4, 4, 4)).existing(5).classes_per_rank
+            (4, 1, 0)
+        """
+        left = [num_classes - self.vocab_start(rank) for rank in range(len(self.classes_per_rank))]
+        clipped = [max(0, min(held, rest)) for held, rest in zip(self.classes_per_rank, left, strict=True)]
+        return replace(self, classes_per_rank=tuple(clipped))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,7 +138,9 @@ class LossProblem:
         mask: position weights P (bool, integer or floating), or None.
         normalizer: replaces the denominator of "mean": a Python float, a 0-d array, or None.
         options: the validated options.
-        num_classes: C, of the whole vocabulary where that is split.
+        num_classes: C, how many classes exist, of the whole vocabulary where that is split. The arrays hold as many,
+            but where they are split over a model group: there ``sharding.num_classes`` may be larger, and what lies
+            beyond C is padding of probability 0 and gradient 0 (see `unixent.classes`).
         target_kind: "index" or "probability".
         acc_dtype: "float32" or "float64": the dtype of every exp, log and sum.
         result_dtype: dtype that the finished result is rounded to.
@@ -214,6 +227,14 @@ class Backend(Protocol):
 
     def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
         """``array`` as one of that shape, by the rules of NumPy's broadcasting; a view where the framework has them."""
+        ...
+
+    def take_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        """The first ``num_classes`` entries along ``axis``, differentiably; a view where the framework has them."""
+        ...
+
+    def pad_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        """Zeros appended along ``axis`` until there are ``num_classes`` entries, which may be as many as there are."""
         ...
 
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:

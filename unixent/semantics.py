@@ -208,6 +208,26 @@ def row_stats(xp: Any, shift: Array, pivot_logit: Array, sum_rest: Array) -> Row
     )
 
 
+_NORMAL = {"float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127), "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023)}
+
+
+def representable_softcap(softcap: float | None, acc_dtype: str) -> float | None:
+    """The soft-cap a as the accumulation dtype can hold it, so that no kernel sees one that rounds to infinity or 0.
+
+    None above the largest number, where a tanh(x / a) is x; the smallest normal number below that.
+
+    Example:
+        >>> representable_softcap(30.0, "float32"), representable_softcap(1e300, "float32")
+        (30.0, None)
+        >>> representable_softcap(1e-50, "float32"), representable_softcap(1e300, "float64")
+        (1.1754943508222875e-38, 1e+300)
+    """
+    if softcap is None:
+        return None
+    smallest, largest = _NORMAL[acc_dtype]
+    return None if softcap > largest else max(softcap, smallest)
+
+
 def product(xp: Any, coefficient: Any, value: Array) -> Array:
     """``coefficient * value`` with 0 * inf = 0: what has no weight adds nothing. NaN stays NaN."""
     return xp.where((coefficient == 0) & xp.isinf(value), 0, coefficient * value)

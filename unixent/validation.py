@@ -26,6 +26,7 @@ from unixent.arguments import (
     describe_arguments,
     not_constant,
 )
+from unixent.classes import take_existing
 from unixent.errors import BackendError, DTypeError, EmptyMeanError, OptionError, ShapeError, TargetRangeError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, LinearProblem, LossProblem, ParallelBackend, Problem, Sharding
@@ -87,8 +88,8 @@ def _checked_call(
     if config is None:
         scores, arguments = _read(backend, given, check, common, options)
         if grads is None:
-            fields = _problem_fields(backend, scores, arguments, common, options, None)
-            return CheckedCall(form(**fields), scores, (), None)
+            problem = _problem(form, backend, scores, arguments, common, options, None)
+            return CheckedCall(problem, scores, (), None)
         return _build(form, backend, scores, arguments, common, options, None, grads)
     peers = cast(ParallelBackend, backend)
 
@@ -136,7 +137,7 @@ def _build(
     split: Sharding | None,
     grads: GradRequest | None,
 ) -> CheckedCall:
-    problem = form(**_problem_fields(backend, scores, arguments, common, options, split))
+    problem = _problem(form, backend, scores, arguments, common, options, split)
     if grads is None:
         return CheckedCall(problem, scores, (), None)
     names = check_wrt(grads.wrt, grads.differentiable)
@@ -146,21 +147,27 @@ def _build(
     return CheckedCall(problem, scores, names, _checked_grad_output(backend, grads.grad_output, scores, options))
 
 
-def _problem_fields(
+def _problem(
+    form: type[LossProblem],
     backend: Backend,
     scores: Scores,
     arguments: dict[str, Argument],
     common: CommonArguments,
     options: LossOptions,
     split: Sharding | None,
-) -> dict[str, Any]:
-    """The fields of a problem, all of them checked."""
-    first, positions, shape, classes, acc_dtype, form_fields = scores
+) -> LossProblem:
+    """The problem, all of its fields checked."""
+    first, positions, shape, num_held, acc_dtype, form_fields = scores
     if split is not None:
-        classes = split.num_classes
-    elif classes < 1:
+        num_held = split.num_classes
+    elif num_held < 1:
         name = "classifier" if first.name == "hidden" else first.name
         raise ShapeError(f"{name}: expected at least 1 class; got shape {shape}")
+    classes = num_held
+    if options.num_classes is not None:
+        classes = options.num_classes
+        if classes > num_held:
+            raise OptionError(f"num_classes: expected None or an int in [1, {num_held}]; got {classes}")
     target, weight, mask = arguments["target"], arguments.get("weight"), arguments.get("mask")
     target_kind = _check_target(backend, target, positions, shape)
     if target_kind == "probability" and options.ignore_index != DEFAULT_IGNORE_INDEX:
@@ -185,25 +192,28 @@ def _problem_fields(
         if constant in arguments and arguments[constant].info.requires_grad:
             raise not_constant(constant)
     reads_target = target_kind == "index" and _reads_values(target.info, options)
-    return {
+    # Of classes that are split over processes, each narrows its own share: only the backend knows which that is.
+    has_padding = classes != num_held and (split is None or split.model_group is None)
+    problem = form(
         **form_fields,
-        "target": target.array,
-        "weight": None if weight is None else weight.array,
-        "mask": None if mask is None else mask.array,
-        "normalizer": normalizer,
-        "options": options,
-        "num_classes": classes,
-        "target_kind": target_kind,
-        "acc_dtype": acc_dtype,
+        target=target.array,
+        weight=None if weight is None else weight.array,
+        mask=None if mask is None else mask.array,
+        normalizer=normalizer,
+        options=options,
+        num_classes=classes,
+        target_kind=target_kind,
+        acc_dtype=acc_dtype,
         # Terms are partial sums: in half precision a count above 65504 would already be infinite.
-        "result_dtype": options.dtype or (acc_dtype if common.return_terms else first.info.dtype),
-        "return_terms": common.return_terms,
-        "all_targets_valid": reads_target and _check_target_range(backend, target, classes, options),
-        "check_empty": (
+        result_dtype=options.dtype or (acc_dtype if common.return_terms else first.info.dtype),
+        return_terms=common.return_terms,
+        all_targets_valid=reads_target and _check_target_range(backend, target, classes, options),
+        check_empty=(
             options.on_empty == "raise" and options.reduction == "mean" and _reads_values(first.info, options)
         ),
-        "sharding": split,
-    }
+        sharding=split.existing(classes) if has_padding and split is not None else split,
+    )
+    return take_existing(backend, problem, classes) if has_padding else problem
 
 
 def _one_of(names: list[str]) -> str:

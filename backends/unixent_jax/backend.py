@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from unixent import validation
+from unixent.classes import refuse_split_padding
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
@@ -61,6 +62,13 @@ class JaxBackend:
 
     def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
         return jnp.broadcast_to(array, shape)
+
+    def take_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        return jax.lax.slice_in_dim(array, 0, num_classes, axis=axis)
+
+    def pad_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        missing = num_classes - array.shape[axis]
+        return jnp.pad(array, [(0, missing if each == axis else 0) for each in range(array.ndim)])
 
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         values = np.asarray(target)
@@ -136,6 +144,7 @@ def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshS
     spec, arrays, sharding = loss_spec(problem, problem.axis), LossArrays.of(problem), problem.sharding
     if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
+    refuse_split_padding("jax", problem)
     if sharding is None:
         return logits.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:
@@ -152,6 +161,7 @@ def _linear_call(problem: LinearProblem) -> tuple[Callable[..., Any], LinearSpec
     sharding = problem.sharding
     if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
+    refuse_split_padding("jax", problem)
     if sharding is None:
         return linear.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:

@@ -75,6 +75,16 @@ class MindsporeBackend:
     def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return ms.ops.broadcast_to(array, shape)
 
+    def take_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
+        return ms.ops.narrow(array, axis, 0, num_classes)
+
+    def pad_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
+        missing = num_classes - array.shape[axis]
+        if not missing:
+            return array
+        zeros = ms.ops.zeros((*array.shape[:axis], missing, *array.shape[axis + 1 :]), array.dtype)
+        return ms.ops.cat((array, zeros), axis)
+
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         return get_backend("numpy").first_invalid_target(target.asnumpy(), num_classes, ignore_index)
 

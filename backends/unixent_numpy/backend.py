@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from unixent.classes import pad_gradients, take_share
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_numpy.collectives import group_of
 from unixent_numpy.compat import Array
-from unixent_numpy.kernel import RowLosses, row_losses
+from unixent_numpy.kernel import row_losses
 from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
@@ -44,6 +46,16 @@ class NumpyBackend:
     def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(array, shape)
 
+    def take_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        return array[(slice(None),) * axis + (slice(num_classes),)]
+
+    def pad_classes(self, array: Array, axis: int, num_classes: int) -> Array:
+        if array.shape[axis] == num_classes:
+            return array
+        padded = np.zeros((*array.shape[:axis], num_classes, *array.shape[axis + 1 :]), array.dtype)
+        self.take_classes(padded, axis, array.shape[axis])[...] = array
+        return padded
+
     def first_invalid_target(self, target: Array, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         target = np.asarray(target)
         if target.size == 0 or (target.min() >= 0 and target.max() < num_classes):
@@ -61,23 +73,37 @@ class NumpyBackend:
 
     def cross_entropy(self, problem: Problem) -> Array | LossTerms:
         loss: Array | LossTerms
-        loss, _ = solve_logits(problem, None, (), _row_losses(problem))
+        loss, _ = self._solve(solve_logits, problem, None, ())
         return loss
 
     def value_and_grad(
         self, problem: Problem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        return solve_logits(problem, grad_output, wrt, _row_losses(problem))
+        return self._solve(solve_logits, problem, grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Array | LossTerms:
         loss: Array | LossTerms
-        loss, _ = solve_linear(problem, None, (), _row_losses(problem))
+        loss, _ = self._solve(solve_linear, problem, None, ())
         return loss
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
-        return solve_linear(problem, grad_output, wrt, _row_losses(problem))
+        return self._solve(solve_linear, problem, grad_output, wrt)
+
+    def _solve(
+        self, solve: Callable[..., Any], problem: LossProblem, grad_output: Array | None, wrt: tuple[str, ...]
+    ) -> tuple[Any, tuple[Array, ...]]:
+        """The loss and its gradients: over all classes, or over those that exist of this process's share."""
+        sharding = problem.sharding
+        if sharding is None or sharding.model_group is None:
+            result: tuple[Any, tuple[Array, ...]] = solve(problem, grad_output, wrt, row_losses)
+            return result
+        rank = group_of(sharding.model_group).rank
+        share = take_share(self, problem, rank)
+        assert share.sharding is not None
+        loss, grads = solve(share, grad_output, wrt, vocab_parallel_row_losses(share.sharding))
+        return loss, pad_gradients(self, problem, wrt, grads, sharding.classes_per_rank[rank])
 
     def group_size(self, group: Any) -> int:
         return group_of(group).size
@@ -90,10 +116,3 @@ class NumpyBackend:
 
     def is_single_program(self) -> bool:
         return False
-
-
-def _row_losses(problem: LossProblem) -> RowLosses:
-    """The pass over the logits: of all classes, or of those that this process holds."""
-    if problem.sharding is None or problem.sharding.model_group is None:
-        return row_losses
-    return vocab_parallel_row_losses(problem.sharding)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unixent.classes import refuse_split_padding
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
@@ -99,6 +100,14 @@ class TorchBackend:
     def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.expand(shape)
 
+    def take_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
+        return array.narrow(axis, 0, num_classes)
+
+    def pad_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
+        missing = num_classes - array.shape[axis]
+        zeros = array.new_zeros((*array.shape[:axis], missing, *array.shape[axis + 1 :]))
+        return torch.cat((array, zeros), axis) if missing else array
+
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         # Asked of a DTensor under validate="full" alone, and then by every process.
         if type(target) is not Tensor and is_dtensor(target):
@@ -148,6 +157,8 @@ class TorchBackend:
 
 def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
     """Whether this is a part of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
+    if problem.options.num_classes is not None:
+        refuse_split_padding("torch", problem)
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return problem.sharding is not None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import unixent
 from unixent import semantics
 from unixent.semantics import RowStats
 
@@ -228,3 +229,24 @@ def test_everything_is_traceable(namespace):
         result = importlib.import_module("jax").jit(everything, static_argnums=0)(namespace.xp, *inputs)
     for one, other in zip(result, expected, strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_representable_softcap_is_one_that_the_dtype_holds(dtype):
+    limits = np.finfo(dtype)
+    smallest, largest = float(limits.smallest_normal), float(limits.max)
+    kept = {cap: semantics.representable_softcap(cap, dtype) for cap in (smallest, 1.0, 30.0, largest)}
+    assert all(cap == given for given, cap in kept.items())
+    assert semantics.representable_softcap(smallest / 4, dtype) == smallest
+    assert semantics.representable_softcap(1e300, "float32") is None
+    assert semantics.representable_softcap(None, dtype) is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_softcap_beyond_the_accumulation_dtype_has_the_value_that_the_formula_gives(dtype):
+    logits, target = np.array([[0.0, 1.0, -2.0]], dtype), np.array([1])
+    loss, grad = unixent.value_and_grad(logits, target, softcap=1e300)
+    np.testing.assert_array_equal((loss, *grad[0]), (lambda a, b: (a, *b[0]))(*unixent.value_and_grad(logits, target)))
+    loss, grad = unixent.value_and_grad(logits, target, softcap=1e-50, dtype="float64")
+    assert loss == pytest.approx(np.log(3), rel=1e-7)
+    np.testing.assert_allclose(grad, [[1 / 3, 0, 0]], rtol=1e-3)

@@ -53,6 +53,57 @@ def test_any_group_shares_the_classes(run_model_parallel, rng, logits, index, op
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("num_classes", [1, 6, 7, 8, 9])
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_padding_behind_the_classes_that_exist_changes_nothing(run_model_parallel, rng, logits, num_classes, fill):
+    index, probabilities = rng.integers(num_classes, size=N), rng.random((N, C))
+    logits[:, num_classes:] = probabilities[:, num_classes:] = fill
+    options = {"num_classes": num_classes, "label_smoothing": 0.2, "weight": rng.random(num_classes)}
+    wrt = ("logits", "target")
+    loss, expected = unixent.value_and_grad(logits, index, **options)
+    loss_of_probabilities, expected_of_probabilities = unixent.value_and_grad(logits, probabilities, wrt=wrt, **options)
+
+    def work(shard, config):
+        value, grad = unixent.value_and_grad(logits[:, shard], index, parallel=config, **options)
+        np.testing.assert_allclose(value, loss, rtol=1e-13)
+        of_probabilities = probabilities[:, shard]
+        value, grads = unixent.value_and_grad(logits[:, shard], of_probabilities, wrt=wrt, parallel=config, **options)
+        np.testing.assert_allclose(value, loss_of_probabilities, rtol=1e-13)
+        return grad, *grads
+
+    results = zip(*run_model_parallel(work, SHARDS), strict=True)
+    for shares, whole in zip(results, (expected, *expected_of_probabilities), strict=True):
+        np.testing.assert_allclose(np.concatenate(shares, axis=1), whole, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("num_classes", [1, 6, 7, 8])
+def test_padding_of_a_split_classifier_changes_nothing(run_model_parallel, rng, hidden, classifier, num_classes):
+    index = rng.integers(num_classes, size=N)
+    classifier[num_classes:] = np.nan
+    loss, (for_hidden, expected) = unixent.linear_value_and_grad(hidden, classifier, index, num_classes=num_classes)
+
+    def work(shard, config):
+        value, grads = unixent.linear_value_and_grad(
+            hidden, classifier[shard], index, num_classes=num_classes, parallel=config
+        )
+        np.testing.assert_allclose(value, loss, rtol=1e-13)
+        np.testing.assert_allclose(grads[0], for_hidden, rtol=1e-12, atol=1e-15)
+        return grads[1]
+
+    np.testing.assert_allclose(np.concatenate(run_model_parallel(work, SHARDS)), expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("num_classes", [10, [3, 3, 4]], ids=str)
+def test_processes_that_disagree_on_the_classes_all_raise(run_model_parallel, logits, index, num_classes):
+    def work(shard, config):
+        own = num_classes[config.model_group.rank] if isinstance(num_classes, list) else num_classes
+        with pytest.raises(unixent.OptionError, match=r"num_classes: .*\[1, 9\]; got 10|the same options"):
+            unixent.cross_entropy(logits[:, shard], np.zeros_like(index), num_classes=own, parallel=config)
+        return True
+
+    assert run_model_parallel(work, SHARDS) == [True] * len(SHARDS)
+
+
 def test_a_target_far_below_keeps_the_accuracy_of_its_probability(run_model_parallel):
     # p_y = exp(-D) / R with D = 70.3 inexact in float32: its gradient under smoothing is as good as on one process.
     logits = np.zeros((1, C), np.float32)

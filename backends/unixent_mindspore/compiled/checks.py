@@ -64,6 +64,9 @@ class _Compiler(MindsporeBackend):
     def broadcast_to(self, array: TracedTensor, shape: tuple[int, ...]) -> TracedTensor:
         return TracedTensor(shape, array.dtype)
 
+    def take_classes(self, array: TracedTensor, axis: int, num_classes: int) -> TracedTensor:
+        raise BackendError("num_classes: expected None in code that MindSpore compiles; got an int")
+
     def describe(self, arrays: tuple[TracedTensor, ...]) -> tuple[ArrayInfo, ...]:
         device = self.devices()[0]
         return tuple(

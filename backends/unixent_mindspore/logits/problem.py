@@ -7,6 +7,7 @@ from typing import Any
 
 from mindspore import Tensor
 
+from unixent.classes import refuse_split_padding
 from unixent.options import LossOptions
 from unixent.protocol import LinearProblem, Problem, Sharding
 from unixent_mindspore.kernel import ABSENT, DTYPES, KernelSpec
@@ -53,6 +54,7 @@ class LossSpec:
         no_positions: bool = False,
         signature: tuple[int, int, int] | None = None,
     ) -> LossSpec:
+        refuse_split_padding("mindspore", problem)
         linear = isinstance(problem, LinearProblem)
         return cls(
             problem.options,

@@ -72,6 +72,12 @@ class ToyBackend:
     def broadcast_to(self, array: Box, shape: tuple[int, ...]) -> Box:
         return Box(np.broadcast_to(array.values, shape))
 
+    def take_classes(self, array: Box, axis: int, num_classes: int) -> Box:
+        return Box(self._numpy.take_classes(array.values, axis, num_classes))
+
+    def pad_classes(self, array: Box, axis: int, num_classes: int) -> Box:
+        return Box(self._numpy.pad_classes(array.values, axis, num_classes))
+
     def first_invalid_target(self, target: Box, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         return self._numpy.first_invalid_target(target.values, num_classes, ignore_index)
 
