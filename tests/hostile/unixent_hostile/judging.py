@@ -1,0 +1,283 @@
+"""One hostile call: made, and its answer held against the oracle.
+
+A call is right that gives the oracle's value and gradients, within the suite's error model, or an error of ours that
+was due: of the class that the definition names, or about the argument that was given wrongly. Everything else is a
+finding: a wrong number, shape or dtype, an exception that is not ours, a warning that escapes, a refusal without a
+reason, a wrong argument that is taken, an input that is written to.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import unixent
+from unixent_conformance import oracle, tolerance
+from unixent_conformance.expected import Part
+from unixent_conformance.tolerance import FORMATS
+from unixent_hostile.drawing import Drawn
+from unixent_hostile.frameworks import Framework
+from unixent_hostile.views import Array
+
+ARGUMENTS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "grad_output")
+
+# Inputs up to this many elements are compared with a copy after the call.
+WATCHED = 256
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended: so many values compared, or refused by this class, or a finding of this group."""
+
+    compared: int = 0
+    refused: str = ""
+    group: str = ""
+    detail: str = ""
+
+
+class Judge:
+    """Calls of one framework's backend, through the public functions or others of the same names."""
+
+    def __init__(self, framework: Framework, functions: Any = unixent) -> None:
+        self.framework, self.functions = framework, functions
+        self._compiled: tuple[Any, Any] = (None, None)
+
+    def judge(self, drawn: Drawn) -> Outcome:
+        with np.errstate(all="ignore"):
+            due = due_error(drawn)
+            arrays = self._given(drawn)
+            watched = {name: a.tobytes() for name, a in drawn.arrays.items() if a.size <= WATCHED}
+        try:
+            with np.errstate(all="raise" if drawn.strict else "warn"):
+                answer = self._call(drawn, arrays)
+        except unixent.UnixentError as error:
+            return _judge_error(drawn, due, error)
+        except Exception as error:
+            return _exception(error)
+        with np.errstate(all="ignore"):
+            if due:
+                return Outcome(group=f"expected {due}; nothing was raised", detail=describe(drawn))
+            if drawn.mistake is not None:
+                return Outcome(group=f"{drawn.mistake.argument}: {drawn.mistake.what} was taken")
+            try:
+                return self._compare(drawn, answer, watched)
+            except Exception as error:
+                return Outcome(group=f"the answer cannot be read: {error}"[:150], detail=traceback.format_exc())
+
+    def _given(self, drawn: Drawn) -> dict[str, Any]:
+        mistake, arrays = drawn.mistake, {}
+        for name, array in drawn.arrays.items():
+            how = drawn.given[name]
+            arrays[name] = array.tolist() if how == "list" else array
+            if how == "own":
+                arrays[name] = self.framework.give(array)
+        if mistake is not None and mistake.argument in ARGUMENTS:
+            arrays[mistake.argument] = mistake.value
+        return arrays
+
+    def _call(self, drawn: Drawn, arrays: dict[str, Any]) -> Any:
+        options, mistake = {**drawn.call.options, **drawn.extra}, drawn.mistake
+        if mistake is not None and mistake.argument not in arrays:
+            options[mistake.argument] = mistake.value
+        form, names = drawn.form, list(arrays)
+        grad_output = arrays.get("grad_output")
+        function, leading = self._function(drawn, options)
+        if form.endswith("value_and_grad"):
+            options.setdefault("wrt", drawn.wrt if len(drawn.wrt) > 1 else drawn.wrt[0])
+        if self.framework.name != "numpy" and "module" not in form:
+            options.setdefault("backend", self.framework.name)
+        if form.endswith("autograd"):
+            names = [name for name in names if name != "grad_output"]
+        if form.endswith("module"):
+            normalizer = {"normalizer": options["normalizer"]} if "normalizer" in options else {}
+            return function(arrays["logits"], arrays["target"], arrays.get("mask"), **normalizer)
+
+        def of_arrays(*given: Any) -> Any:
+            named = {}
+            for name, value in zip(names[leading:], given[leading:]):  # noqa: B905
+                named[name] = value  # noqa: PERF403
+            return function(*given[:leading], **named, **options)
+
+        names.sort(key=ARGUMENTS.index)
+        values = [arrays[name] for name in names]
+        if not form.endswith("autograd"):
+            return self._compile(drawn, of_arrays)(*values)
+        wrt = [names.index(name) for name in drawn.wrt]
+        if not drawn.compiled:
+            return self.framework.autograd(of_arrays, values, wrt, grad_output)
+
+        def differentiated(*given: Any) -> Any:
+            above = given[len(values)] if len(given) > len(values) else None
+            return self.framework.autograd(of_arrays, given[: len(values)], wrt, above)
+
+        return self._compile(drawn, differentiated)(*values, *([] if grad_output is None else [grad_output]))
+
+    def _compile(self, drawn: Drawn, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function itself, or compiled: once for the calls of one structure."""
+        if not drawn.compiled:
+            return function
+        described = [(name, array.dtype.name, array.shape) for name, array in drawn.arrays.items()]
+        key = str((drawn.form, drawn.call.options, drawn.wrt, drawn.extra, described))
+        if self._compiled[0] != key:
+            self._compiled = key, self.framework.compiled(function)
+        return self._compiled[1]  # type: ignore[no-any-return]
+
+    def _function(self, drawn: Drawn, options: dict[str, Any]) -> tuple[Callable[..., Any], int]:
+        """What is called, and how many of its arrays come first. A module takes its options on the way."""
+        form = drawn.form
+        if form.endswith("module"):
+            weight = self._given(drawn).get("weight")
+            constructed = {name: value for name, value in options.items() if name != "normalizer"}
+            if form == "native_module":
+                return self.framework.native_module(weight, constructed, drawn.call), 2
+            constructed["calculate_per_token_loss"] = form == "terms_module"
+            return self.functions.CrossEntropyLoss(weight=weight, backend=self.framework.name, **constructed), 2
+        if form.endswith("autograd"):
+            form = "linear_cross_entropy" if drawn.linear else "cross_entropy"
+        return getattr(self.functions, form), 3 if drawn.linear else 2
+
+    def _compare(self, drawn: Drawn, answer: Any, watched: dict[str, bytes]) -> Outcome:
+        compared = 0
+        got = list(_flat(answer))
+        due = expected(drawn)
+        if len(got) != len(due.parts):
+            return Outcome(group=f"{drawn.form}: {len(got)} results, expected {len(due.parts)}")
+        for part, value in zip(due.parts, got, strict=True):
+            array = self.framework.read(value)
+            if part.name == "gradient of target" and due.undefined.any():
+                array = np.where(due.undefined & (array == 0), np.nan, array).astype(array.dtype)
+            worst = part.compare(array)
+            if not worst.ok and not (due.overflows and _honest(part, worst.got)):
+                where = f" at {worst.index}" if worst.index else ""
+                said = worst.reason or (
+                    f"{part.name}{where}: got {worst.got!r}, expected {worst.expected!r} +- {worst.bound:.3g}"
+                )
+                return Outcome(group=f"wrong {part.name}: {features(drawn)}", detail=f"{said}\n{describe(drawn)}")
+            compared += array.size
+        for name, before in watched.items():
+            if drawn.arrays[name].tobytes() != before:
+                return Outcome(group=f"{name} was written to", detail=describe(drawn))
+        return Outcome(compared)
+
+
+def _flat(answer: Any) -> Iterator[Any]:
+    if isinstance(answer, (tuple, list)):
+        for each in answer:
+            yield from _flat(each)
+    else:
+        yield answer
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The oracle's answer, each array with its bound, and what it leaves open.
+
+    overflows: a position's own loss is beyond the accumulation dtype, so that infinity is an honest answer, whatever it
+        is divided by later.
+    undefined: entries of the target's gradient that may be 0 or NaN: of weight 0, in a row that is NaN.
+    """
+
+    parts: list[Part]
+    overflows: bool
+    undefined: Array
+
+
+def expected(drawn: Drawn) -> Expected:
+    """What the oracle says of a call."""
+    call = drawn.call
+    solution = oracle.solve(call)
+    rows = solution.rows
+    if "terms" in drawn.form:
+        dtype = str(call.options.get("dtype") or call.acc_dtype)
+        parts = [Part(name, estimate, dtype) for name, estimate in tolerance.terms(solution).items()]
+    else:
+        estimates = tolerance.estimates(solution, drawn.wrt)
+        parts = [Part("loss", estimates["loss"], call.result_dtype)]
+        parts += [Part(f"gradient of {name}", estimates[name], drawn.arrays[name].dtype.name) for name in drawn.wrt]
+    largest = FORMATS[call.acc_dtype].largest / 2
+    magnitudes = [rows.loss_magnitudes(), rows.nll, rows.lse**2 if rows.z_loss else rows.lse]
+    overflows = any(((abs(each) > largest) & np.isfinite(each)).any() for each in magnitudes)
+    return Expected(parts, overflows, rows.to_shape(rows.nan_rows[:, None] & (rows.target_coef == 0)))
+
+
+def _honest(part: Part, got: float) -> bool:
+    """Whether a number may follow from a loss beyond the accumulation dtype: infinity, or NaN in what it multiplies."""
+    return bool(np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient")))
+
+
+def due_error(drawn: Drawn) -> str:
+    """The class of the error that the values of a call are due, or nothing."""
+    call = drawn.call
+    if drawn.compiled or call.options.get("validate") == "off":
+        return ""
+    scores = call.classifier if call.linear else call.logits
+    classes = scores.shape[0 if call.linear else call.options.get("axis", -1)]
+    classes = call.options.get("num_classes", classes)
+    ignored = np.zeros(call.target.shape, bool)
+    if call.has_indices:
+        ignored = np.asarray(call.target == call.options.get("ignore_index", -100))
+        if (~ignored & ((call.target < 0) | (call.target >= classes))).any():
+            return "TargetRangeError"
+    if call.options.get("on_empty") != "raise" or call.reduction != "mean":
+        return ""
+    denominator = call.options.get("normalizer")
+    if denominator is None:
+        denominator = oracle.solve(call).reduced.denominator
+    return "EmptyMeanError" if denominator == 0 else ""
+
+
+def _judge_error(drawn: Drawn, due: str, error: unixent.UnixentError) -> Outcome:
+    name, text = type(error).__name__, str(error)
+    if name == due:
+        return Outcome(refused=name)
+    mistake = drawn.mistake
+    if mistake is None:
+        return Outcome(group=f"refused without need: {name} at {_line(error)}", detail=f"{text}\n{describe(drawn)}")
+    argument = {"mask": "input_mask", "target": "label"}.get(mistake.argument, mistake.argument)
+    if mistake.argument in text or argument in text:
+        return Outcome(refused=name)
+    return Outcome(group=f"{mistake.argument} is not named: {name} at {_line(error)}", detail=text)
+
+
+def _exception(error: Exception) -> Outcome:
+    name = "warning" if isinstance(error, Warning) else "exception"
+    text = "".join(traceback.format_exception(error)[-6:])
+    return Outcome(group=f"foreign {name}: {type(error).__name__} at {_line(error)}", detail=text)
+
+
+def _line(error: BaseException) -> str:
+    """The innermost line of unixent, or of anything where none is."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "unixent" in f.filename and "unixent_hostile" not in f.filename] or frames
+    return f"{'/'.join(ours[-1].filename.split('/')[-2:])}:{ours[-1].lineno}"
+
+
+def features(drawn: Drawn) -> str:
+    """What sets a call apart: what findings of wrong values are grouped by."""
+    call = drawn.call
+    names = [drawn.form if drawn.compiled else "linear" if drawn.linear else "logits"]
+    names += ["compiled"] if drawn.compiled else []
+    names += [drawn.family, *sorted(set(call.options) - {"axis", "validate", "dtype", "on_empty"})]
+    return " ".join(names)
+
+
+def describe(drawn: Drawn) -> str:
+    lines = [f"{drawn.form} wrt={drawn.wrt} options={drawn.call.options} {drawn.extra or ''} values: {drawn.family}"]
+    for name, array in drawn.arrays.items():
+        lines.append(f"  {name}: {array.dtype} {array.shape} strides {array.strides}, {drawn.given[name]}")
+    return "\n".join([*lines, f"  compiled={drawn.compiled} strict={drawn.strict}"])
+
+
+def literal(array: Array) -> str:
+    """Python that makes the values of an array again; of many, only their beginning."""
+    name = array.dtype.name
+    dtype = "ml_dtypes.bfloat16" if name == "bfloat16" else f"np.{'bool_' if name == 'bool' else name}"
+    wide = array.astype(np.float64) if array.dtype.kind not in "iub" else array
+    if array.size > 64:
+        return f"np.zeros({array.shape}, {dtype})  # {array.size} values: draw the call instead"
+    entries = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
+    return f"np.array({entries}, {dtype}).reshape({array.shape})"
