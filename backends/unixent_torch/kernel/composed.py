@@ -141,7 +141,7 @@ class _BlockWork:
         softcap_grad = None
         if spec.softcap is not None:
             softcap_grad = self._buffer("softcap_grad", rows) if "logits" in outputs else None
-            apply_softcap(block, spec.softcap, softcap_grad)
+            apply_softcap(block, spec.softcap, softcap_grad, spec.readable)
         if self._coefs is None:
             assert index is not None
             loss = index_rows(block, index, self._weight, spec.z_loss, grad_scale)
@@ -153,7 +153,9 @@ class _BlockWork:
                 if "target" in outputs:
                     target_grad = self._buffer("target", rows, outputs["target"])
             gaps = self._buffer("logit_gaps", rows)
-            loss = mixed_rows(block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad)
+            loss = mixed_rows(
+                block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad, spec.readable
+            )
             if target_grad is not None:
                 _store(outputs["target"], target_grad, inactive)
         if softcap_grad is not None:

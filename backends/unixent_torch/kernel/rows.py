@@ -43,8 +43,14 @@ def class_weight(weight: Tensor, index: Tensor) -> Tensor:
     return weight.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
-def apply_softcap(block: Tensor, softcap: float, softcap_grad: Tensor | None) -> None:
-    """Replace the block by a tanh(x / a), and ``softcap_grad`` by its derivative sech^2, free of cancellation."""
+def apply_softcap(block: Tensor, softcap: float, softcap_grad: Tensor | None, readable: bool) -> None:
+    """Replace the block by a tanh(x / a), and ``softcap_grad`` by its derivative sech^2, free of cancellation.
+
+    Infinite logits stay, with derivative 0. Where values are ``readable``, they are looked for first.
+    """
+    infinite = None
+    if not readable or (block.numel() and not math.isfinite(sum(map(Tensor.item, torch.aminmax(block))))):
+        infinite = torch.where(block.isinf(), block, 0)
     block.div_(softcap)
     if softcap_grad is not None:
         # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
@@ -52,6 +58,8 @@ def apply_softcap(block: Tensor, softcap: float, softcap_grad: Tensor | None) ->
         softcap_grad.mul_(-2).exp_()
         softcap_grad.div_((1 + softcap_grad).square_()).mul_(4)
     block.tanh_().mul_(softcap)
+    if infinite is not None:
+        block.add_(infinite)
 
 
 def index_rows(
@@ -172,6 +180,14 @@ class ClassCoefs(NamedTuple):
         return self.one_minus_smoothing * self.weight
 
 
+def scale_infinite_(grad: Tensor, factor: Tensor | float, readable: bool) -> Tensor:
+    """``grad *= factor`` with 0 * inf = 0: a gradient of probabilities is infinite at -inf logits."""
+    is_zero = torch.as_tensor(factor == 0)
+    if not readable or is_zero.any():
+        grad.masked_fill_(is_zero & grad.isinf(), 0)
+    return grad.mul_(factor)
+
+
 def mixed_rows(
     block: Tensor,
     logit_gaps: Tensor,
@@ -181,6 +197,7 @@ def mixed_rows(
     z_loss: float,
     grad_scale: Tensor | float | None,
     target_grad: Tensor | None,
+    readable: bool,
 ) -> Tensor:
     """Smoothing or probabilities: every class of a row has a coefficient t_c, and the pivot is the row's maximum.
 
@@ -188,7 +205,7 @@ def mixed_rows(
         d loss / d x_c = T p_c - t_c (c != j),      d loss / d x_j = (T - t_j) p_j - t_j (1 - p_j)
 
     ``logit_gaps`` is scratch, ``probabilities`` is overwritten, and ``target_grad``, where given, receives the gradient
-    with respect to them.
+    with respect to them. Where ``readable``, values may be looked at.
     """
     pivot = block.argmax(1, keepdim=True)
     torch.sub(block.gather(1, pivot), block, out=logit_gaps)
@@ -197,7 +214,8 @@ def mixed_rows(
         assert grad_scale is not None
         torch.add(logit_gaps, stats.loss, out=target_grad)
         probability_grad = coefs.probability_grad()
-        target_grad.mul_(probability_grad).masked_fill_(probability_grad == 0, 0).mul_(grad_scale)
+        target_grad.mul_(probability_grad).masked_fill_(probability_grad == 0, 0)
+        scale_infinite_(target_grad, grad_scale, readable)
     if index is not None:
         target_weight = coefs.target_weight(index)
         coef_sum = coefs.smoothing_sum + target_weight

@@ -110,8 +110,12 @@ def _mixed(
 
 
 def _softcapped(x: Tensor, softcap: float) -> Tensor:
-    """a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments."""
+    """a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments.
+
+    -inf stays, with derivative 0; so does +inf, and its row is NaN.
+    """
     y = x / softcap
     large = y.abs() > 1
     w = torch.exp(-2 * torch.where(large, y, 1).abs())
-    return softcap * torch.where(large, torch.sign(y) * ((1 - w) / (1 + w)), torch.tanh(torch.where(large, 0, y)))
+    capped = softcap * torch.where(large, torch.sign(y) * ((1 - w) / (1 + w)), torch.tanh(torch.where(large, 0, y)))
+    return torch.where(x == -math.inf, -math.inf, torch.where(x == math.inf, x, capped))

@@ -17,7 +17,7 @@ from unixent_torch import compat
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
 from unixent_torch.linear.derivatives import directional, gradients, linear_hvp
 from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
-from unixent_torch.logits.gradient import batched, given_tangents, in_order, needed, unbatched
+from unixent_torch.logits.gradient import batched, given_tangents, in_order, needed, scaled, unbatched
 from unixent_torch.logits.reduction import Denominator, expand_to, grad_scale_of, reduce
 
 # classifier, bias and weight: what all positions of one call have in common.
@@ -65,7 +65,7 @@ class ReverseLinear(Function):
             grads = linear_row_losses(operands, scale, spec, wrt)[1]
         elif transformed or not spec.loss.kernel.readable or grad_output.item() != 1:
             in_place = not (transformed or compat.keeps_graph())
-            grads = tuple(grad.mul_(grad_output) if in_place else grad * grad_output for grad in grads)
+            grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, grads, strict=True))
         return in_order(wrt, cast_like(wrt, grads, operands), 4, NAMES)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec
-from unixent_torch.logits.gradient import Operands, RowGradient, hvp
+from unixent_torch.logits.gradient import Operands, RowGradient, hvp, inner, scaled
 
 Tangents = dict[str, Tensor]
 
@@ -111,8 +111,7 @@ def directional(operands: LinearOperands, spec: LinearSpec, tangents: Tangents) 
         for chunk in _chunks(operands, spec, tangents):
             at, along = chunk.operands, chunk.tangents
             grads = RowGradient.apply(*at, _ones(at), spec.loss.kernel, tuple(along))
-            products = [(grad * tangent).sum(-1) for grad, tangent in zip(grads, along.values(), strict=True)]
-            yield {"losses": sum(products[1:], products[0])}
+            yield {"losses": inner(grads, along, grads[0].dtype)}
 
     return _gathered(chunks(), operands, spec, {"losses": operands.hidden.shape[:-1]})[0]
 
@@ -122,16 +121,17 @@ def gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients for ``wrt`` by operations that let ``grad_scale`` be batched in any way."""
     scale, w = grad_scale.reshape(-1, 1), spec.widen(operands.classifier)
-    names = tuple(name for name in ("logits", "target") if name == "logits" or name in wrt)
+    names: tuple[str, ...] = ("logits", "target") if "target" in wrt else ("logits",)
 
     def chunks() -> Iterator[dict[str, Tensor]]:
         for chunk in _chunks(operands, spec, {}):
             at = chunk.operands
             grads = RowGradient.apply(*at, _ones(at), spec.loss.kernel, names)
-            scaled = dict(zip(names, (grad * scale[chunk.rows] for grad in grads), strict=True))
-            g = scaled.pop("logits")
+            factor = scale[chunk.rows]
+            products = {name: scaled(name, grad, factor) for name, grad in zip(names, grads, strict=True)}
+            g = products.pop("logits")
             for_hidden = _without_inactive(g @ w, chunk.inactive)
-            yield {"hidden": for_hidden, "classifier": g.t() @ chunk.states, "bias": g.sum(0), **scaled}
+            yield {"hidden": for_hidden, "classifier": g.t() @ chunk.states, "bias": g.sum(0), **products}
 
     return _gathered(chunks(), operands, spec, _shapes(operands, wrt))
 

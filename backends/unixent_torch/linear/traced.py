@@ -15,7 +15,7 @@ from torch.autograd import Function
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.linear.autograd import cast_like, forms_gradient_late
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
-from unixent_torch.logits.gradient import in_order
+from unixent_torch.logits.gradient import in_order, scaled
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 
 
@@ -116,7 +116,7 @@ class OpaqueLinear(Function):
         spec, wrt, saved = ctx.spec, ctx.wrt, ctx.saved_tensors
         operands, grads = LinearOperands(*saved[:6]), saved[6:]
         if grads:
-            grads = tuple(grad * grad_output for grad in grads)
+            grads = tuple(scaled(name, grad, grad_output) for name, grad in zip(wrt, grads, strict=True))
         else:
             scale = expand_to(grad_scale_of(grad_output, ctx.denominator, spec.loss), operands.hidden.shape[:-1])
             grads = opaque_row_losses(operands, scale.contiguous(), spec, wrt)[1]

@@ -24,6 +24,7 @@ from unixent_torch.logits.gradient import (
     in_order,
     inner,
     needed,
+    scaled,
     unbatched,
 )
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
@@ -67,17 +68,13 @@ class ReverseLoss(Function):
         elif saved and spec.kernel.readable and grad_output.item() == 1:
             grads = tuple(saved)
         elif saved and all(grad.dtype == spec.kernel.acc_dtype for grad in saved):
-            grads = tuple(scaled(grad, grad_output) for grad in saved)
+            in_place = not compat.keeps_graph()
+            grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, saved, strict=True))
         else:
             del saved
             scale = expand_to(grad_scale_of(grad_output, denominator, spec), x.shape[:-1])
             grads = row_losses(*operands, scale, spec.kernel, wrt)[1]
         return in_order(wrt, grads, 4)
-
-
-def scaled(grad: Tensor, grad_output: Tensor) -> Tensor:
-    """A saved gradient times the upstream one; it is read once more only where the graph is kept."""
-    return grad * grad_output if compat.keeps_graph() else grad.mul_(grad_output)
 
 
 def gradients(
@@ -98,7 +95,7 @@ def gradients(
     if batched_by_vmap:
         dtypes = {"logits": x.dtype, "target": target.dtype}
         grad_output = expand_to(grad_output, shape).unsqueeze(-1)
-        grads = tuple((grad * grad_output).to(dtypes[name]) for name, grad in zip(wrt, grads, strict=True))
+        grads = tuple(scaled(name, grad, grad_output).to(dtypes[name]) for name, grad in zip(wrt, grads, strict=True))
     return grads
 
 
@@ -135,7 +132,7 @@ class TransformedLoss(Function):
         kept, along = spec.kept_axes, given_tangents(tangents)
         one = torch.ones(positions[:kept], dtype=spec.kernel.acc_dtype, device=operands[0].device)
         grads = gradients(operands, one, denominator, spec, tuple(along))
-        change = inner(grads, tuple(along.values()), one.dtype)
+        change = inner(grads, along, one.dtype)
         return change.sum(tuple(range(kept, len(positions)))) if kept < len(positions) else change
 
     @staticmethod

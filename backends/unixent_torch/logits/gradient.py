@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent_torch.kernel import KernelSpec, row_losses
+from unixent_torch.kernel.rows import scale_infinite_
 
 # logits, target, weight, position weight: as `row_losses` takes them.
 Operands: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor | None]"
@@ -66,7 +67,7 @@ class RowGradient(Function):
         for_scale = None
         if ctx.needs_input_grad[4]:
             unscaled = RowGradient.apply(*operands, torch.ones_like(grad_scale), ctx.spec, ctx.wrt)
-            for_scale = inner(unscaled, grad_outputs, grad_scale.dtype)
+            for_scale = inner(unscaled, tangents, grad_scale.dtype)
         return (
             for_x.to(x.dtype) if ctx.needs_input_grad[0] else None,
             for_target.to(target.dtype) if for_target is not None and ctx.needs_input_grad[1] else None,
@@ -103,9 +104,27 @@ class RowGradient(Function):
         return RowGradient.apply(*batched(info, in_dims, tuple(tensors)), spec, wrt), dims
 
 
-def inner(grads: tuple[Tensor, ...], tangents: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+def scale_infinite(grad: Tensor, factor: Tensor) -> Tensor:
+    """``grad * factor`` with 0 * inf = 0, by plain operations: a gradient of probabilities is infinite at -inf logits.
+
+    Its derivative along the factor is still infinite there: twice the largest number is multiplied with.
+    """
+    drop = (factor == 0) & grad.isinf()
+    largest = torch.finfo(grad.dtype).max
+    return torch.where(drop, factor * torch.sign(grad) * largest * largest, torch.where(drop, 0, grad) * factor)
+
+
+def scaled(name: str, grad: Tensor, factor: Tensor, in_place: bool = False) -> Tensor:
+    """The gradient for ``name``, times an upstream one; ``in_place`` where nobody else reads it."""
+    if name == "target":
+        return scale_infinite_(grad, factor, grad.is_cpu) if in_place else scale_infinite(grad, factor)
+    return grad.mul_(factor) if in_place else grad * factor
+
+
+def inner(grads: tuple[Tensor, ...], tangents: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
     """<gradient, tangent> of each position, summed over the arguments."""
-    products = [(g.to(dtype) * t.to(dtype)).sum(-1) for g, t in zip(grads, tangents, strict=True)]
+    pairs = zip(grads, tangents.items(), strict=True)
+    products = [scaled(name, grad.to(dtype), tangent.to(dtype)).sum(-1) for grad, (name, tangent) in pairs]
     return products[0] if len(products) == 1 else products[0] + products[1]
 
 
@@ -152,7 +171,7 @@ def hvp(
     softcap_grad: Tensor | float = 1.0
     if spec.softcap is not None:
         tanh = torch.tanh(x / spec.softcap)
-        softcap_grad, x = 1 - tanh * tanh, spec.softcap * tanh
+        softcap_grad, x = 1 - tanh * tanh, torch.where(x.isinf(), x, spec.softcap * tanh)
     one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
     k: Tensor | float = one_minus_smoothing if weight is None else one_minus_smoothing * weight
     if target.is_floating_point():

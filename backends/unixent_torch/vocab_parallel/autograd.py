@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.errors import BackendError
+from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, sum_over_processes
-from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator, scaled
-from unixent_torch.logits.gradient import Operands, given_tangents, in_order, inner, needed
+from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
+from unixent_torch.logits.gradient import Operands, given_tangents, in_order, inner, needed, scaled
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 from unixent_torch.vocab_parallel.hvp import shard_hvp
 from unixent_torch.vocab_parallel.statistics import ShardStats, shard_gradients, shard_losses
@@ -63,7 +64,7 @@ class ReverseShardLoss(Function):
         if torch.is_grad_enabled() or is_transformed(grad_output):
             grads = ShardGradient.apply(*operands, expand_to(scale, shape), *columns, spec, shard, wrt)
         elif grads:
-            grads = (scaled(grads[0], grad_output),)
+            grads = (scaled("logits", grads[0], grad_output, not compat.keeps_graph()),)
         else:
             stats = ShardStats(*columns)
             grads = shard_gradients(*operands, expand_to(scale, shape), stats, spec.kernel, shard, wrt)
@@ -107,7 +108,7 @@ class TransformedShardLoss(Function):
         one = torch.ones(positions[:kept], dtype=spec.kernel.acc_dtype, device=saved[0].device)
         scale = expand_to(grad_scale_of(one, denominator, spec), positions)
         grads = ShardGradient.apply(*saved[:4], scale, *saved[4:], spec, ctx.shard, tuple(along))
-        change = inner(grads, tuple(along.values()), one.dtype)
+        change = inner(grads, along, one.dtype)
         if kept < len(positions):
             change = change.sum(tuple(range(kept, len(positions))))
         return (sum_over_processes(change, ctx.shard.model_groups), *(None,) * _NUM_STATS)
@@ -165,7 +166,7 @@ class ShardGradient(Function):
         if ctx.needs_input_grad[4]:
             ones = torch.ones_like(saved[4])
             unscaled = ShardGradient.apply(*saved[:4], ones, *saved[5:], spec, shard, ctx.wrt)
-            for_scale = sum_over_processes(inner(unscaled, grad_outputs, saved[4].dtype), shard.model_groups)
+            for_scale = sum_over_processes(inner(unscaled, tangents, saved[4].dtype), shard.model_groups)
         return (
             for_x if ctx.needs_input_grad[0] else None,
             for_target if ctx.needs_input_grad[1] else None,

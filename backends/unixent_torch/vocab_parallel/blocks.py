@@ -18,6 +18,7 @@ class LocalLogits:
         num_rows: the number of positions N.
         num_local_classes: the number of classes of this process.
         spec, shard: the static options, and how the classes are split.
+        readable: whether values may be looked at.
         index: the class indices [N, 1], or None where the targets are probabilities.
         probabilities: those of the local classes, or None.
         weight: the class weights of all classes, or None.
@@ -32,6 +33,7 @@ class LocalLogits:
     def __init__(self, x: Tensor, target: Tensor, weight: Tensor | None, spec: KernelSpec, shard: LocalShard) -> None:
         self._x = x
         self.spec, self.shard, self.weight = spec, shard, weight
+        self.readable = spec.readable and not torch.compiler.is_compiling()
         self.num_local_classes, self.num_rows = x.shape[-1], x.shape[:-1].numel()
         self.probabilities = target if target.is_floating_point() else None
         self.index = None if target.is_floating_point() else target.reshape(-1, 1)
@@ -74,7 +76,7 @@ class LocalLogits:
         block = self.buffer("logits", rows) if out is None else out.view(rows, self.num_local_classes)
         block.view(piece.shape).copy_(piece)
         if self.spec.softcap is not None:
-            apply_softcap(block, self.spec.softcap, softcap_grad)
+            apply_softcap(block, self.spec.softcap, softcap_grad, self.readable)
         return block
 
     def shifted(self, piece: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:

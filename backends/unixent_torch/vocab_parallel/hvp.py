@@ -41,7 +41,7 @@ def shard_hvp(
     softcap_grad: Tensor | float = 1.0
     if spec.softcap is not None:
         tanh = torch.tanh(rows / spec.softcap)
-        softcap_grad, rows = 1 - tanh * tanh, spec.softcap * tanh
+        softcap_grad, rows = 1 - tanh * tanh, torch.where(rows.isinf(), rows, spec.softcap * tanh)
     p = torch.exp(rows - stats.shift) * stats.exp_scale
     if shape[-1]:
         put_where(p, stats.owns_pivot, stats.local_index, stats.p)

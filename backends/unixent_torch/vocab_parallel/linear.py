@@ -19,11 +19,12 @@ from torch.autograd import Function
 
 from unixent.chunking import linear_chunk
 from unixent.errors import BackendError
+from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.linear.autograd import cast_like
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearPass, LinearSpec
-from unixent_torch.logits.autograd import is_transformed, scaled
-from unixent_torch.logits.gradient import in_order, needed
+from unixent_torch.logits.autograd import is_transformed
+from unixent_torch.logits.gradient import in_order, needed, scaled
 from unixent_torch.logits.reduction import expand_to, grad_scale_of, reduce
 from unixent_torch.vocab_parallel.statistics import ShardStats, shard_gradients, shard_losses
 
@@ -157,7 +158,9 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     operands, stats = LinearOperands(*saved[:6]), ShardStats(*saved[6 : 6 + num_stats])
     formed = saved[6 + num_stats :]
     if not ctx.late:
-        by_name = dict(zip(wrt, [scaled(grad, grad_output) for grad in formed], strict=True))
+        in_place = not compat.keeps_graph()
+        pairs = zip(wrt, formed, strict=True)
+        by_name = {name: scaled(name, grad, grad_output, in_place) for name, grad in pairs}
     else:
         shape = operands.hidden.shape[:-1]
         scale = expand_to(grad_scale_of(grad_output, ctx.denominator, spec.loss), shape)

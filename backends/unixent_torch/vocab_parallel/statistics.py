@@ -26,6 +26,7 @@ from unixent.semantics import product, row_stats, two_diff
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import row_sum
+from unixent_torch.kernel.rows import scale_infinite_
 from unixent_torch.vocab_parallel.blocks import LocalLogits, exp_without_pivot, put_where
 
 
@@ -244,10 +245,14 @@ def shard_gradients(
     if early:  # where every entry is a product, one more factor of the rows costs no pass over the classes
         exp_grad, pivot_grad = exp_grad * grad_scale, pivot_grad * grad_scale
 
-    def finish(out: Tensor, block: Tensor, rows: slice, in_place: bool) -> None:
+    def finish(out: Tensor, block: Tensor, rows: slice, in_place: bool, by_target: bool = False) -> None:
         """Scale a block and put it where it belongs, rounded; inactive rows as zeros."""
         if grad_scale is not None and not early:
-            block.mul_(grad_scale[rows] if isinstance(grad_scale, Tensor) and grad_scale.ndim else grad_scale)
+            scale = grad_scale[rows] if isinstance(grad_scale, Tensor) and grad_scale.ndim else grad_scale
+            if by_target:
+                scale_infinite_(block, scale, local.readable)
+            else:
+                block.mul_(scale)
         if inactive is not None:
             block.masked_fill_(inactive[rows], 0)
         if not in_place:
@@ -262,7 +267,7 @@ def shard_gradients(
         if "target" in outs:
             gaps = local.logit_gaps(local.read(pieces[0]), stats.pivot_logit[rows])
             gaps.add_(stats.pivot_loss[rows]).mul_(local.probability_grad)
-            finish(outs["target"], gaps.masked_fill_(local.probability_grad == 0, 0), rows, False)
+            finish(outs["target"], gaps.masked_fill_(local.probability_grad == 0, 0), rows, False, True)
     return tuple(results[name] for name in wrt)
 
 
