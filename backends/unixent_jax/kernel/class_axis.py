@@ -98,13 +98,17 @@ def max_over_classes(x: Array, classes: ClassAxis) -> Array:
 def max_and_argmax(x: Array, classes: ClassAxis) -> tuple[Array, Array]:
     """The maximum and the first class that holds it; any class where the row is NaN.
 
-    Two plain reductions: of a sharded row, `jnp.argmax` collects every shard's maximum.
+    Two plain reductions: of a sharded row, `jnp.argmax` collects every shard's maximum. XLA may form x in each of them
+    anew, with another rounding: where no class holds the maximum to the bit, it is the first one that comes near.
     """
     top = max_over_classes(x, classes)
     indices = class_indices(x, top, classes)
-    last = tie_to(jnp.full((), classes.num_padded_classes(x) - 1, jnp.int32), top)
-    first = jnp.min(jnp.where(x == top, indices, last), classes.axis, keepdims=True)
-    return top, lax.pmin(first, classes.shard_axes) if classes.is_sharded else first
+    count = tie_to(jnp.full((), classes.num_padded_classes(x), jnp.int32), top)
+    near = top - jnp.maximum(0.125, 16 * jnp.finfo(x.dtype).eps * jnp.abs(top))
+    rank = jnp.where(x == top, indices, indices + jnp.where(x >= near, count, 2 * count))
+    first = jnp.min(rank, classes.axis, keepdims=True)
+    first = lax.pmin(first, classes.shard_axes) if classes.is_sharded else first
+    return top, first % count
 
 
 def local_take(x: Array, index: Array, classes: ClassAxis) -> Array:

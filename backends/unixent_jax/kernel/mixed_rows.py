@@ -54,6 +54,8 @@ def loss_and_grads(
     shift = shift_below(top)
     e = zero_at(shifted_exp(x, shift), pivot, classes)
     is_pivot = is_class(x, pivot, classes)
+    # 0 at the pivot by its index, not by subtraction: XLA may form x anew here, with another rounding than top's.
+    gaps = where_or_zero(~is_pivot, top - x)
 
     def sum_local(value: Array) -> Array:
         return jnp.sum(value, classes.axis, keepdims=True)
@@ -62,26 +64,22 @@ def loss_and_grads(
     sum_rest, sum_gaps, other_coefs, pivot_coef, pivot_logit = sum_shards(
         classes,
         sum_local(e),
-        sum_local(product(coefs, top - x)),
+        sum_local(product(coefs, gaps)),
         sum_local(where_or_zero(~is_pivot, coefs)),
         local_take(coefs, pivot, classes),
         local_take(x, pivot, classes),
     )
     total_coef = pivot_coef + other_coefs
-    if classes.is_sharded:
-        # 0, but for the derivative that a maximum over devices lacks: where JAX linearises this function by itself,
-        # it goes past the rule below.
-        correction = pivot_logit - top
-        sum_gaps, logit_gaps = sum_gaps + total_coef * correction, top - x + correction
-    else:
-        pivot_logit, logit_gaps = top, top - x
+    # From gaps to top to gaps to the pivot.
+    correction = pivot_logit - top
+    sum_gaps = sum_gaps + other_coefs * correction
     stats = row_stats(shift, pivot_logit, sum_rest)
 
     loss = sum_gaps + total_coef * stats.loss
     z_loss_grad = 2 * spec.z_loss * stats.logsumexp if spec.z_loss else jnp.zeros((), x.dtype)
     pivot_grad = (other_coefs + z_loss_grad) * stats.p - pivot_coef * stats.one_minus_p
     grad = jnp.where(is_pivot, pivot_grad, e * (stats.exp_scale * (total_coef + z_loss_grad)) - coefs)
-    nll = logit_gaps + stats.loss
+    nll = where_or_zero(~is_pivot, gaps + correction) + stats.loss
     nll = where_or_zero((coef_grad != 0) | (nll != jnp.inf), nll)
     loss = add_z_loss(loss, stats, spec)
     return jnp.where(active, loss, 0), where_or_zero(active, grad), where_or_zero(active, nll)

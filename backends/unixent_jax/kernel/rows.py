@@ -66,8 +66,7 @@ def shifted_exp(x: Array, shift: Array) -> Array:
 def exp_and_stats(x: Array, pivot: Array, classes: ClassAxis) -> tuple[Array, RowStats]:
     """e with the pivot's entry 0, and the scalars."""
     pivot_logit = take(x, pivot, classes)
-    top = max_over_classes(x, classes)
-    shift = jnp.where(pivot_logit == top, shift_below(top), jnp.floor(top))
+    shift = shift_below(max_over_classes(x, classes))
     e = zero_at(shifted_exp(x, shift), pivot, classes)
     return e, row_stats(shift, pivot_logit, sum_over_classes(e, classes))
 
