@@ -19,6 +19,7 @@ _EXPECTED = {
     NUMBERS: "an integer or floating array",
     REALS: "a bool, integer or floating array",
 }
+_REQUIRED = frozenset({"logits", "hidden", "classifier", "target"})
 PYTHON_TYPES = (int, float, list, tuple)  # a bool is an int
 
 
@@ -105,6 +106,8 @@ def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument
     arrays: dict[str, Any] = {}
     for name, value in values.items():
         if value is None:
+            if name in _REQUIRED:
+                raise DTypeError(f"{name}: expected an array; got None")
             continue
         if like is not None and type(value) is type(like):
             arrays[name] = value  # the backend's as well

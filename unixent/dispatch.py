@@ -17,7 +17,7 @@ import numpy as np
 
 from unixent.arguments import PYTHON_TYPES, CommonArguments, LinearArguments
 from unixent.classes import pad_gradients
-from unixent.errors import BackendError, OptionError, UnixentError
+from unixent.errors import BackendError, UnixentError, option_error
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import Array, Backend, FastPathBackend, LossTerms, ParallelBackend
 from unixent.registry import backend_of, find_backend, get_backend
@@ -56,7 +56,7 @@ def select_backend(common: CommonArguments, names: tuple[str, ...], *scores: Any
         name = common.backend
         if name is not None:
             if not isinstance(name, str):
-                raise OptionError(f"backend: expected None or a name; got {name!r}")
+                raise option_error("backend", "None or a name", name)
             return get_backend(name)
         selected: tuple[str, Any, Backend] | None = None
         arguments = (*names, "target", "weight", "mask", "normalizer")

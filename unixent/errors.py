@@ -45,3 +45,12 @@ class UnknownBackendError(UnixentError, LookupError):
 
 class BackendUnavailableError(UnixentError, ImportError):
     """A registered backend cannot be imported, usually because its framework is not installed."""
+
+
+def option_error(name: str, expected: str, value: object) -> OptionError:
+    """The error for an option that is not what was expected."""
+    try:
+        came = repr(value)
+    except Exception:  # Python prints no int of thousands of digits, and a repr may do anything
+        came = f"an unprintable {type(value).__name__}"
+    return OptionError(f"{name}: expected {expected}; got {came}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from unixent import dispatch
 from unixent.arguments import CommonArguments, describe_arguments
-from unixent.errors import NonFiniteError, OptionError
+from unixent.errors import NonFiniteError, option_error
 from unixent.functions import ArrayT, shows_keywords
 from unixent.options import LossKeywords, LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
@@ -117,10 +117,8 @@ class CrossEntropyLoss(Generic[PerToken]):
     @staticmethod
     def _refuse_beside_terms(name: str, value: object, default: object) -> None:
         if value is not default and value != default:
-            raise OptionError(
-                f"{name}: expected {default!r} with calculate_per_token_loss, which returns the terms of the mean; "
-                f"got {value!r}"
-            )
+            expected = f"{default!r} with calculate_per_token_loss, which returns the terms of the mean"
+            raise option_error(name, expected, value)
 
     @overload
     def __call__(

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from unixent.errors import OptionError
+from unixent.errors import OptionError, option_error
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_IGNORE_INDEX = -100
@@ -66,13 +66,13 @@ def _integer(name: str, value: Any, expected: str = "an int") -> int:
             return operator.index(value)
     except TypeError:
         pass
-    raise OptionError(f"{name}: expected {expected}; got {value!r}")
+    raise option_error(name, expected, value)
 
 
 def _count(name: str, value: Any, expected: str) -> int:
     count = _integer(name, value, expected)
     if count < 1:
-        raise OptionError(f"{name}: expected {expected}; got {value!r}")
+        raise option_error(name, expected, value)
     return count
 
 
@@ -87,25 +87,27 @@ def _number(name: str, value: Any, expected: str, low: float, high: float) -> fl
             number = float(value)
     if low <= number <= high and math.isfinite(number):
         return number
-    raise OptionError(f"{name}: expected {expected}; got {value!r}")
+    raise option_error(name, expected, value)
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     if isinstance(value, str) and value in choices:
         return value
-    raise OptionError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
+    raise option_error(name, f"one of {', '.join(map(repr, choices))}", value)
 
 
 def _dtype_name(value: Any) -> str:
     """The canonical name of a dtype given as a name or as any framework's own dtype object."""
-    module, _, name = str(value).rpartition(".")  # "float32", torch.float32, mindspore.float32 (which prints Float32)
+    module = name = ""
+    with contextlib.suppress(Exception):  # whatever a str() may do, of things that are no dtype
+        module, _, name = str(value).rpartition(".")  # "float32", torch.float32, mindspore.float32 (printed Float32)
     if not isinstance(value, str):
-        with contextlib.suppress(TypeError):
+        with contextlib.suppress(Exception):
             module, name = "", np.dtype(value).name
     name = name.lower()
     if name in FLOAT_DTYPES and module in ("", "torch", "numpy", "jax.numpy", "mindspore"):
         return name
-    raise OptionError(f"dtype: expected None or one of {', '.join(map(repr, FLOAT_DTYPES))}; got {value!r}")
+    raise option_error("dtype", f"None or one of {', '.join(map(repr, FLOAT_DTYPES))}", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ class LossOptions:
             set_field(self, "reduction", _choice("reduction", self.reduction, _REDUCTIONS))
         if type(self.ignore_index) is not int:
             set_field(self, "ignore_index", _integer("ignore_index", self.ignore_index))
+        if not -(2**63) <= self.ignore_index < 2**64:  # beyond every dtype of indices
+            raise option_error("ignore_index", "an int of 64 bits", self.ignore_index)
         if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
             set_field(
                 self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0, 1)

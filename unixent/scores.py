@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unixent.arguments import FLOATS, Argument, check_scores, check_shape_dtype
-from unixent.errors import OptionError, ShapeError
+from unixent.errors import ShapeError, option_error
 from unixent.options import LossOptions
 from unixent.protocol import Backend
 
@@ -37,9 +37,7 @@ def logits_scores(backend: Backend, options: LossOptions, arguments: dict[str, A
     check_scores(backend, logits)
     shape, axis = logits.info.shape, options.axis
     if not -len(shape) <= axis < len(shape):
-        raise OptionError(
-            f"axis: expected an int in [{-len(shape)}, {len(shape)}) for logits of shape {shape}; got {axis}"
-        )
+        raise option_error("axis", f"an int in [{-len(shape)}, {len(shape)}) for logits of shape {shape}", axis)
     axis %= len(shape)
     positions = shape[:axis] + shape[axis + 1 :]
     acc_dtype = "float64" if logits.info.dtype == "float64" else "float32"
@@ -63,7 +61,7 @@ def linear_scores(backend: Backend, chunk: Any, arguments: dict[str, Argument]) 
         check_shape_dtype(bias, (classes,), FLOATS)
         dtypes.append(bias.info.dtype)
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, (int, np.integer)) or chunk < 1):
-        raise OptionError(f"chunk: expected None or an int >= 1; got {chunk!r}")
+        raise option_error("chunk", "None or an int >= 1", chunk)
     form_fields = {
         "hidden": hidden.array,
         "classifier": classifier.array,

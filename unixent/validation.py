@@ -27,7 +27,15 @@ from unixent.arguments import (
     not_constant,
 )
 from unixent.classes import take_existing
-from unixent.errors import BackendError, DTypeError, EmptyMeanError, OptionError, ShapeError, TargetRangeError
+from unixent.errors import (
+    BackendError,
+    DTypeError,
+    EmptyMeanError,
+    OptionError,
+    ShapeError,
+    TargetRangeError,
+    option_error,
+)
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, LinearProblem, LossProblem, ParallelBackend, Problem, Sharding
 from unixent.scores import Scores, linear_scores, logits_scores
@@ -167,7 +175,7 @@ def _problem(
     if options.num_classes is not None:
         classes = options.num_classes
         if classes > num_held:
-            raise OptionError(f"num_classes: expected None or an int in [1, {num_held}]; got {classes}")
+            raise option_error("num_classes", f"None or an int in [1, {num_held}]", classes)
     target, weight, mask = arguments["target"], arguments.get("weight"), arguments.get("mask")
     target_kind = _check_target(backend, target, positions, shape)
     if target_kind == "probability" and options.ignore_index != DEFAULT_IGNORE_INDEX:
@@ -275,11 +283,11 @@ def _reads_values(info: ArrayInfo, options: LossOptions) -> bool:
 def _checked_normalizer(value: Any, options: LossOptions) -> Any:
     """A normalizer as a float, or as the array that it is. It goes with a mean only."""
     if options.reduction != "mean":
-        raise OptionError(f"normalizer: expected None, since reduction is {options.reduction!r}; got {value!r}")
+        raise option_error("normalizer", f"None, since reduction is {options.reduction!r}", value)
     if isinstance(value, np.ndarray) and value.shape == ():
         value = value[()]
     if isinstance(value, (bool, np.bool_, np.timedelta64, str, list, tuple)):
-        raise OptionError(f"{_NORMALIZER}; got {value!r}")
+        raise option_error("normalizer", _NORMALIZER, value)
     if not isinstance(value, (int, float, np.integer, np.floating)):
         return value
     try:
@@ -290,12 +298,12 @@ def _checked_normalizer(value: Any, options: LossOptions) -> Any:
     return number
 
 
-_NORMALIZER = "normalizer: expected a finite float >= 0 or a 0-d array"
+_NORMALIZER = "a finite float >= 0 or a 0-d array"
 
 
 def _check_normalizer_value(number: float, given: Any) -> None:
     if not (math.isfinite(number) and number >= 0):
-        raise OptionError(f"{_NORMALIZER}; got {given!r}")
+        raise option_error("normalizer", _NORMALIZER, given)
 
 
 def _expanded_mask(backend: Backend, mask: Argument, positions: tuple[int, ...]) -> Argument:
@@ -352,7 +360,7 @@ def check_wrt(wrt: Any, allowed: tuple[str, ...]) -> tuple[str, ...]:
     """What to differentiate with respect to, as a tuple of names."""
     names = (wrt,) if isinstance(wrt, str) else wrt
     if not isinstance(names, (tuple, list)) or not names or any(name not in allowed for name in names):
-        raise OptionError(f"wrt: expected one or several of {', '.join(map(repr, allowed))}; got {wrt!r}")
+        raise option_error("wrt", f"one or several of {', '.join(map(repr, allowed))}", wrt)
     return tuple(names)
 
 

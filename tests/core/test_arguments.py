@@ -39,6 +39,30 @@ def test_options_may_be_any_real_number(value: Any) -> None:
     assert options == unixent.LossOptions(label_smoothing=float(value), z_loss=float(value), softcap=float(value))
 
 
+OPTIONS = (
+    *("axis", "label_smoothing", "z_loss", "softcap", "ignore_index", "num_classes", "normalizer", "chunk", "wrt"),
+    *("reduction", "on_empty", "validate", "dtype", "backend"),
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_that_python_cannot_print_is_refused_by_name(option: str) -> None:
+    call: Any = unixent.linear_value_and_grad if option == "chunk" else unixent.value_and_grad
+    classifier = [np.eye(4)] if option == "chunk" else []
+    with pytest.raises(unixent.OptionError, match=f"{option}: expected .*; got an unprintable int"):
+        call(LOGITS, *classifier, INDEX, **{option: -(10**5000)})
+
+
+@pytest.mark.parametrize("name", ["logits", "target", "hidden", "classifier"])
+def test_an_array_that_must_be_given_is_not_none(name: str) -> None:
+    arguments = {"logits": LOGITS, "target": INDEX}
+    if name in ("hidden", "classifier"):
+        arguments = {"hidden": LOGITS, "classifier": np.eye(4), "target": INDEX}
+    call: Any = unixent.cross_entropy if len(arguments) == 2 else unixent.linear_cross_entropy
+    with pytest.raises(unixent.DTypeError, match=f"{name}: expected an array; got None"):
+        call(**{**arguments, name: None})
+
+
 @needs_framework
 def test_an_option_given_as_a_frameworks_array_is_refused(framework: str) -> None:
     for option in ("label_smoothing", "z_loss", "softcap"):
