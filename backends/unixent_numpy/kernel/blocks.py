@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unixent.errors import OptionError
 from unixent_numpy.compat import Array
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 # A block of this many bytes stays in cache while about six passes go over it, and is long enough that the work between
 # two passes, which holds the interpreter lock, does not count.
@@ -109,6 +113,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pool)
 
 
+def _run_on_pool(job: Callable[[], None], count: int) -> list[Future[None]]:
+    """Have ``count`` other threads run ``job``; fewer, or none, once main has returned and no thread can start."""
+    global _pool
+    helpers: list[Future[None]] = []
+    with suppress(RuntimeError):
+        if count and _pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # refuses its first import, too, by then
+
+            _pool = ThreadPoolExecutor(count, thread_name_prefix="unixent")
+        while len(helpers) < count and _pool is not None:
+            helpers.append(_pool.submit(job))
+    return helpers
+
+
 class RowBlocks:
     """N rows of C classes cut into blocks (what fits in cache, and no more than one core's share), and their scratch.
 
@@ -134,17 +152,24 @@ class RowBlocks:
 
     def for_each(self, work: Callable[[slice], None]) -> None:
         """Call ``work(rows)`` for blocks that cover all rows, on all cores where that pays."""
-        global _pool
         if self._count <= self.size:
             if self._count:
                 work(slice(0, self._count))
             return
-        blocks = [slice(start, min(start + self.size, self._count)) for start in range(0, self._count, self.size)]
-        if self._threads == 1:
-            for rows in blocks:
-                work(rows)
-            return
-        if _pool is None:
-            _pool = ThreadPoolExecutor(self._threads, thread_name_prefix="unixent")
-        for _ in _pool.map(work, blocks):
-            pass
+        starts = deque(range(0, self._count, self.size))
+
+        def work_off() -> None:
+            while starts:
+                try:
+                    start = starts.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                work(slice(start, min(start + self.size, self._count)))
+
+        helpers = _run_on_pool(work_off, min(self._threads, len(starts)) - 1)
+        try:
+            work_off()
+        finally:
+            for helper in helpers:
+                if not helper.cancel():
+                    helper.result()
