@@ -24,6 +24,7 @@ logit.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 Array = Any
@@ -139,6 +140,26 @@ def grad_scale(xp: Any, grad_output: Array, denominator: Any, empty: float, host
         return grad_output / denominator if denominator != 0 else xp.full_like(grad_output, empty)
     is_empty = denominator == 0
     return xp.where(is_empty, empty, grad_output / xp.where(is_empty, 1, denominator))
+
+
+def mean_of_large(losses: Array, denominator: Any, sum_of: Callable[[Array], Array]) -> Array:
+    """``sum_of(losses) / denominator`` where that sum is beyond the accumulation dtype, though the mean is not.
+
+    A power of two scales the losses, so that nothing but what is far below the sum is rounded; the mean of a loss that
+    is infinite itself stays infinite. It takes the place of `mean_of` where ``sum_of(losses)`` is infinite and the
+    denominator is not 0: a check of two numbers where they can be read, and ``xp.where`` elsewhere.
+
+    Args:
+        losses: the positions' losses, in the accumulation dtype.
+        denominator: as in `mean_of`.
+        sum_of: the sum over the positions, of all processes.
+
+    Example:
+        >>> losses = np.array([3e38, 2e38], np.float32)
+        >>> print(mean_of_large(losses, 2, lambda values: values.sum()))
+        2.5e+38
+    """
+    return sum_of(losses * 2.0**-64) / denominator * 2.0**64
 
 
 class RowStats(NamedTuple):

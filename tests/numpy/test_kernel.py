@@ -152,6 +152,41 @@ def test_a_forked_process_starts_threads_of_its_own():
     )
 
 
+THREADED = (
+    "import atexit, threading, time, numpy as np, unixent\n"
+    "x, y = np.random.default_rng(0).normal(size=(600, 300)), np.zeros(600, int)\n"
+    "def call():\n"
+    "    loss, grad = unixent.value_and_grad(x, y)\n"
+    "    assert abs(grad.sum()) < 1e-12 and loss == unixent.cross_entropy(x, y)\n"
+    "    print('computed')\n"
+    "def late():\n"
+    "    threading.main_thread().join(); time.sleep(0.1); call()\n"
+)
+
+
+@pytest.mark.parametrize("called_before", [True, False])
+@pytest.mark.parametrize("late_call", ["atexit.register(call)", "threading.Thread(target=late).start()"])
+def test_a_call_after_main_has_returned_works_without_new_threads(late_call, called_before):
+    code = f"{THREADED}{'call()' if called_before else ''}\n{late_call}\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert done.stdout.count("computed") == 1 + called_before
+
+
+def test_an_error_in_a_block_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(blocks, "THREADED_ELEMENTS", 0)
+    monkeypatch.setenv("UNIXENT_NUM_THREADS", "4")
+
+    def work(rows):
+        if rows.start == 2:
+            raise IndexError("of the work")
+
+    for _ in range(20):
+        with pytest.raises(IndexError, match="of the work"):
+            blocks.RowBlocks(4, 3, np.dtype("f4")).for_each(work)
+
+
 @pytest.mark.parametrize("value", ["four", "", "0", "-2", "2.0"])
 def test_a_number_of_threads_that_is_none_raises_an_error_that_names_the_variable(monkeypatch, value):
     monkeypatch.setenv("UNIXENT_NUM_THREADS", value)
@@ -164,3 +199,68 @@ def test_the_number_of_threads_is_the_one_asked_for(monkeypatch):
     assert blocks.num_threads() == 3
     monkeypatch.delenv("UNIXENT_NUM_THREADS")
     assert blocks.num_threads() >= 1
+
+
+PROBABILITIES = np.array([[0.0, 0.25, 0.75], [0.5, 0.25, 0.25]])
+
+
+@pytest.mark.parametrize("target", [np.array([1, 0]), PROBABILITIES], ids=["indices", "probabilities"])
+@pytest.mark.parametrize(
+    "options", [{}, {"z_loss": 0.1}, {"label_smoothing": 0.2, "weight": np.array([0.0, 1, 2])}], ids=str
+)
+def test_an_infinite_logit_stays_one_under_a_softcap(target, options):
+    options, capped = {"reduction": "none", **options}, np.array([[-np.inf, 0.0, 1.0], [0.5, 1.0, 2.0]])
+    finite = np.isfinite(capped)
+    capped[finite] = 3 * np.tanh(capped[finite] / 3)
+    logits = np.array([[-np.inf, 0.0, 1.0], [0.5, 1.0, 2.0]])
+    loss, grad = unixent.value_and_grad(logits, target, softcap=3.0, **options)
+    expected, expected_grad = unixent.value_and_grad(capped, target, **options)
+    np.testing.assert_allclose(loss, expected, rtol=1e-14)
+    cap_grad = 1 - (np.where(finite, capped, 0) / 3) ** 2
+    np.testing.assert_allclose(grad, expected_grad * cap_grad, rtol=1e-13, atol=0)
+    assert grad[0, 0] == 0
+    logits[0] = [0.0, np.inf, 1.0]
+    loss, grad = unixent.value_and_grad(logits, target, softcap=3.0, **options)
+    assert np.isnan(loss).tolist() == [True, False]
+    assert np.isnan(grad).all(axis=1).tolist() == [True, False]
+
+
+def test_a_target_at_minus_infinity_has_an_infinite_loss_under_a_softcap():
+    logits = np.array([[-np.inf, 0.0], [-1e300, 0.0]])
+    losses = unixent.cross_entropy(logits, np.zeros(2, int), softcap=2.0, reduction="none")
+    np.testing.assert_allclose(losses, [np.inf, np.log1p(np.exp(2.0))])
+
+
+@pytest.mark.parametrize("normalizer", [1e-50, 1e50, np.array(1e-50)], ids=repr)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_normalizer_beyond_the_accumulation_dtype_is_the_number_given(dtype, normalizer):
+    logits, target = np.array([[0.0, 1.0]], dtype), np.array([0])
+    options = {"on_empty": "raise", "dtype": "float64"}
+    total = unixent.cross_entropy(logits, target, reduction="sum", dtype="float64")
+    loss, grad = unixent.value_and_grad(logits, target, normalizer=normalizer, **options)
+    assert loss == pytest.approx(float(total / normalizer), rel=1e-6)
+    exact = np.array([[-1.0, 1.0]]) / (1 + np.exp(-1.0)) / normalizer
+    with np.errstate(over="ignore", under="ignore"):
+        np.testing.assert_allclose(grad, exact.astype(dtype), rtol=1e-2)
+
+
+@pytest.mark.parametrize("call", [unixent.cross_entropy, lambda *a, **k: unixent.value_and_grad(*a, **k)[0]])
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 3e38), ("float64", 1.7e308)])
+def test_finite_losses_whose_sum_overflows_have_their_finite_mean(call, dtype, large):
+    logits, target = np.array([[0, large], [0, large / 2], [large, 0]], dtype), np.zeros(3, int)
+    assert call(logits, target) == pytest.approx(large / 2, rel=1e-6)
+    assert call(logits, target, normalizer=6) == pytest.approx(large / 4, rel=1e-6)
+    assert call(logits, target, reduction="sum") == np.inf
+    assert call(np.array([[-np.inf, 0]] * 2, dtype), target[:2]) == np.inf
+    assert np.isnan(call(np.array([[0, large], [0, large], [np.nan, 0]], dtype), target))
+
+
+@pytest.mark.parametrize("bias", [None, np.array([0.5, -1.0, 2.0])], ids=["no bias", "bias"])
+@pytest.mark.parametrize("count", [0, 3])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_hidden_states_of_width_0_have_the_loss_of_the_bias_alone(bias, count, chunk):
+    hidden, classifier, target = np.zeros((count, 0)), np.zeros((3, 0)), np.arange(count)
+    loss, grads = unixent.linear_value_and_grad(hidden, classifier, target, bias=bias, chunk=chunk)
+    expected = unixent.cross_entropy(np.zeros((count, 3)) + (0 if bias is None else bias), target)
+    assert loss == pytest.approx(float(expected), rel=1e-15)
+    assert [grad.shape for grad in grads] == [(count, 0), (3, 0)] + ([] if bias is None else [(3,)])

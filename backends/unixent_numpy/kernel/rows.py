@@ -39,7 +39,12 @@ def multiply(values: Array, coefs: Array) -> None:
 
 
 def apply_softcap(block: Array, softcap: float, softcap_grad: Array | None) -> None:
-    """Replace x by a tanh(x / a), and fill ``softcap_grad`` with the derivative sech^2(x / a), free of cancellation."""
+    """Replace x by a tanh(x / a), and fill ``softcap_grad`` with the derivative sech^2(x / a), free of cancellation.
+
+    Infinities stay, with derivative 0: a class of probability 0 is one whatever the cap.
+    """
+    infinite = np.isinf(block)
+    infinities = block[infinite]
     block /= softcap
     if softcap_grad is not None:
         # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
@@ -50,6 +55,7 @@ def apply_softcap(block: Array, softcap: float, softcap_grad: Array | None) -> N
         softcap_grad *= 4
     np.tanh(block, out=block)
     block *= softcap
+    block[infinite] = infinities
 
 
 class ClassCoefs(NamedTuple):

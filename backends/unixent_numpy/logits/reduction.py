@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from unixent.protocol import LossProblem, LossTerms
-from unixent.semantics import grad_scale, mean_of
+from unixent.semantics import grad_scale, mean_of, mean_of_large
 from unixent.validation import empty_mean
 from unixent_numpy.collectives import all_reduce
 from unixent_numpy.compat import Array, bfloat16
@@ -29,15 +29,18 @@ class Reduction:
         self._empty = 0.0 if problem.options.on_empty == "zero" else math.nan
         self._denominator: Any = None
         if problem.normalizer is not None:
-            self._denominator = self._dtype.type(problem.normalizer)
+            # In float64: one that the accumulation dtype would round to 0 or infinity is neither.
+            self._denominator = np.float64(float(problem.normalizer))
         elif problem.return_terms or problem.options.reduction == "mean":
-            self._denominator = self._dtype.type(math.prod(positions)) if denominators is None else denominators.sum()
-            if self._token_group is not None:
-                self._denominator = self._token_sum(self._denominator)
+            ones = self._dtype.type(math.prod(positions))
+            self._denominator = self._sum(ones if denominators is None else denominators)
 
-    def _token_sum(self, local_sum: Any) -> Any:
-        """The sum over the processes that share the positions."""
-        return all_reduce(np.asarray(local_sum), self._token_group, "SUM")[()]
+    def _sum(self, values: Any) -> Any:
+        """The sum over the positions, of all the processes that share them."""
+        local_sum = values.sum()
+        return (
+            local_sum if self._token_group is None else all_reduce(np.asarray(local_sum), self._token_group, "SUM")[()]
+        )
 
     def reduce(self, losses: Array) -> Any:
         """The finished result: reduced in the accumulation dtype, rounded once."""
@@ -45,15 +48,16 @@ class Reduction:
         dtype: Any = bfloat16() if problem.result_dtype == "bfloat16" else problem.result_dtype
         if reduction == "none" and not problem.return_terms:
             return losses.astype(dtype, copy=False)
-        value = losses.sum()
-        if self._token_group is not None:
-            value = self._token_sum(value)
+        value = self._sum(losses)
         if problem.return_terms:
             return LossTerms(np.asarray(value, dtype), np.asarray(self._denominator, dtype))
         if reduction == "mean":
             if problem.check_empty and self._denominator == 0 and not np.isnan(value):
                 raise empty_mean()
-            value = mean_of(np, value, self._denominator, self._empty, host=True)
+            if np.isinf(value) and self._denominator != 0:
+                value = mean_of_large(losses, self._denominator, self._sum)
+            else:
+                value = mean_of(np, value, self._denominator, self._empty, host=True)
         return np.asarray(value, dtype)
 
     def grad_scale(self, position_weight: Array | None, grad_output: Array | None) -> Array:
@@ -63,7 +67,9 @@ class Reduction:
             scale = position_weight * scale
         if self._problem.options.reduction != "mean":
             return scale
-        divided: Array = grad_scale(np, scale, self._denominator, self._empty, host=True)
+        divided: Array = grad_scale(np, scale, self._denominator, self._empty, host=True).astype(
+            self._dtype, copy=False
+        )
         if position_weight is None or self._denominator != 0:
             return divided
         # Out of range stays NaN where the mean is empty.
