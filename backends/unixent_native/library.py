@@ -1,0 +1,71 @@
+"""The shared library: found beside this file, loaded when it is first asked for.
+
+``UNIXENT_NATIVE=0`` switches it off, and ``UNIXENT_NATIVE_ISA`` chooses its instruction set; both are read once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from unixent.errors import OptionError
+
+NAME = "rows" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+_logger = logging.getLogger("unixent")
+
+
+class Library(NamedTuple):
+    """The library's functions, and what they run on here.
+
+    Attributes:
+        rows: ``(call, isa) -> status``, the pass over the logits; lets go of the interpreter lock.
+        exp: ``(isa, x, out, n, type)``, exponentials of numbers <= 0, for tests.
+        isas: names of the instruction sets of this machine, the default first.
+        isa: index of the one that is used.
+    """
+
+    rows: Callable[..., int]
+    exp: Callable[..., None]
+    isas: tuple[str, ...]
+    isa: int
+
+
+@lru_cache(maxsize=1)
+def load() -> Library | None:
+    """The library; None where it was not built, can't be loaded, or is switched off.
+
+    Raises:
+        OptionError: ``UNIXENT_NATIVE_ISA`` names an instruction set that this machine or library does not have.
+    """
+    if os.environ.get("UNIXENT_NATIVE") == "0":
+        return None
+    try:
+        shared = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
+    except OSError as error:
+        # Once: the result is kept.
+        _logger.info("native kernel not available, using the framework's own operators: %s", error)
+        return None
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    shared.unixent_isa.argtypes, shared.unixent_isa.restype = [number], ctypes.c_char_p
+    shared.unixent_rows.argtypes, shared.unixent_rows.restype = [ctypes.c_char_p, number], ctypes.c_int
+    shared.unixent_exp.argtypes, shared.unixent_exp.restype = [number, address, address, number, number], None
+    isas: tuple[str, ...] = ()
+    while (name := shared.unixent_isa(len(isas))) is not None:
+        isas += (name.decode(),)
+    chosen = os.environ.get("UNIXENT_NATIVE_ISA", isas[0])
+    if chosen not in isas:
+        raise OptionError(f"UNIXENT_NATIVE_ISA: expected one of {', '.join(isas)}; got {chosen!r}")
+    return Library(shared.unixent_rows, shared.unixent_exp, isas, isas.index(chosen))
+
+
+def instruction_set() -> str | None:
+    """Name of the instruction set that the native kernel uses here; None where there is no such kernel."""
+    loaded = load()
+    return None if loaded is None else loaded.isas[loaded.isa]

@@ -1,0 +1,38 @@
+/* The pass over the logits for one instruction set, WORKER(float) and WORKER(double): the build compiles this file once
+   for each, with -DISA=name. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "call.h"
+#include "vector.h"
+#include "exponential.h"
+#include "half.h"
+
+enum { CHUNK = 2048 };
+
+#define T float
+#include "row.h"
+#include "work.h"
+#undef T
+#define T double
+#include "row.h"
+#include "work.h"
+#undef T
+
+#define NAME_(isa, name) rows_##isa##_##name
+#define NAME(isa, name) NAME_(isa, name)
+
+int NAME(ISA, work)(const Call *call, Queue *queue) {
+    return call->acc_type == FLOAT64 ? work_double(call, queue) : work_float(call, queue);
+}
+
+/* exp of n numbers <= 0, for tests. */
+void NAME(ISA, exp)(const void *x, void *out, int64_t n, int64_t type) {
+    if (type == FLOAT64) {
+        for (int64_t i = 0; i + (int64_t)(VECTOR_BYTES / 8) <= n; i += VECTOR_BYTES / 8)
+            store_double((double *)out + i, exp_double(load_double((const double *)x + i)));
+    } else {
+        for (int64_t i = 0; i + (int64_t)(VECTOR_BYTES / 4) <= n; i += VECTOR_BYTES / 4)
+            store_float((float *)out + i, exp_float(load_float((const float *)x + i)));
+    }
+}

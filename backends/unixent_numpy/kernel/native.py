@@ -1,0 +1,82 @@
+"""The pass over the logits by the native library, for arrays whose memory it can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from unixent_native import DTYPES, Strided
+from unixent_native import row_losses as native_row_losses
+from unixent_native.library import Library
+from unixent_numpy.compat import Array
+from unixent_numpy.kernel.blocks import num_threads
+from unixent_numpy.kernel.composed import empty_grads
+from unixent_numpy.kernel.spec import KernelSpec
+
+
+def row_losses(
+    library: Library,
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    position_weight: Array | None,
+    grad_scale: Array | None,
+    spec: KernelSpec,
+    wrt: tuple[str, ...] = (),
+    out: tuple[Array, ...] | None = None,
+) -> tuple[Array, tuple[Array, ...]] | None:
+    """Implements the contract of `unixent_numpy.kernel`; None for arrays that the library does not take."""
+    is_index = target.dtype.kind == "i"
+    if not x.shape[-1] or not is_native(x) or not (is_index or is_native(target)):
+        return None
+    dtype, positions = spec.acc_dtype, x.shape[:-1]
+    losses = np.empty(positions, dtype)
+    grads = out or empty_grads(x, target, wrt)
+    if not all(is_native(grad) for grad in grads):
+        return None
+    by_name = dict(zip(wrt, grads, strict=True))
+    # Held by name until the call is over: what goes in is addresses.
+    index = np.ascontiguousarray(target, np.int64) if is_index else None
+    weight, position_weight = _contiguous(weight, dtype), _contiguous(position_weight, dtype)
+    if not wrt:
+        grad_scale = None
+    elif grad_scale is not None:
+        grad_scale = _contiguous(grad_scale if grad_scale.ndim == 0 else np.broadcast_to(grad_scale, positions), dtype)
+    done = native_row_losses(
+        library,
+        x.shape,
+        strided(x),
+        _address(index),
+        None if is_index else strided(target),
+        _address(weight),
+        _address(position_weight),
+        _address(grad_scale),
+        0 if grad_scale is None or grad_scale.ndim == 0 else 1,
+        losses.ctypes.data,
+        strided(by_name["logits"]) if "logits" in by_name else None,
+        strided(by_name["target"]) if "target" in by_name else None,
+        DTYPES[dtype.name],
+        spec.label_smoothing,
+        spec.z_loss,
+        spec.softcap,
+        num_threads(),
+    )
+    return (losses, grads) if done else None
+
+
+def is_native(array: Array) -> bool:
+    """Whether the library reads this array's numbers."""
+    return array.dtype.name in DTYPES and array.dtype.isnative
+
+
+def strided(array: Array) -> Strided:
+    return Strided(array.ctypes.data, DTYPES[array.dtype.name], array.strides)
+
+
+def _contiguous(array: Array | None, dtype: np.dtype[Any]) -> Array | None:
+    return None if array is None else np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def _address(array: Array | None) -> int:
+    return 0 if array is None else array.ctypes.data

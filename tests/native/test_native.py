@@ -1,0 +1,204 @@
+"""What the native kernel promises beyond the definition: exponentials to 1 ulp, the same bits however it is called."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from calls import check, random_call
+from exponential import native_exp, worst_ulp
+
+from unixent.errors import OptionError
+from unixent_native import library as library_module
+from unixent_native.call import merged_axes
+from unixent_numpy.kernel import KernelSpec, native
+
+FLOAT32 = np.dtype("f4")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_instruction_set_computes_what_numpy_does(each_isa, seed):
+    for i in range(50):
+        check(each_isa, random_call(np.random.default_rng(1000 * seed + i)))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_float32_exponentials_are_within_one_ulp(each_isa):
+    rng = np.random.default_rng(7)
+    assert worst_ulp(rng.integers(1 << 31, 1 << 32, 1 << 18, dtype=np.uint64), each_isa.isa) < 1
+    around = -(rng.random(1 << 18) * 105).astype(np.float32)
+    assert worst_ulp(around.view(np.uint32), each_isa.isa) < 1
+    ends = np.array([0.0, -0.0, -np.inf, np.nan] * 4, np.float32)
+    np.testing.assert_array_equal(native_exp(ends, each_isa.isa), np.exp(ends))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is no wider than double here")
+def test_float64_exponentials_are_within_one_ulp(each_isa):
+    rng = np.random.default_rng(7)
+    x = np.concatenate([-rng.random(1 << 17) * 746, -rng.random(1 << 14) * 1e-3])
+    exact, got = np.exp(x.astype(np.longdouble)), native_exp(x, each_isa.isa)
+    unit = np.ldexp(np.longdouble(1), np.maximum(np.frexp(exact)[1] - 53, -1074))
+    assert (np.abs(got - exact) / unit).max() < 1
+
+
+@pytest.mark.parametrize("shape", [(300, 2049), (7, 3, 40001), (70000, 3)])
+@pytest.mark.parametrize("classes_first", [False, True])
+def test_bits_of_a_row_do_not_depend_on_threads_or_other_rows(native_library, shape, classes_first, monkeypatch):
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=shape).astype(np.float32)
+    if classes_first:
+        x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -1, 0)), 0, -1)
+    target, scale = rng.integers(shape[-1], size=shape[:-1]), rng.random(shape[:-1]).astype(np.float32)
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+
+    def solve(rows):
+        return native.row_losses(native_library, x[rows], target[rows], None, None, scale[rows], spec, ("logits",))
+
+    monkeypatch.setenv("UNIXENT_NUM_THREADS", "1")
+    losses, (grad,) = solve(slice(None))
+    for threads in (2, 5):
+        monkeypatch.setenv("UNIXENT_NUM_THREADS", str(threads))
+        more_losses, (more_grad,) = solve(slice(None))
+        assert more_losses.tobytes() == losses.tobytes()
+        assert more_grad.tobytes() == grad.tobytes()
+    few_losses, (few_grad,) = solve(slice(1, 4))
+    assert few_losses.tobytes() == losses[1:4].tobytes()
+    assert few_grad.tobytes() == grad[1:4].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_gradient_may_take_the_place_of_the_logits(native_library, dtype, smoothing):
+    rng = np.random.default_rng(7)
+    acc = np.dtype("f8" if dtype == "f8" else "f4")
+    for x in (rng.normal(size=(37, 2050)).astype(dtype), rng.normal(size=(50, 37)).astype(dtype).T):
+        operands = (
+            rng.integers(x.shape[1], size=37),
+            None,
+            None,
+            np.ones((), acc),
+            KernelSpec(acc, smoothing, 0.1, None),
+        )
+        before = x.copy()
+        losses, (grad,) = native.row_losses(native_library, x, *operands, ("logits",))
+        np.testing.assert_array_equal(x, before)
+        losses_in_place, (grad_in_place,) = native.row_losses(native_library, x, *operands, ("logits",), (x,))
+        assert grad_in_place is x
+        np.testing.assert_array_equal(losses_in_place, losses)
+        np.testing.assert_array_equal(x, grad)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0, 1e-3])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_minus_infinity_has_probability_zero_and_plus_infinity_is_nan(each_isa, softcap, dtype):
+    acc = np.dtype("f8" if dtype == "f8" else "f4")
+    x = np.array([[1, -np.inf, 2], [1, np.inf, 2], [-np.inf] * 3, [0.5, np.nan, 0]], dtype)
+    rest = native.row_losses(
+        each_isa,
+        x[:1, ::2],
+        np.array([0]),
+        None,
+        None,
+        np.ones((), acc),
+        KernelSpec(acc, 0.0, 0.0, softcap),
+        ("logits",),
+    )
+    losses, (grad,) = native.row_losses(
+        each_isa, x, np.zeros(4, int), None, None, np.ones((), acc), KernelSpec(acc, 0.0, 0.0, softcap), ("logits",)
+    )
+    np.testing.assert_array_equal(losses, [rest[0][0], np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(grad[0], [rest[1][0][0, 0], 0, rest[1][0][0, 1]])
+    assert np.isnan(grad[1:]).all()
+
+
+def test_an_index_out_of_range_reads_nothing_and_is_nan(native_library):
+    x, target = np.zeros((3, 4), np.float32), np.array([4, -1, 2**62])
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+    losses, (grad,) = native.row_losses(native_library, x, target, None, None, np.ones((), "f4"), spec, ("logits",))
+    assert np.isnan(losses).all()
+    assert np.isnan(grad).all()
+
+
+def test_calls_from_many_threads_do_not_meet(native_library):
+    rng = np.random.default_rng(7)
+    x, target = rng.normal(size=(200, 1000)).astype(np.float32), rng.integers(1000, size=200)
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+    expected = native.row_losses(native_library, x, target, None, None, None, spec)[0]
+    results = []
+
+    def call():
+        results.extend(native.row_losses(native_library, x, target, None, None, None, spec)[0] for _ in range(20))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 160
+    assert all(each.tobytes() == expected.tobytes() for each in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_computes_the_same(native_library):
+    code = (
+        "import os, numpy as np, unixent\n"
+        "x = np.random.default_rng(7).normal(size=(500, 1000)); y = np.zeros(500, int)\n"
+        "a = unixent.cross_entropy(x, y, backend='numpy')\n"
+        "pid = os.fork()\n"
+        "b = unixent.cross_entropy(x, y, backend='numpy')\n"
+        "if not pid: os._exit(int(a != b))\n"
+        "assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 and a == b\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_axes_that_are_one_in_memory_are_merged():
+    assert merged_axes((4, 5, 6), [(240, 48, 8), (120, 24, 4)]) == [(120, [8, 4])]
+    assert merged_axes((4, 5, 6), [(240, 48, 8), (4, 16, 80)]) == [(4, [240, 4]), (5, [48, 16]), (6, [8, 80])]
+    assert merged_axes((1, 5, 1), [(0, 8, 3)]) == [(5, [8])]
+
+
+def test_positions_along_many_strides_are_left_to_numpy(native_library):
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(3,) * 11).astype(np.float32)[tuple([slice(None, None, 2)] * 10)]
+    operands = (np.zeros(x.shape[:-1], int), None, None, None, KernelSpec(FLOAT32, 0.0, 0.0, None))
+    assert native.row_losses(native_library, x, *operands) is None
+
+
+def run_python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def test_the_environment_switches_it_off_and_chooses_the_instruction_set(native_library):
+    code = "import unixent_native; print(unixent_native.instruction_set())"
+    assert run_python(code, UNIXENT_NATIVE="0").strip() == "None"
+    for isa in native_library.isas:
+        assert run_python(code, UNIXENT_NATIVE_ISA=isa, UNIXENT_NATIVE="").strip() == isa
+    assert "UNIXENT_NATIVE_ISA: expected one of" in run_python(code, UNIXENT_NATIVE_ISA="mmx", UNIXENT_NATIVE="")
+    assert OptionError.__name__ in run_python(code, UNIXENT_NATIVE_ISA="mmx", UNIXENT_NATIVE="")
+
+
+def test_a_missing_library_is_reported_once_and_is_no_error(monkeypatch, caplog):
+    monkeypatch.setattr(library_module, "NAME", "nowhere.so")
+    monkeypatch.delenv("UNIXENT_NATIVE", raising=False)
+    library_module.load.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO, logger="unixent"):
+            assert library_module.load() is None
+            assert library_module.load() is None
+        assert len(caplog.records) == 1
+    finally:
+        library_module.load.cache_clear()
