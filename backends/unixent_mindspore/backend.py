@@ -16,7 +16,14 @@ from unixent_mindspore.collectives import all_gather, group_size, refuse_automat
 from unixent_mindspore.compat import is_recording
 from unixent_mindspore.kernel.spec import FLOATS
 from unixent_mindspore.logits.host import from_host, host_arrays, host_loss, numpy_value_and_grad, to_host
-from unixent_mindspore.logits.problem import dtype_name, operands
+from unixent_mindspore.logits.problem import (
+    LossSpec,
+    dtype_name,
+    existing_share,
+    operands,
+    pad_classes,
+    take_classes,
+)
 from unixent_mindspore.loss_cell import eager_cell, value_and_grad_cell
 
 
@@ -76,14 +83,10 @@ class MindsporeBackend:
         return ms.ops.broadcast_to(array, shape)
 
     def take_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
-        return ms.ops.narrow(array, axis, 0, num_classes)
+        return take_classes(array, axis, num_classes)
 
     def pad_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
-        missing = num_classes - array.shape[axis]
-        if not missing:
-            return array
-        zeros = ms.ops.zeros((*array.shape[:axis], missing, *array.shape[axis + 1 :]), array.dtype)
-        return ms.ops.cat((array, zeros), axis)
+        return pad_classes(array, axis, num_classes)
 
     def first_invalid_target(self, target: Tensor, num_classes: int, ignore_index: int) -> tuple[int, int] | None:
         return get_backend("numpy").first_invalid_target(target.asnumpy(), num_classes, ignore_index)
@@ -91,21 +94,37 @@ class MindsporeBackend:
     def first_nonfinite(self, array: Tensor) -> int | None:
         return get_backend("numpy").first_nonfinite(to_host(array))
 
-    def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
-        return _loss(problem)
+    def cross_entropy(self, problem: Problem | LinearProblem) -> Tensor | LossTerms:
+        on_host = kernel.on_host()
+        inputs, spec = self._operands(problem, on_host)
+        # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
+        never_recorded = ms.get_context("mode") == ms.GRAPH_MODE
+        # A split loss forms its gradient with its value, where that may be asked for.
+        value_alone = on_host and (never_recorded or (spec.saves_gradient and not is_recording()))
+        loss = (host_loss(spec) if value_alone else eager_cell(spec, on_host))(*inputs)
+        return LossTerms(*loss) if problem.return_terms else loss
 
     def value_and_grad(
-        self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
+        self, problem: Problem | LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return _value_and_grad(problem, grad_output, wrt)
+        on_host = kernel.on_host()
+        inputs, spec = self._operands(problem, on_host)
+        if on_host and not is_recording():
+            upstream = None if grad_output is None else to_host(grad_output)
+            loss, grads = numpy_value_and_grad(spec, host_arrays(spec, inputs), upstream, wrt)
+            dtypes = {name: str(spec.dtypes[i]) for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
+            tensors = tuple(from_host(grad, dtypes[name]) for grad, name in zip(grads, wrt, strict=True))
+            return from_host(loss, spec.result_dtype), tensors
+        # Under a derivative, the gradient has to be one that can be differentiated again.
+        loss, grads = value_and_grad_cell(spec, on_host, False)(grad_output, *inputs)
+        by_name = {name: grads[i] for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
+        return loss, tuple(by_name[name] for name in wrt)
 
-    def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
-        return _loss(problem)
+    linear_cross_entropy, linear_value_and_grad = cross_entropy, value_and_grad
 
-    def linear_value_and_grad(
-        self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return _value_and_grad(problem, grad_output, wrt)
+    def _operands(self, problem: Problem | LinearProblem, on_host: bool) -> tuple[tuple[Tensor, ...], LossSpec]:
+        # In host memory, the NumPy backend narrows a share of the classes to those that exist.
+        return operands(problem if on_host else existing_share(self, problem)[0], on_host)
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         refuse_automatic_parallel()
@@ -119,31 +138,3 @@ class MindsporeBackend:
 
     def all_gather(self, row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
         return all_gather(row, group)
-
-
-def _loss(problem: Problem | LinearProblem) -> Tensor | LossTerms:
-    on_host = kernel.on_host()
-    inputs, spec = operands(problem, on_host)
-    # Only PyNative mode records; in graph mode a call from Python computes a value and nothing else.
-    never_recorded = ms.get_context("mode") == ms.GRAPH_MODE
-    # A split loss forms its gradient with its value, where that may be asked for.
-    value_alone = on_host and (never_recorded or (spec.saves_gradient and not is_recording()))
-    loss = (host_loss(spec) if value_alone else eager_cell(spec, on_host))(*inputs)
-    return LossTerms(*loss) if problem.return_terms else loss
-
-
-def _value_and_grad(
-    problem: Problem | LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    on_host = kernel.on_host()
-    inputs, spec = operands(problem, on_host)
-    if on_host and not is_recording():
-        upstream = None if grad_output is None else to_host(grad_output)
-        loss, grads = numpy_value_and_grad(spec, host_arrays(spec, inputs), upstream, wrt)
-        dtypes = {name: str(spec.dtypes[i]) for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
-        tensors = tuple(from_host(grad, dtypes[name]) for grad, name in zip(grads, wrt, strict=True))
-        return from_host(loss, spec.result_dtype), tensors
-    # Under a derivative, the gradient has to be one that can be differentiated again.
-    loss, grads = value_and_grad_cell(spec, on_host, False)(grad_output, *inputs)
-    by_name = {name: grads[i] for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
-    return loss, tuple(by_name[name] for name in wrt)

@@ -18,14 +18,24 @@ from mindspore.ops.primitive import constexpr
 
 from unixent import arguments, validation
 from unixent.arguments import CommonArguments, LinearArguments
-from unixent.errors import BackendError
+from unixent.classes import class_axes
+from unixent.errors import BackendError, OptionError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
 from unixent_mindspore import kernel
 from unixent_mindspore.backend import MindsporeBackend
 from unixent_mindspore.collectives import group_size
-from unixent_mindspore.logits.problem import LossSpec, dtype_name
+from unixent_mindspore.logits.problem import (
+    INPUTS,
+    LossSpec,
+    dtype_name,
+    existing_share,
+    pad_classes,
+    take_classes,
+)
 from unixent_mindspore.loss_cell import graph_cell, value_and_grad_cell
+
+Axes = tuple[int | None, ...]  # of the classes in each of the inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +57,50 @@ class FromTuple(nn.Cell):
         return self.cell(*inputs)
 
 
+class OfExistingClasses(FromTuple):
+    """The same of inputs of which only the first classes exist, each along its axis, where it has one."""
+
+    def __init__(self, cell: nn.Cell, axes: Axes, num_classes: int) -> None:
+        super().__init__(cell)
+        self.axes, self.num_classes = axes, num_classes
+
+    def existing(self, inputs: tuple[Any, ...]) -> Any:
+        narrowed: Any = ()
+        for i in range(len(inputs)):
+            item, axis = inputs[i], self.axes[i]
+            if axis is not None:
+                item = take_classes(item, axis, self.num_classes)
+            narrowed = narrowed + (item,)  # noqa: RUF005 - the compiler knows no star in a tuple
+        return narrowed
+
+    def construct(self, inputs: tuple[Any, ...]) -> Any:
+        return self.cell(*self.existing(inputs))
+
+
+class OfExistingClassesWithGrads(OfExistingClasses):
+    """The same of a cell that takes the upstream gradient first and returns the gradients, which are padded again."""
+
+    def construct(self, inputs: tuple[Any, ...]) -> Any:
+        loss, grads = self.cell(*self.existing(inputs))
+        padded: Any = ()
+        for i in range(len(grads)):
+            grad, axis = grads[i], self.axes[i + 1]
+            if axis is not None:
+                grad = pad_classes(grad, axis, inputs[i + 1].shape[axis])
+            padded = padded + (grad,)  # noqa: RUF005
+        return loss, padded
+
+
 @lru_cache(maxsize=512)
-def from_tuple(spec: LossSpec, on_host: bool, with_grad: bool) -> FromTuple:
-    return FromTuple(value_and_grad_cell(spec, on_host, True) if with_grad else graph_cell(spec, on_host))
+def from_tuple(spec: LossSpec, padding: tuple[Axes, int] | None, on_host: bool, with_grad: bool) -> FromTuple:
+    """The cell of a call; ``padding`` has the axes of the classes, and how many exist, where there is some."""
+    cell = value_and_grad_cell(spec, on_host, True) if with_grad else graph_cell(spec, on_host)
+    if padding is None:
+        return FromTuple(cell)
+    axes, num_classes = padding
+    if with_grad:
+        return OfExistingClassesWithGrads(cell, (None, *axes), num_classes)
+    return OfExistingClasses(cell, axes, num_classes)
 
 
 class _Compiler(MindsporeBackend):
@@ -65,7 +116,7 @@ class _Compiler(MindsporeBackend):
         return TracedTensor(shape, array.dtype)
 
     def take_classes(self, array: TracedTensor, axis: int, num_classes: int) -> TracedTensor:
-        raise BackendError("num_classes: expected None in code that MindSpore compiles; got an int")
+        return TracedTensor((*array.shape[:axis], num_classes, *array.shape[axis + 1 :]), array.dtype)
 
     def describe(self, arrays: tuple[TracedTensor, ...]) -> tuple[ArrayInfo, ...]:
         device = self.devices()[0]
@@ -118,6 +169,9 @@ def constant(value: Any, name: str) -> Tensor:
 
 @compile_time
 def loss_options(keywords: dict[str, Any]) -> LossOptions:
+    for name, value in keywords.items():
+        if isinstance(value, Tensor):  # one of the graph, in whose place stands one of zeros
+            raise OptionError(f"{name}: expected a constant of Python; got a tensor of {value.dtype}")
     return LossOptions(**keywords)
 
 
@@ -131,8 +185,7 @@ def checked_loss(
     linear: bool,
 ) -> Any:
     """Check a call and return the cell that computes its loss; ``infos`` has shape and dtype of each of `INPUTS`."""
-    spec = _checked(infos, number, common, options, chunk, linear)
-    return from_tuple(spec, kernel.on_host(), False)
+    return from_tuple(*_checked(infos, number, common, options, chunk, linear), False)
 
 
 @compile_time
@@ -149,8 +202,7 @@ def checked_value_and_grad(
     """Check a call and return the cell that computes its loss and gradients; ``names`` are the scores' arguments."""
     upstream = None if grad_output is None else TracedTensor(*grad_output)
     grads = validation.GradRequest(wrt, (*names, "target"), upstream)
-    spec = _checked(infos, number, common, options, chunk, names[0] == "hidden", grads)
-    return from_tuple(spec, kernel.on_host(), True)
+    return from_tuple(*_checked(infos, number, common, options, chunk, names[0] == "hidden", grads), True)
 
 
 def _checked(
@@ -161,7 +213,8 @@ def _checked(
     chunk: Any,
     linear: bool,
     grads: validation.GradRequest | None = None,
-) -> LossSpec:
+) -> tuple[LossSpec, tuple[Axes, int] | None, bool]:
+    """What is static of a call, its padding as `from_tuple` takes it, and whether its arrays lie in host memory."""
     parallel, return_terms, backend = common
     if backend not in (None, "mindspore"):
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
@@ -177,7 +230,11 @@ def _checked(
     dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
     if number is not None:
         dtypes[6] = "float64"
-    return LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
+    problem, num_classes = existing_share(compiler, problem)
+    axes = class_axes(problem)
+    padding = None if num_classes == scores.num_local_classes else (tuple(map(axes.get, INPUTS)), num_classes)
+    spec = LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
+    return spec, padding, kernel.on_host()
 
 
 @compile_time

@@ -68,7 +68,8 @@ class RowLosses(Rows):
             grads = (self.cast(self.at_positions(grad, position_weight), logits.dtype),)
         if self.wrt_target:
             share, class_losses = self.probability_coefs(x, weight), self.logit_gaps(x, is_pivot) + stats[0]
-            grad = grad_scale * self.where(self.equal(share, self.zero), self.zero, share * class_losses)
+            grad = self.where(self.equal(share, self.zero), self.zero, share * class_losses)
+            grad = self.times(grad_scale, grad)
             grads = grads + (self.cast(self.at_positions(grad, position_weight), target.dtype),)  # noqa: RUF005
         losses = self.times(coef_sum, stats[0])
         if self.dense_target:

@@ -79,14 +79,15 @@ class RowArithmetic(nn.Cell):
         return self.where(self.equal(position_weight, position_weight), active, self.nan)
 
     def cap(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The capped logits and the cap's derivative sech^2(x / a), free of cancellation."""
+        """The capped logits, infinite ones as they are, and the cap's derivative sech^2(x / a) without cancellation."""
         x = self.cast(logits, self.dtype)
         if not self.has_softcap:
             return x, self.one
-        x = x / self.softcap
-        w = self.exp(-self.two * self.absolute(x))
+        ratio = x / self.softcap
+        w = self.exp(-self.two * self.absolute(ratio))
         softcap_grad = self.two * self.two * w / ((self.one + w) * (self.one + w))
-        return self.softcap * self.tanh(x), softcap_grad
+        infinite = self.equal(self.absolute(x), self.inf)
+        return self.where(infinite, x, self.softcap * self.tanh(ratio)), softcap_grad
 
     def is_class(self, index: Tensor, like: Tensor) -> Tensor:
         """Where the classes are those of ``index``, one per position."""

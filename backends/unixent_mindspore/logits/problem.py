@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mindspore import Tensor
+from mindspore.communication import get_rank
+from mindspore.ops import operations
 
-from unixent.classes import refuse_split_padding
+from unixent.classes import P, take_share
 from unixent.options import LossOptions
-from unixent.protocol import LinearProblem, Problem, Sharding
+from unixent.protocol import Backend, LinearProblem, Problem, Sharding
+from unixent.semantics import representable_softcap
 from unixent_mindspore.kernel import ABSENT, DTYPES, KernelSpec
 
 # What every cell takes, in this order, `ABSENT` for what there is not. The fused linear form has its hidden states
@@ -21,6 +24,31 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def dtype_name(dtype: Any) -> str:
     """The NumPy-style name of a MindSpore dtype."""
     return _NAMES.get(dtype) or str(dtype).lower()
+
+
+def take_classes(array: Tensor, axis: int, num_classes: int) -> Tensor:
+    """The first classes, in eager and compiled code. MindSpore differentiates this slice twice, and no other as far."""
+    end = array.shape[:axis] + (num_classes,) + array.shape[axis + 1 :]  # noqa: RUF005 - the compiler knows no star
+    return operations.StridedSlice()(array, (0,) * array.ndim, end, (1,) * array.ndim)
+
+
+def pad_classes(array: Tensor, axis: int, num_classes: int) -> Tensor:
+    """The array with zeros for the classes that are missing of ``num_classes``, in eager and compiled code."""
+    missing = num_classes - array.shape[axis]
+    if missing == 0:
+        return array
+    shape = array.shape[:axis] + (missing,) + array.shape[axis + 1 :]  # noqa: RUF005
+    return operations.Concat(axis)((array, operations.Zeros()(shape, array.dtype)))
+
+
+def existing_share(backend: Backend, problem: P) -> tuple[P, int]:
+    """The problem with what exists of this process's share of the classes, and how many those are."""
+    if problem.sharding is None or problem.sharding.model_group is None:
+        return problem, problem.num_classes
+    rank = int(get_rank(problem.sharding.model_group))
+    share = take_share(backend, problem, rank)
+    assert share.sharding is not None
+    return share, share.sharding.classes_per_rank[rank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +82,6 @@ class LossSpec:
         no_positions: bool = False,
         signature: tuple[int, int, int] | None = None,
     ) -> LossSpec:
-        refuse_split_padding("mindspore", problem)
         linear = isinstance(problem, LinearProblem)
         return cls(
             problem.options,
@@ -103,7 +130,7 @@ class LossSpec:
             indexed=self.target_kind == "index",
             label_smoothing=self.options.label_smoothing,
             z_loss=self.options.z_loss,
-            softcap=self.options.softcap,
+            softcap=representable_softcap(self.options.softcap, dtype),
             has_weight=self.dtypes[4] is not None,
         )
 

@@ -78,14 +78,17 @@ class SavedGradient(nn.Cell):
         self.dtypes = tuple(DTYPES[str(spec.dtypes[i])] if i in spec.wrt else None for i in range(4))
         self.cast, self.expand, self.zeros = P.Cast(), P.ExpandDims(), P.ZerosLike()
         self.equal, self.where, self.last = P.Equal(), P.Select(), OnceDifferentiated()
+        self.logical_and, self.logical_or, self.absolute = P.LogicalAnd(), P.LogicalOr(), P.Abs()
+        self.inf = Tensor(np.inf, DTYPES[spec.acc_dtype])
 
     def scaled(self, grad: Tensor, grad_output: Tensor, like: Tensor, dtype: Any) -> Tensor:
         if dtype is None:
             return self.zeros(like)
-        product = grad * self.cast(grad_output, grad.dtype)
-        # An inactive position contributes exactly zero, not 0 times a NaN.
-        zeros = self.zeros(grad)
-        return self.last(self.cast(self.where(self.equal(grad, zeros), zeros, product), dtype))
+        upstream, zeros = self.cast(grad_output, grad.dtype), self.zeros(grad)
+        # An inactive position contributes exactly zero, not 0 times a NaN; and so does an infinite gradient times 0.
+        infinite = self.equal(self.absolute(grad), self.inf)
+        vanishes = self.logical_or(self.equal(grad, zeros), self.logical_and(infinite, self.equal(upstream, 0)))
+        return self.last(self.cast(self.where(vanishes, zeros, grad * upstream), dtype))
 
     def construct(self, grads: tuple[Tensor, ...], grad_output: Tensor, *inputs: Tensor) -> Any:
         if self.per_position:

@@ -149,7 +149,8 @@ class ShardedForward(Reduction):
                 share = share * self.local_weights(weight, x)
             class_losses = self.where(is_pivot, self.zero, pivot_logit - x) + loss
             target_grads = self.where(self.equal(share * self.ones(x), self.zero), self.zero, share * class_losses)
-            target_grads = self.cast(self.at_positions(grad_scale * target_grads, v), self.grad_dtype)
+            target_grads = self.at_positions(self.times(grad_scale, target_grads), v)
+            target_grads = self.cast(target_grads, self.grad_dtype)
         return value, denominator, grads, self.absent, self.absent, target_grads
 
     def reduced_over_tokens(self, local: tuple[Tensor, Tensor], normalizer: Tensor) -> tuple[Any, ...]:

@@ -91,12 +91,23 @@ def check_special() -> None:
     outside[7] = C
     for target in (outside, PROBABILITIES):
         check(logits, target, {"reduction": "none", "label_smoothing": 0.1, "weight": WEIGHT, "validate": "off"})
+        check(logits, target, {"softcap": 4.0, "reduction": "none", "validate": "off"})
+    check(logits, INDEX, {"normalizer": 0.0})
     # Confident beyond float32, in the sum over all processes too.
     confident = LOGITS.copy()
     confident[np.arange(N), INDEX % C] += 200
     check(confident, INDEX, {"reduction": "sum"})
     for dtype in (np.float16, np.float32):
         check(LOGITS.astype(dtype), INDEX, {}, rtol=6e-4 if dtype == np.float16 else 3e-6)
+
+
+def check_padding() -> None:
+    existing = 9
+    logits, probabilities = LOGITS.copy(), PROBABILITIES.copy()
+    logits[:, existing:] = probabilities[:, existing:] = np.nan
+    options = {"num_classes": existing, "label_smoothing": 0.2, "weight": WEIGHT[:existing]}
+    for target in (INDEX % existing, probabilities):
+        check(logits, target, options)
 
 
 def check_terms() -> None:
@@ -186,7 +197,9 @@ def check_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     x = tensor(logits[ROWS, COLUMNS])
     for target in (INDEX, PROBABILITIES.astype(np.float32)):
         t = tensor(target[ROWS, COLUMNS] if target.ndim == 2 else target[ROWS])
-        for options in OPTIONS:
+        for options in (*OPTIONS, {"num_classes": 9, "softcap": 4.0}):
+            if "num_classes" in options and target.ndim == 1:
+                target, t = target % 9, t % 9
             given = options | {"parallel": CONFIG} | ({"mask": options["mask"][ROWS]} if "mask" in options else {})
             loss, grad = unixent.value_and_grad(logits, target, **options)
             local_loss, got = unixent.value_and_grad(x, t, **given)
@@ -201,6 +214,7 @@ def main() -> None:
         for target in (INDEX, PROBABILITIES):
             check(LOGITS, target, options)
     check_terms()
+    check_padding()
     if MODEL > 1:
         check_special()
         check_cell()

@@ -148,6 +148,8 @@ def check_special() -> None:
     for target in (INDEX, PROBABILITIES):
         for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": WEIGHT}):
             check_logits(logits, target, options)
+        check_logits(logits, target, {"reduction": "none", "softcap": 4.0})
+        check_logits(logits, target, {"normalizer": 0.0})
     # A NaN that one process holds is everybody's.
     mean = unixent.cross_entropy(tensor(logits[ROWS, COLUMNS]), tensor(INDEX[ROWS]), parallel=CONFIG)
     assert np.isnan(mean.asnumpy())
@@ -158,6 +160,17 @@ def check_special() -> None:
     check_logits(confident, one_hot, {"reduction": "none"}, rtol=3e-6)
     for dtype in (np.float16, np.float32):
         check_logits(LOGITS.astype(dtype), INDEX, {"reduction": "none"}, rtol=2e-3 if dtype == np.float16 else 3e-6)
+
+
+def check_padding() -> None:
+    """Of classes of which the last do not exist a process may hold none."""
+    for existing in (3, 9):
+        logits, probabilities = LOGITS.copy(), PROBABILITIES.copy()
+        logits[:, existing:] = probabilities[:, existing:] = np.nan
+        options = {"num_classes": existing, "label_smoothing": 0.2, "weight": WEIGHT[:existing]}
+        for target in (INDEX % existing, probabilities):
+            check_logits(logits, target, options)
+            check_linear(target, {**options, "reduction": "none"})
 
 
 def check_halves() -> None:
@@ -273,6 +286,7 @@ def main() -> None:
             check_logits(LOGITS, target, options)
             check_linear(target, options)
     check_special()
+    check_padding()
     check_halves()
     check_terms()
     check_cell()
