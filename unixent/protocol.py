@@ -286,6 +286,10 @@ class ParallelBackend(Backend, Protocol):
         rather than this process's share."""
         ...
 
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """The values of a target or a mask, where it is `ArrayInfo.concrete`: integers exactly, others as float32."""
+        ...
+
     def group_size(self, group: Any) -> int:
         """How many processes a group has."""
         ...

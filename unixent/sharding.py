@@ -3,8 +3,9 @@
 Positions are split over the token group, classes over the model group. Every process passes its own logits and targets
 (class indices count over the whole vocabulary) and the full class weight. Two rows of integers are gathered:
 
-1. `exchange_signatures`: a digest of the options, one of the shape of the positions, the number of local classes. They
-   show that all processes make the same call, where each one's classes start, and the size of the vocabulary.
+1. `exchange_signatures`: a digest of the options, one of the positions (their shape, and class indices and mask where
+   those can be read without stalling), the number of local classes. They show that all processes make the same call,
+   where each one's classes start, and the size of the vocabulary.
 2. `commit`: whether this process's arguments passed the checks.
 
 So when one process refuses its arguments, all raise, and none waits for a sum that never comes. Global arrays
@@ -30,21 +31,21 @@ class CallSignature:
 
     Attributes:
         call: the text of what has to be the same on all processes.
-        positions: the shape that has to be the same within a model group.
+        positions: what has to be the same within a model group.
         num_local_classes: how many classes this process holds.
     """
 
-    call: Callable[[], str]
-    positions: tuple[int, ...]
+    call: Callable[[], bytes]
+    positions: Callable[[], bytes]
     num_local_classes: int
 
 
-def _digest(backend: ParallelBackend, text: Callable[[], str]) -> int:
+def _digest(backend: ParallelBackend, text: Callable[[], bytes]) -> int:
     if backend.is_single_program():
         return 0  # a traced program is the same for all, and a tracer could not follow the digest of a text
     import zlib  # for split losses alone
 
-    return zlib.crc32(text().encode())
+    return zlib.crc32(text())
 
 
 def check_groups(backend: ParallelBackend, config: ParallelConfig) -> None:
@@ -103,7 +104,7 @@ def _same(group: str, what: str, values: list[int]) -> ShapeError | OptionError 
 def model_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
     """What is wrong with the rows (refused, call, positions, classes) of a model group, if anything."""
     error = _refusal("model", rows) or _same("model", "options", [row[1] for row in rows])
-    return error or _same("model", "positions", [row[2] for row in rows])
+    return error or _same("model", "positions, targets and mask", [row[2] for row in rows])
 
 
 def token_error(rows: list[tuple[int, ...]]) -> UnixentError | None:
@@ -131,8 +132,8 @@ def exchange_signatures(
     if signature is None:
         row: tuple[int, ...] = (1, 0, 0, 0)
     else:
-        positions = _digest(backend, lambda: str(signature.positions))
-        row = (0, _digest(backend, signature.call), positions, signature.num_local_classes)
+        digests = _digest(backend, signature.call), _digest(backend, signature.positions)
+        row = (0, *digests, signature.num_local_classes)
     model_rows = _gather(backend, config, "model", row)
     error = own_error or model_error(model_rows)
     classes_per_rank = tuple([each[3] for each in model_rows])

@@ -113,7 +113,7 @@ def _checked_call(
         classes = read()[0].num_local_classes
         whole = Sharding(config.model_group, config.token_group, (classes,), config.mesh, config.context_parallel)
         return build(whole)
-    split = sharding.exchange_signatures(peers, config, lambda: _signature(*read(), common, options))
+    split = sharding.exchange_signatures(peers, config, lambda: _signature(peers, *read(), common, options))
     return sharding.commit(peers, config, lambda: build(split))
 
 
@@ -332,7 +332,11 @@ def _parallel_config(backend: Backend, value: Any) -> ParallelConfig | None:
 
 
 def _signature(
-    scores: Scores, arguments: dict[str, Argument], common: CommonArguments, options: LossOptions
+    backend: ParallelBackend,
+    scores: Scores,
+    arguments: dict[str, Argument],
+    common: CommonArguments,
+    options: LossOptions,
 ) -> sharding.CallSignature:
     """What the processes of a split loss compare of their calls."""
     info, fields = scores.first.info, scores.form_fields
@@ -341,10 +345,21 @@ def _signature(
     form = (info.shape[-1], fields["chunk"]) if "hidden" in fields else ()
     probabilities = arguments["target"].info.dtype in FLOATS
 
-    def call() -> str:
-        return f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {probabilities}"
+    def call() -> bytes:
+        text = f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {probabilities}"
+        return text.encode()
 
-    return sharding.CallSignature(call, scores.positions, scores.num_local_classes)
+    def positions() -> bytes:
+        parts = [str(scores.positions).encode()]
+        # In one dtype each: the processes may have theirs in any.
+        for name, dtypes, dtype in (("target", INTEGERS, np.int64), ("mask", REALS, np.float32)):
+            argument = arguments.get(name)
+            if argument and argument.info.dtype in dtypes and _reads_values(argument.info, options):
+                with np.errstate(all="ignore"):
+                    parts.append(np.asarray(backend.to_numpy(argument.array)).astype(dtype).tobytes())
+        return b"".join(parts)
+
+    return sharding.CallSignature(call, positions, scores.num_local_classes)
 
 
 def _checked_grad_output(backend: Backend, value: Any, scores: Scores, options: LossOptions) -> Any:

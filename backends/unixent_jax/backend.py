@@ -92,6 +92,9 @@ class JaxBackend:
         axes = axis_names(config.model_group) + axis_names(config.token_group)
         return config.mesh is not None and not inside_shard_map(axes)
 
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        return np.asarray(array)
+
     def group_size(self, group: Any) -> int:
         axes = axis_names(group)
         try:

@@ -133,6 +133,9 @@ class MindsporeBackend:
     def is_single_program(self) -> bool:
         return False
 
+    def to_numpy(self, array: Tensor) -> np.ndarray[Any, Any]:
+        return to_host(array)
+
     def group_size(self, group: Any) -> int:
         return group_size(group)
 

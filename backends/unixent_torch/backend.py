@@ -148,6 +148,10 @@ class TorchBackend:
     def is_single_program(self) -> bool:
         return bool(torch.compiler.is_compiling())
 
+    def to_numpy(self, array: Tensor) -> np.ndarray[Any, Any]:
+        values: np.ndarray[Any, Any] = (array.detach().float() if array.is_floating_point() else array).cpu().numpy()
+        return values
+
     def group_size(self, group: Any) -> int:
         return torch.distributed.get_world_size(group)
 

@@ -104,6 +104,34 @@ def test_processes_that_disagree_on_the_classes_all_raise(run_model_parallel, lo
     assert run_model_parallel(work, SHARDS) == [True] * len(SHARDS)
 
 
+@pytest.mark.parametrize("differing", ["target", "mask"])
+def test_processes_of_a_model_group_with_other_targets_or_masks_all_raise(run_model_parallel, logits, index, differing):
+    def work(shard, config):
+        arguments = {"target": index, "mask": np.ones(N)}
+        if shard.start:
+            arguments[differing] = arguments[differing].copy()
+            arguments[differing][3] = (arguments[differing][3] + 1) % C
+        with pytest.raises(unixent.ShapeError, match="expected the same positions, targets and mask on every process"):
+            unixent.cross_entropy(logits[:, shard], parallel=config, **arguments)
+        return unixent.cross_entropy(logits[:, shard], index, parallel=config)  # and stay in step
+
+    expected = unixent.cross_entropy(logits, index)
+    np.testing.assert_allclose(run_model_parallel(work, SHARDS), expected, rtol=1e-13)
+
+
+def test_the_same_targets_and_masks_in_other_dtypes_are_the_same(run_model_parallel, logits, index):
+    mask = np.arange(N) % 3 > 0
+    dtypes = [("int8", "bool"), ("int64", "float32"), ("uint16", "float64")]
+
+    def work(shard, config):
+        target_dtype, mask_dtype = dtypes[config.model_group.rank]
+        arguments = {"target": index.astype(target_dtype), "mask": mask.astype(mask_dtype)}
+        return unixent.cross_entropy(logits[:, shard], parallel=config, **arguments)
+
+    expected = unixent.cross_entropy(logits, index, mask=mask)
+    np.testing.assert_allclose(run_model_parallel(work, SHARDS), expected, rtol=1e-13)
+
+
 def test_a_target_far_below_keeps_the_accuracy_of_its_probability(run_model_parallel):
     # p_y = exp(-D) / R with D = 70.3 inexact in float32: its gradient under smoothing is as good as on one process.
     logits = np.zeros((1, C), np.float32)

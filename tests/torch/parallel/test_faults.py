@@ -66,7 +66,12 @@ def test_different_positions_raise_on_all_ranks(on_ranks):
         logits, target = local(ranks)
         return (logits[1:], target[1:]) if last else (logits, target), {}
 
-    faulty(on_ranks, unixent.ShapeError, "expected the same positions on every process of the model group", own)
+    faulty(
+        on_ranks,
+        unixent.ShapeError,
+        "expected the same positions, targets and mask on every process of the",
+        own,
+    )
 
 
 def test_different_vocabularies_raise_on_all_ranks(on_ranks):
