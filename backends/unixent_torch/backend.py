@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch import compat
 from unixent_torch.collectives import all_gather, is_dtensor
-from unixent_torch.kernel.mode import is_traced
+from unixent_torch.kernel.mode import is_recorded, is_traced
 from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.fast_path import try_fast_cross_entropy
 from unixent_torch.logits.positions import first_invalid
@@ -38,6 +39,13 @@ def _layout_of(array: Tensor) -> str:
     if array.layout is torch.strided:
         return "masked"
     return str(array.layout).removeprefix("torch.").removeprefix("_")
+
+
+def _sizes(array: Tensor) -> tuple[int, ...]:
+    """The shape under torch.jit.trace, which warns of every look at a size. Checks may look: they are not recorded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return tuple(map(int, array.shape))
 
 
 class TorchBackend:
@@ -67,7 +75,7 @@ class TorchBackend:
 
     def describe(self, arrays: tuple[Tensor, ...]) -> tuple[ArrayInfo, ...]:
         eager, differentiated = not (is_traced() or compat.transforms_active()), torch.is_grad_enabled()
-        infos = []
+        recorded, infos = not eager and is_recorded(), []
         for array in arrays:
             host, concrete = array.is_cpu, eager and not array.is_meta
             if array.layout is not torch.strided or array.is_nested or type(array).__name__ == "MaskedTensor":
@@ -75,7 +83,7 @@ class TorchBackend:
                 continue
             infos.append(
                 ArrayInfo(
-                    tuple(array.shape),
+                    _sizes(array) if recorded else tuple(array.shape),
                     _DTYPE_NAMES.get(array.dtype) or str(array.dtype).removeprefix("torch."),
                     "cpu" if host else str(array.device),
                     # One process can read its share only: a check that raised there would leave the others waiting.

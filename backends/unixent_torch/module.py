@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unixent.dispatch import CommonArguments, LinearArguments, linear_loss, logits_loss
-from unixent.errors import ShapeError
+from unixent.errors import BackendError, ShapeError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, OnEmpty, ParallelConfig, Reduction, Validate
 from unixent.registry import get_backend
 
@@ -61,6 +61,12 @@ class _LossModule(nn.Module):
         if options.ignore_index < 0 and options.ignore_index != DEFAULT_IGNORE_INDEX and target.is_floating_point():
             changes["ignore_index"] = DEFAULT_IGNORE_INDEX  # a negative one has nothing to say of probabilities
         return replace(options, **changes) if changes else options
+
+    def __prepare_scriptable__(self) -> None:
+        raise BackendError(
+            f"torch.jit.script: {type(self).__name__} is Python, which TorchScript does not compile; use torch.compile "
+            "or torch.export, or torch.jit.trace"
+        )
 
     def _shown(self, first: list[str], last: list[str]) -> str:
         """The arguments that differ from their defaults, between others."""
@@ -146,7 +152,7 @@ class CrossEntropyLoss(_LossModule):
         self.axis = axis
 
     def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, *, normalizer: Tensor | float | None = None
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, normalizer: Tensor | float | None = None
     ) -> Tensor:
         """The loss in nats.
 
@@ -265,7 +271,7 @@ class LinearCrossEntropyLoss(_LossModule):
         return self.linear if self._borrowed is None else self._borrowed[0]
 
     def forward(
-        self, input: Tensor, target: Tensor, mask: Tensor | None = None, *, normalizer: Tensor | float | None = None
+        self, input: Tensor, target: Tensor, mask: Tensor | None = None, normalizer: Tensor | float | None = None
     ) -> Tensor:
         """The loss in nats.
 

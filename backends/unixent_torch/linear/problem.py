@@ -8,10 +8,11 @@ from torch import Tensor
 from unixent.protocol import LinearProblem
 from unixent_torch.collectives import Groups
 from unixent_torch.kernel import traced
-from unixent_torch.kernel.mode import Mode
+from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode
 from unixent_torch.linear.autograd import LinearGradient, ReverseLinear, TransformedLinear, cast_like
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses
 from unixent_torch.linear.traced import opaque_loss, opaque_row_losses
+from unixent_torch.logits.gradient import composed_vjp
 from unixent_torch.logits.problem import LossCall
 from unixent_torch.logits.reduction import reduce
 
@@ -40,7 +41,7 @@ class LinearCall(LossCall):
         loss: Tensor
         if mode is Mode.TRACED:
             loss = opaque_loss(operands, denominator, spec)
-        elif mode is Mode.COMPOSED:
+        elif mode in PLAIN_OPERATIONS:
             loss = self._composition(operands)
         elif mode is Mode.TRANSFORMED:
             loss = TransformedLinear.apply(*operands, denominator, spec)
@@ -68,13 +69,12 @@ class LinearCall(LossCall):
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands, spec = self.operands, self.linear_spec
-        if self.mode is Mode.COMPOSED:
+        if self.mode in PLAIN_OPERATIONS:
 
             def loss_of(*values: Tensor) -> Tensor:
                 return self._composition(operands._replace(**dict(zip(wrt, values, strict=True))))
 
-            loss, vjp = torch.func.vjp(loss_of, *(getattr(operands, name) for name in wrt))
-            return loss, vjp(grad_output)
+            return composed_vjp(loss_of, tuple(getattr(operands, name) for name in wrt), grad_output, self.mode)
         scale = self.grad_scale(grad_output)
         if self.mode is Mode.TRANSFORMED:
             grads = LinearGradient.apply(*operands, scale, spec, wrt)

@@ -34,6 +34,7 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
     """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
     if (
         torch.compiler.is_dynamo_compiling()
+        or compat.is_jit_tracing()
         or not compat.complete
         or compat.num_dispatch_modes()
         or compat.transforms_active()
@@ -54,7 +55,6 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         or options.softcap is not None
         or options.dtype is not None
         or compat.in_forward_mode()
-        or compat.is_jit_tracing()
     ):
         return None
     differentiated = x.requires_grad and torch.is_grad_enabled()

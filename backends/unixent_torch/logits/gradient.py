@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import compress
 from typing import Any, TypeAlias
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from unixent.errors import BackendError
 from unixent_torch.kernel import KernelSpec, row_losses
+from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import scale_infinite_
 
 # logits, target, weight, position weight: as `row_losses` takes them.
@@ -146,6 +149,17 @@ def unbatched(info: Any, in_dims: Any, tensors: tuple[Any, ...]) -> list[tuple[A
         tuple(value if dim is None else value.select(dim, i) for value, dim in zip(tensors, in_dims, strict=False))
         for i in range(info.batch_size)
     ]
+
+
+def composed_vjp(
+    loss_of: Callable[..., Tensor], values: tuple[Tensor, ...], grad_output: Tensor, mode: Mode
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The loss of plain operations and its gradients; to be differentiated once more by transforms alone."""
+    if mode is Mode.RECORDED:
+        raise BackendError("value_and_grad: torch.jit.trace records no gradient; trace the loss and differentiate that")
+    with torch.set_grad_enabled(torch.is_grad_enabled() and mode is Mode.COMPOSED):
+        loss, vjp = torch.func.vjp(loss_of, *values)
+        return loss, vjp(grad_output)
 
 
 def hvp(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from unixent.protocol import LossProblem, LossTerms, Problem
 from unixent.validation import empty_mean
 from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
 from unixent_torch.kernel import KernelSpec, row_losses, traced
-from unixent_torch.kernel.mode import Mode, current_mode
+from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode, current_mode
 from unixent_torch.logits.autograd import ReverseLoss, TransformedLoss
-from unixent_torch.logits.gradient import RowGradient
+from unixent_torch.logits.gradient import RowGradient, composed_vjp
 from unixent_torch.logits.positions import Positions
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 
@@ -48,8 +49,12 @@ class LossCall:
     def denominator_sum(self) -> Tensor:
         """The sum of the d_n of all processes."""
         d = self.positions.denominators
+        if d is None and self.mode is Mode.RECORDED:  # where the shape is not a number to be recorded
+            target = self.positions.target
+            target = target.select(-1, 0) if target.is_floating_point() else target
+            d = torch.ones_like(target, dtype=self.spec.kernel.acc_dtype)
         if d is None:
-            total = torch.full((), float(self._shape.numel()), dtype=self.spec.kernel.acc_dtype, device=self._device)
+            total = torch.full((), math.prod(self._shape), dtype=self.spec.kernel.acc_dtype, device=self._device)
         else:
             total = d.sum()
         return all_reduce(total, self._token_groups, "sum") if self._token_groups else total
@@ -57,7 +62,7 @@ class LossCall:
     def _mean_denominator(self) -> Denominator:
         value: Any = self._problem.normalizer
         if value is None:
-            recorded = self.mode is Mode.TRACED or self.mode is Mode.COMPOSED
+            recorded = self.mode in PLAIN_OPERATIONS or self.mode is Mode.TRACED
             if self.positions.denominators is None and not self._token_groups and not recorded:
                 value = float(self._shape.numel())
             else:
@@ -137,15 +142,14 @@ class LogitsCall(LossCall):
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands, kernel = self.operands, self.spec.kernel
-        if self.mode is Mode.TRACED or self.mode is Mode.COMPOSED:
+        if self.mode in PLAIN_OPERATIONS or self.mode is Mode.TRACED:
             sources = {"logits": operands[0], "target": operands[1]}
 
             def loss_of(*values: Tensor) -> Tensor:
                 given = {**sources, **dict(zip(wrt, values, strict=True))}
                 return self._composition(given["logits"], given["target"])
 
-            loss, vjp = torch.func.vjp(loss_of, *(sources[name] for name in wrt))
-            return loss, vjp(grad_output)
+            return composed_vjp(loss_of, tuple(sources[name] for name in wrt), grad_output, self.mode)
         scale = self.grad_scale(grad_output)
         if self.mode is Mode.TRANSFORMED:
             grads = RowGradient.apply(*operands, scale, kernel, wrt)

@@ -10,7 +10,7 @@ from torch import Tensor
 from unixent.errors import BackendError
 from unixent.protocol import LinearProblem, LossProblem, LossTerms, Problem
 from unixent_torch.collectives import LocalShard, is_dtensor
-from unixent_torch.kernel.mode import Mode, is_traced
+from unixent_torch.kernel.mode import Mode, current_mode, is_traced
 from unixent_torch.linear.autograd import cast_like
 from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.problem import LogitsCall, LossCall
@@ -129,11 +129,18 @@ def linear_value_and_grad(
     return layout.wrap(loss), dtensor.wrap_linear(problem, layout, wrt, grads)
 
 
+def _check_not_recorded() -> None:
+    if current_mode() is Mode.RECORDED:
+        raise BackendError("parallel: torch.jit.trace records no communication; use torch.compile or torch.export")
+
+
 def _logits_call(problem: Problem, shard: LocalShard) -> LossCall:
+    _check_not_recorded()
     return ShardLogitsCall(problem, shard) if shard.model_groups else LogitsCall(problem, shard.token_groups)
 
 
 def _linear_call(problem: LinearProblem, shard: LocalShard) -> LossCall:
+    _check_not_recorded()
     return ShardLinearCall(problem, shard) if shard.model_groups else LinearCall(problem, shard.token_groups)
 
 
