@@ -92,7 +92,7 @@ class CrossEntropyLoss(_LossModule):
         size_average, reduce: torch's deprecated pair; use ``reduction``.
         ignore_index, reduction, label_smoothing: as in `unixent.cross_entropy`.
         axis: the class axis; None for 1, or 0 where the input is a vector.
-        z_loss, softcap, on_empty, dtype, validate: as in `unixent.cross_entropy`.
+        z_loss, softcap, num_classes, on_empty, dtype, validate: as in `unixent.cross_entropy`.
         parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``weight`` is
             that of all classes all the same.
 
@@ -117,6 +117,7 @@ class CrossEntropyLoss(_LossModule):
     """
 
     dtype = _Option()
+    num_classes = _Option()
 
     def __init__(
         self,
@@ -130,6 +131,7 @@ class CrossEntropyLoss(_LossModule):
         axis: int | None = None,
         z_loss: float = 0.0,
         softcap: float | None = None,
+        num_classes: int | None = None,
         on_empty: OnEmpty = "nan",
         dtype: Any = None,
         validate: Validate = "auto",
@@ -144,6 +146,7 @@ class CrossEntropyLoss(_LossModule):
             label_smoothing=label_smoothing,
             z_loss=z_loss,
             softcap=softcap,
+            num_classes=num_classes,
             on_empty=on_empty,
             dtype=dtype,
             validate=validate,
