@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from unixent import dispatch
-from unixent.options import LossKeywords, LossOptions, PositionOptions, TermsKeywords
+from unixent.keywords import ArrayT, LossKeywords, TermsKeywords, shows_keywords
 from unixent.protocol import Array, LossTerms
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
 elif TYPE_CHECKING:
     from typing_extensions import Unpack
-
-ArrayT = TypeVar("ArrayT")  # the framework's own array: its loss and gradients are of the same type
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def shows_keywords(keywords: type[PositionOptions]) -> Callable[[_Function], _Function]:
-    """Have ``help`` and editors show the keywords, with their defaults, where a function says ``**options``."""
-
-    def show(function: _Function) -> _Function:
-        signature = inspect.signature(function)
-        shown = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-        shown += [
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-            for field in fields(LossOptions)
-            if field.name in keywords.__annotations__
-        ]
-        function.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-        return function
-
-    return show
 
 
 @overload

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from unixent import dispatch
-from unixent.functions import ArrayT, shows_keywords
-from unixent.options import ReductionOptions
+from unixent.keywords import ArrayT, ReductionOptions, shows_keywords
 from unixent.protocol import Array
 
 if sys.version_info >= (3, 11):

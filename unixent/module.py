@@ -11,8 +11,8 @@ import numpy as np
 from unixent import dispatch
 from unixent.arguments import CommonArguments, describe_arguments
 from unixent.errors import NonFiniteError, option_error
-from unixent.functions import ArrayT, shows_keywords
-from unixent.options import LossKeywords, LossOptions, ParallelConfig
+from unixent.keywords import ArrayT, LossKeywords, shows_keywords
+from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
 
 if sys.version_info >= (3, 11):

@@ -1,7 +1,7 @@
 """What a call is configured with: validated once on construction, frozen, hashable (a static argument under jit).
 
-An option is declared here twice, a few lines apart: in `LossOptions`, and with its type among the keywords of the
-functions, for type checkers. `unixent.functions` has its meaning; nothing else in the core names it.
+An option is declared twice: here in `LossOptions`, and with its type in `unixent.keywords`, for type checkers.
+`unixent.functions` has its meaning; nothing else in the core names it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import numbers
 import operator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,37 +24,6 @@ Reduction = Literal["none", "mean", "sum"]
 OnEmpty = Literal["zero", "nan", "raise"]
 Validate = Literal["auto", "full", "off"]
 _REDUCTIONS, _ON_EMPTY, _VALIDATE = ("none", "mean", "sum"), ("zero", "nan", "raise"), ("auto", "full", "off")
-
-
-class PositionOptions(TypedDict, total=False):
-    """The keywords that say what the loss of a position is."""
-
-    ignore_index: int
-    label_smoothing: float
-    z_loss: float
-    softcap: float | None
-    num_classes: int | None
-    dtype: Any
-    validate: Validate
-
-
-class ReductionOptions(PositionOptions, total=False):
-    """Those, and how positions are reduced."""
-
-    reduction: Reduction
-    on_empty: OnEmpty
-
-
-class TermsKeywords(PositionOptions, total=False):
-    """The keywords of `unixent.loss_terms`."""
-
-    axis: int
-
-
-class LossKeywords(ReductionOptions, total=False):
-    """The keywords of `unixent.cross_entropy`: the fields of `LossOptions`."""
-
-    axis: int
 
 
 _LEAST_POSITIVE = 5e-324  # the smallest double above 0

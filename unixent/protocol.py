@@ -117,15 +117,9 @@ class Sharding:
         return sum(self.classes_per_rank[:rank])
 
     def existing(self, num_classes: int) -> Sharding:
-        """The same of the first ``num_classes`` classes alone: a process may then hold none.
-
-        Example:
-            >>> Sharding("tp", None, (4, 4, 4)).existing(5).classes_per_rank
-            (4, 1, 0)
-        """
-        left = [num_classes - self.vocab_start(rank) for rank in range(len(self.classes_per_rank))]
-        clipped = [max(0, min(held, rest)) for held, rest in zip(self.classes_per_rank, left, strict=True)]
-        return replace(self, classes_per_rank=tuple(clipped))
+        """The same of the first ``num_classes`` classes alone: (4, 4, 4) for 5 of them is (4, 1, 0)."""
+        rest = [max(0, num_classes - self.vocab_start(rank)) for rank in range(len(self.classes_per_rank))]
+        return replace(self, classes_per_rank=tuple(map(min, self.classes_per_rank, rest)))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,8 +13,7 @@ from mindspore import Tensor, nn
 import unixent
 from unixent.arguments import CommonArguments
 from unixent.dispatch import logits_loss
-from unixent.functions import shows_keywords
-from unixent.options import LossKeywords
+from unixent.keywords import LossKeywords, shows_keywords
 from unixent_mindspore.collectives import grid
 
 if sys.version_info >= (3, 11):

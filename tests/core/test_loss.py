@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent.options import LossKeywords
+from unixent.keywords import LossKeywords
 
 LOGITS = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 LABEL = np.array([0, 3, 2, 1, 1], np.int32)
