@@ -54,8 +54,6 @@ def row_losses(
 ) -> bool:
     """The losses of positions P, and the gradients that are asked for. Numbers are addresses, 0 where there is nothing.
 
-        d(sum of grad_scale * losses) / dx
-
     Args:
         library: the library.
         shape: P + (C,), C >= 1.
@@ -64,7 +62,8 @@ def row_losses(
         probabilities, probabilities_grad: class probabilities and their gradient.
         weight: class weights (C,) of the accumulation dtype.
         position_weight: v, P in C order, of the accumulation dtype.
-        grad_scale: of the accumulation dtype; one number, or (with a step of 1) P in C order.
+        grad_scale: what a position's derivative is multiplied by, v included, of the accumulation dtype; one number, or
+            (with a step of 1) P in C order.
         grad_scale_step: 0 or 1.
         losses: P in C order, of the accumulation dtype.
         acc_dtype: that of float32 or float64.

@@ -84,6 +84,8 @@ def random_call(rng: np.random.Generator) -> Call:
     else:
         target = np.asarray(rng.integers(num_classes, size=positions))
     grad_scale = np.asarray(rng.normal(size=positions if rng.random() < 0.7 else ())).astype(acc)
+    if position_weight is not None:
+        grad_scale = position_weight * grad_scale
     smoothing, z_loss = float(rng.choice([0, 0, 0.1, 1])), float(rng.choice([0, 0, 1e-2]))
     return Call(
         strided(rng, x.astype(dtype)),
@@ -106,7 +108,7 @@ def check(library: Library, call: Call) -> None:
     np.testing.assert_array_equal(alone[0], losses)
     wide = np.dtype("f8")
     with np.errstate(all="ignore"):
-        scale = np.asarray(grad_scale if position_weight is None else position_weight * grad_scale.astype(wide), wide)
+        scale = grad_scale.astype(wide)
         expected, expected_grads = composed.row_losses(
             x.astype(wide),
             target if target.dtype.kind == "i" else target.astype(wide),

@@ -240,7 +240,7 @@ static T OF(position)(OF(Context) *w, const T *x, T *row, const char *source, in
                       char *out, int64_t index, double position_weight, double grad_scale) {
     const Call *call = w->call;
     OF(Stats) s = {0};
-    if (call->index && (index < 0 || index >= call->num_classes)) index = 0, position_weight = NAN;
+    if (call->index && (index < 0 || index >= call->num_classes)) index = 0, position_weight = grad_scale = NAN;
     int64_t pivot = index;
     double target_gap = 0, target_coef = 0;
     if (w->is_mixed) {
@@ -268,7 +268,6 @@ static T OF(position)(OF(Context) *w, const T *x, T *row, const char *source, in
     }
     double z_loss_grad = call->z_loss ? 2 * call->z_loss * s.logsumexp : 0;
     if (call->z_loss) loss += call->z_loss * s.logsumexp * s.logsumexp;
-    grad_scale *= position_weight;
     if (e) {
         double pivot_grad = rest_coef * s.p - pivot_coef * s.one_minus_p;
         if (call->z_loss) pivot_grad += z_loss_grad * s.p, total += z_loss_grad;

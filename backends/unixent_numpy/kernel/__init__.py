@@ -18,7 +18,11 @@ memory and ``spec`` is static:
 
 A row's bits depend neither on how many others there are nor on their values.
 
-One implementation so far, `composed`: NumPy's own operators over blocks of rows that stay in cache, on all cores.
+Two implementations, chosen between here:
+
+- `native`: the library of `unixent_native`, where it is there and reads arrays of these dtypes and strides;
+- `composed`: NumPy's own operators over blocks of rows that stay in cache, on all cores.
+
 `unixent_numpy.vocab_parallel` has the same contract for a process's share of the classes.
 """
 
@@ -26,8 +30,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from unixent_native import load
 from unixent_numpy.compat import Array
-from unixent_numpy.kernel import composed
+from unixent_numpy.kernel import composed, native
 from unixent_numpy.kernel.spec import KernelSpec
 
 
@@ -47,6 +52,21 @@ class RowLosses(Protocol):
     ) -> tuple[Array, tuple[Array, ...]]: ...
 
 
-row_losses: RowLosses = composed.row_losses
+def row_losses(
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    position_weight: Array | None,
+    grad_scale: Array | None,
+    spec: KernelSpec,
+    wrt: tuple[str, ...] = (),
+    out: tuple[Array, ...] | None = None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """Implements the contract above."""
+    operands = (x, target, weight, position_weight, grad_scale, spec, wrt, out)
+    library = load()
+    done = None if library is None else native.row_losses(library, *operands)
+    return composed.row_losses(*operands) if done is None else done
+
 
 __all__ = ["KernelSpec", "RowLosses", "row_losses"]

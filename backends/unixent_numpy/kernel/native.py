@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from unixent_numpy.compat import Array
 from unixent_numpy.kernel.blocks import num_threads
 from unixent_numpy.kernel.composed import empty_grads
 from unixent_numpy.kernel.spec import KernelSpec
+
+Solved: TypeAlias = "tuple[Array, tuple[Array, ...]] | None"
 
 
 def row_losses(
@@ -25,16 +28,17 @@ def row_losses(
     spec: KernelSpec,
     wrt: tuple[str, ...] = (),
     out: tuple[Array, ...] | None = None,
-) -> tuple[Array, tuple[Array, ...]] | None:
+) -> Solved:
     """Implements the contract of `unixent_numpy.kernel`; None for arrays that the library does not take."""
     is_index = target.dtype.kind == "i"
     if not x.shape[-1] or not is_native(x) or not (is_index or is_native(target)):
         return None
+    if not (x.dtype.isnative and target.dtype.isnative):
+        rest = (weight, position_weight, grad_scale, spec, wrt)
+        return _by_copies(x, target, wrt, out, lambda here, there: row_losses(library, here, there, *rest))
     dtype, positions = spec.acc_dtype, x.shape[:-1]
     losses = np.empty(positions, dtype)
     grads = out or empty_grads(x, target, wrt)
-    if not all(is_native(grad) for grad in grads):
-        return None
     by_name = dict(zip(wrt, grads, strict=True))
     # Held by name until the call is over: what goes in is addresses.
     index = np.ascontiguousarray(target, np.int64) if is_index else None
@@ -65,9 +69,26 @@ def row_losses(
     return (losses, grads) if done else None
 
 
+def _by_copies(
+    x: Array,
+    target: Array,
+    wrt: tuple[str, ...],
+    out: tuple[Array, ...] | None,
+    solve: Callable[[Array, Array], Solved],
+) -> Solved:
+    """The same for arrays in another byte order."""
+    done = solve(*[array.astype(array.dtype.newbyteorder("="), copy=False) for array in (x, target)])
+    if done is None:
+        return None
+    grads = out or empty_grads(x, target, wrt)
+    for grad, copy in zip(grads, done[1], strict=True):
+        grad[...] = copy
+    return done[0], grads
+
+
 def is_native(array: Array) -> bool:
-    """Whether the library reads this array's numbers."""
-    return array.dtype.name in DTYPES and array.dtype.isnative
+    """Whether the library reads numbers of this dtype."""
+    return array.dtype.name in DTYPES
 
 
 def strided(array: Array) -> Strided:

@@ -9,6 +9,7 @@ from rich.table import Table
 import unixent
 from unixent.protocol import Capabilities
 from unixent.registry import BackendStatus
+from unixent_native import instruction_set
 
 # In the order in which a person looks for them.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -36,6 +37,7 @@ def backends() -> None:
             name, devices = f"[green]{escape(loaded.name)}[/green]", "\n".join(loaded.devices or ())
             table.add_row(name, loaded.version, escape(devices), _summary(loaded.capabilities))
     console.print(table, highlight=False)
+    console.print(f"native kernel: {instruction_set() or 'not in use'}", highlight=False)
 
 
 def _load(name: str) -> BackendStatus | str:
