@@ -41,6 +41,70 @@ def test_errors_while_compiling_are_those_of_an_eager_call(error, text, options,
     assert not Path("rank_0").exists()
 
 
+def test_a_shape_that_is_not_known_while_compiling_is_refused_by_name():
+    """MindSpore 2.10 runs no Python callback in a graph of dynamic shapes."""
+    loss = ms.jit(unixent.cross_entropy, dynamic=1)
+    for count in (4, 3):
+        loss(ms.Tensor(LOGITS[:count]), ms.Tensor(INDEX[:count]))
+    with pytest.raises(unixent.ShapeError, match=r"logits: expected a shape that is known .*; got \(None, None\)"):
+        loss(ms.Tensor(LOGITS[:2]), ms.Tensor(INDEX[:2]))
+
+
+def test_hidden_states_of_width_0_are_refused_by_name():
+    empty = ms.Tensor(np.zeros((4, 0), np.float32)), ms.Tensor(np.zeros((5, 0), np.float32)), ms.Tensor(INDEX)
+    np.testing.assert_allclose(unixent.linear_cross_entropy(*empty).asnumpy(), np.log(5), rtol=1e-6)
+    with pytest.raises(unixent.ShapeError, match=r"hidden: expected at least 1 column .*; got shape \(4, 0\)"):
+        ms.jit(unixent.linear_cross_entropy)(*empty)
+
+
+@pytest.mark.parametrize("name", ["softcap", "z_loss", "label_smoothing", "ignore_index"])
+def test_a_tensor_as_an_option_is_refused(name):
+    @ms.jit
+    def loss(logits, value):
+        return unixent.cross_entropy(logits, [0, 4, 2, 2], **{name: value})
+
+    value = ms.Tensor(1, ms.int32 if name == "ignore_index" else ms.float32)
+    with pytest.raises(unixent.OptionError, match=f"{name}: expected a constant of Python; got a tensor"):
+        loss(ms.Tensor(LOGITS), value)
+
+
+def test_a_list_that_holds_tensors_is_refused():
+    @ms.jit
+    def loss(logits, target):
+        return unixent.cross_entropy(logits, [target[0], target[1], target[2], target[3]])
+
+    with pytest.raises(unixent.DTypeError, match=r"target: .* got a list that holds a mindspore"):
+        loss(ms.Tensor(LOGITS), ms.Tensor(INDEX))
+
+
+def test_options_beyond_float32_are_right_or_refused_by_name():
+    """MindSpore's compiler keeps a Python float as a float32; the options of a module stay as they are."""
+    for softcap in (1e300, 1e-50):
+        module = unixent.CrossEntropyLoss(softcap=softcap)
+
+        @ms.jit
+        def of_module(logits, target, module=module):
+            return module(logits, target)
+
+        expected = unixent.cross_entropy(LOGITS, INDEX, softcap=softcap)
+        computed = of_module(ms.Tensor(LOGITS), ms.Tensor(INDEX))
+        np.testing.assert_allclose(computed.asnumpy(), expected, rtol=1e-6)
+        with pytest.raises(unixent.OptionError, match="softcap: expected None or a finite float > 0"):
+            compiled(softcap=softcap)(ms.Tensor(LOGITS), ms.Tensor(INDEX))
+
+
+def test_a_normalizer_may_change_between_calls():
+    @ms.jit
+    def both(logits, target, normalizer):
+        return unixent.value_and_grad(logits, target, normalizer=normalizer)
+
+    for value in (2.0, 3, ms.Tensor(4.0, ms.float32), ms.Tensor(5.0, ms.float32), ms.Tensor(1e-50, ms.float64)):
+        loss, grad = both(ms.Tensor(LOGITS), ms.Tensor(INDEX), value)
+        expected = unixent.value_and_grad(LOGITS, INDEX, normalizer=float(value))
+        np.testing.assert_allclose(loss.asnumpy(), expected[0], rtol=1e-6)
+        np.testing.assert_allclose(grad.asnumpy(), expected[1], rtol=1e-6)
+
+
 def test_unknown_keywords_are_refused_while_compiling():
     with pytest.raises(TypeError, match="unexpected keyword argument 'label_smoothin'"):
         compiled(label_smoothin=0.1)(ms.Tensor(LOGITS), ms.Tensor(INDEX))

@@ -19,7 +19,7 @@ from mindspore.ops.primitive import constexpr
 from unixent import arguments, validation
 from unixent.arguments import CommonArguments, LinearArguments
 from unixent.classes import class_axes
-from unixent.errors import BackendError, OptionError
+from unixent.errors import BackendError, OptionError, ShapeError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo
 from unixent_mindspore import kernel
@@ -219,6 +219,8 @@ def _checked(
     if backend not in (None, "mindspore"):
         raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
     traced = [None if item is None else TracedTensor(*item) for item in infos]
+    for name, item in zip(("hidden" if linear else "logits", *INPUTS[1:]), traced, strict=True):
+        _check_callback_takes(name, item)
     normalizer = number if traced[6] is None else traced[6]
     given = CommonArguments(traced[3], traced[4], traced[5], normalizer, parallel, return_terms)
     compiler = _Compiler()
@@ -235,6 +237,19 @@ def _checked(
     padding = None if num_classes == scores.num_local_classes else (tuple(map(axes.get, INPUTS)), num_classes)
     spec = LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
     return spec, padding, kernel.on_host()
+
+
+def _check_callback_takes(name: str, item: TracedTensor | None) -> None:
+    """That the callback into NumPy can be given the array: MindSpore fails without words on what is refused here."""
+    if item is None:
+        return
+    if item.shape is None or any(size is None or size < 0 for size in item.shape):
+        raise ShapeError(
+            f"{name}: expected a shape that is known while MindSpore compiles; got {item.shape} (without dynamic=1 and "
+            "set_inputs, MindSpore compiles a graph for each shape)"
+        )
+    if name in ("hidden", "classifier") and item.shape[-1:] == (0,):
+        raise ShapeError(f"{name}: expected at least 1 column in code that MindSpore compiles; got shape {item.shape}")
 
 
 @compile_time

@@ -57,7 +57,7 @@ class RowCurvature(Rows):
             target_hvp = self.at_positions(grad_scale * share * (mean - a_capped), position_weight)
         hvp = hvp * softcap_grad
         if self.has_softcap:
-            # 2 tanh(x / a) / a; the derivative of the cap at an infinite logit is 0.
-            bend = self.where(self.is_finite(x), self.two * (x / self.softcap) / self.softcap, self.zero)
-            hvp = hvp - bend * softcap_grad * a * grads
+            # 2 tanh(x / a) / a times sech^2; the derivative of the cap at an infinite logit is 0.
+            softcap_hvp = self.where(self.is_finite(x), self.two * (x / self.softcap) / self.softcap, self.zero)
+            hvp = hvp - softcap_hvp * softcap_grad * a * grads
         return self.at_positions(grad_scale * hvp, position_weight), target_hvp, scale_grad
