@@ -264,3 +264,12 @@ def test_hidden_states_of_width_0_have_the_loss_of_the_bias_alone(bias, count, c
     expected = unixent.cross_entropy(np.zeros((count, 3)) + (0 if bias is None else bias), target)
     assert loss == pytest.approx(float(expected), rel=1e-15)
     assert [grad.shape for grad in grads] == [(count, 0), (3, 0)] + ([] if bias is None else [(3,)])
+
+
+def test_an_infinite_gradient_of_a_probability_times_an_upstream_0_is_0():
+    logits, target = np.array([[-np.inf, 0, 1], [-np.inf, 0, 1]]), np.full((2, 3), 0.5)
+    target[:, 0] = 0
+    upstream = np.array([0.0, 1.0])
+    grad = unixent.value_and_grad(logits, target, wrt="target", reduction="none", grad_output=upstream)[1]
+    np.testing.assert_array_equal(grad[0], 0)
+    assert np.isinf(grad[1, 0])

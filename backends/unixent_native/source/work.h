@@ -278,7 +278,8 @@ static T OF(position)(OF(Context) *w, const T *x, T *row, const char *source, in
         const T *weight = call->weight;
         for (int64_t c = 0; c < call->num_classes; c++) {
             T coef = w->of_probability * (weight ? weight[c] : 1);
-            gaps[c] = (coef == 0 ? 0 : coef * (gaps[c] + nll)) * scale;
+            T grad = coef == 0 ? 0 : coef * (gaps[c] + nll);
+            gaps[c] = scale == 0 && isinf(grad) ? 0 : grad * scale;
         }
     }
     return (T)(loss * position_weight);

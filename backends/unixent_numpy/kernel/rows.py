@@ -38,6 +38,14 @@ def multiply(values: Array, coefs: Array) -> None:
         np.copyto(values, 0, where=zero)
 
 
+def scale_rows(values: Array, scale: Array) -> None:
+    """``values *= scale`` with one factor a row and 0 * inf = 0; NaN stays NaN."""
+    zero = scale == 0
+    if zero.any():
+        values[zero] = np.where(np.isinf(values[zero]), 0, values[zero])
+    values *= scale[:, None]
+
+
 def apply_softcap(block: Array, softcap: float, softcap_grad: Array | None) -> None:
     """Replace x by a tanh(x / a), and fill ``softcap_grad`` with the derivative sech^2(x / a), free of cancellation.
 
@@ -134,7 +142,7 @@ def mixed_rows(
     if target_grad is not None and grad_scale is not None:
         np.add(logit_gaps, stats.loss[:, None], out=target_grad)
         multiply(target_grad, coefs.of_probability)
-        target_grad *= grad_scale[:, None]
+        scale_rows(target_grad, grad_scale)
     target_coef: Any = None
     if index is not None:
         assert coefs.smoothing is not None

@@ -12,7 +12,7 @@ from unixent_numpy.compat import Array
 from unixent_numpy.kernel import KernelSpec, RowLosses
 from unixent_numpy.kernel.blocks import Rows
 from unixent_numpy.kernel.composed import empty_grads
-from unixent_numpy.kernel.rows import multiply
+from unixent_numpy.kernel.rows import multiply, scale_rows
 from unixent_numpy.vocab_parallel.blocks import LocalLogits, Shard
 from unixent_numpy.vocab_parallel.statistics import (
     VocabParallelStats,
@@ -86,7 +86,7 @@ def _write_gradients(
             nll = np.subtract(stats.pivot_logit[rows][:, None], block, out=local.scratch("logit_gaps", rows))
             nll += row.loss[rows][:, None]
             multiply(nll, local.coefs_of_probability)
-            nll *= scale
+            scale_rows(nll, grad_scale[rows])
             write(grads["target"], rows, nll)
         if "logits" in grads:
             exponentials(block, stats.shift[rows])
