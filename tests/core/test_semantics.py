@@ -232,6 +232,20 @@ def test_everything_is_traceable(namespace):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_the_mean_of_losses_whose_sum_overflows_is_formed_by_every_namespace(namespace: Namespace, dtype: str) -> None:
+    large = float(np.finfo(dtype).max) / 1.5
+    for values, denominator, expected in (
+        ([large, large, 0], 4, large / 2),
+        ([-large, -large, 1], 2, -large),
+        ([np.inf, large, large], 2, np.inf),
+    ):
+        losses = namespace.array(np.array(values, dtype))
+        mean = semantics.mean_of_large(losses, denominator, lambda array: array.sum())
+        assert str(mean.dtype).endswith(dtype)
+        assert float(mean) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_representable_softcap_is_one_that_the_dtype_holds(dtype):
     limits = np.finfo(dtype)
     smallest, largest = float(limits.smallest_normal), float(limits.max)
