@@ -53,6 +53,12 @@ def test_an_option_that_python_cannot_print_is_refused_by_name(option: str) -> N
         call(LOGITS, *classifier, INDEX, **{option: -(10**5000)})
 
 
+@pytest.mark.parametrize("ignore_index", [2**70, -(2**70), 10**300])
+def test_an_ignore_index_beyond_every_dtype_marks_no_position(ignore_index: int) -> None:
+    loss = unixent.cross_entropy(LOGITS, INDEX, ignore_index=ignore_index)
+    assert loss == unixent.cross_entropy(LOGITS, INDEX)
+
+
 @pytest.mark.parametrize("name", ["logits", "target", "hidden", "classifier"])
 def test_an_array_that_must_be_given_is_not_none(name: str) -> None:
     arguments = {"logits": LOGITS, "target": INDEX}
