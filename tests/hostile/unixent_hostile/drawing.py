@@ -12,6 +12,7 @@ import numpy as np
 
 from unixent import LossOptions
 from unixent_conformance.model import Call
+from unixent_conformance.oracle.solution import ROW_OPTIONS
 from unixent_hostile import values
 from unixent_hostile.mistakes import Mistake, draw_mistake
 from unixent_hostile.views import laid_out
@@ -19,7 +20,7 @@ from unixent_hostile.views import laid_out
 Array = np.ndarray[Any, Any]
 INTEGERS = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
 FLOATS: dict[str, Any] = {name: name for name in ("float16", "float32", "float64")} | {"bfloat16": ml_dtypes.bfloat16}
-HAS_NUM_CLASSES = "num_classes" in {each.name for each in fields(LossOptions)}
+HAS_NUM_CLASSES = "num_classes" in ROW_OPTIONS and "num_classes" in {each.name for each in fields(LossOptions)}
 
 LOGITS_FORMS = ("cross_entropy", "value_and_grad", "autograd", "loss_terms", "module", "terms_module", "native_module")
 LINEAR_FORMS = ("linear_cross_entropy", "linear_value_and_grad", "linear_autograd")
