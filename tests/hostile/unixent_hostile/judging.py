@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ import numpy as np
 import unixent
 from unixent_conformance import oracle, tolerance
 from unixent_conformance.expected import Part
+from unixent_conformance.model import Call
 from unixent_conformance.tolerance import FORMATS
+from unixent_hostile.describing import describe, features
 from unixent_hostile.drawing import Drawn
 from unixent_hostile.frameworks import Framework
 from unixent_hostile.views import Array
@@ -48,7 +50,7 @@ class Judge:
 
     def judge(self, drawn: Drawn) -> Outcome:
         with np.errstate(all="ignore"):
-            due = due_error(drawn)
+            due = due_errors(drawn)
             arrays = self._given(drawn)
             watched = {name: a.tobytes() for name, a in drawn.arrays.items() if a.size <= WATCHED}
         try:
@@ -59,8 +61,8 @@ class Judge:
         except Exception as error:
             return _exception(error)
         with np.errstate(all="ignore"):
-            if due:
-                return Outcome(group=f"expected {due}; nothing was raised", detail=describe(drawn))
+            if "" not in due:
+                return Outcome(group=f"expected {due[0]}; nothing was raised", detail=describe(drawn))
             if drawn.mistake is not None:
                 return Outcome(group=f"{drawn.mistake.argument}: {drawn.mistake.what} was taken")
             try:
@@ -143,7 +145,7 @@ class Judge:
     def _compare(self, drawn: Drawn, answer: Any, watched: dict[str, bytes]) -> Outcome:
         compared = 0
         got = list(_flat(answer))
-        solution = oracle.solve(drawn.call)
+        solution = oracle.solve(asked(drawn.call))
         parts = expected(drawn, solution)
         if len(got) != len(parts):
             return Outcome(group=f"{drawn.form}: {len(got)} results, expected {len(parts)}")
@@ -154,7 +156,9 @@ class Judge:
                 worst = part.compare(without_undefined(array, solution))
             if np.isnan(worst.bound) and np.isfinite([worst.got, worst.expected]).all():
                 continue  # the error model has no bound for a fused form whose soft-cap is beyond the dtype
-            if not worst.ok and not (_honest(part, worst.got) and overflows(drawn, solution.rows)):
+            if not worst.ok and not (
+                _is_undefined(part, drawn.call) or _honest(part, worst.got, worst.expected, drawn.call)
+            ):
                 where = f" at {worst.index}" if worst.index else ""
                 said = worst.reason or (
                     f"{part.name}{where}: got {worst.got!r}, expected {worst.expected!r} +- {worst.bound:.3g}"
@@ -175,6 +179,14 @@ def _flat(answer: Any) -> Iterator[Any]:
         yield answer
 
 
+def asked(call: Call) -> Call:
+    """The call as the oracle is asked it: a soft-cap beyond the accumulation dtype is the identity."""
+    softcap = call.options.get("softcap")
+    if softcap is None or softcap <= FORMATS[call.acc_dtype].largest:
+        return call
+    return replace(call, options={name: value for name, value in call.options.items() if name != "softcap"})
+
+
 def expected(drawn: Drawn, solution: oracle.Solution) -> list[Part]:
     """The oracle's answer, each array with its bound."""
     call = drawn.call
@@ -193,42 +205,56 @@ def without_undefined(array: Array, solution: oracle.Solution) -> Array:
     return np.where(undefined & (array == 0), np.nan, array).astype(array.dtype)
 
 
-def overflows(drawn: Drawn, rows: oracle.Rows) -> bool:
+def overflows(call: Call) -> bool:
     """Whether a position's own loss is beyond the accumulation dtype, whatever it is divided by later."""
-    largest = FORMATS[drawn.call.acc_dtype].largest / 2
+    rows = oracle.solve(call).rows
+    largest = FORMATS[call.acc_dtype].largest / 2
     magnitudes = [rows.loss_magnitudes(), rows.nll, rows.lse**2 if rows.z_loss else rows.lse]
     return any(((abs(each) > largest) & np.isfinite(each)).any() for each in magnitudes)
 
 
-def _honest(part: Part, got: float) -> bool:
-    """Whether a number may follow from a loss beyond the accumulation dtype: infinity, or NaN in what it multiplies."""
-    return bool(np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient")))
+def _honest(part: Part, got: float, expected: float, call: Call) -> bool:
+    """Whether a number may follow from one beyond the accumulation dtype: infinity, or NaN in what it multiplies."""
+    beyond = abs(expected) > FORMATS[call.acc_dtype].largest
+    return bool(np.isinf(got) and beyond) or (
+        overflows(call) and bool(np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient")))
+    )
 
 
-def due_error(drawn: Drawn) -> str:
-    """The class of the error that the values of a call are due, or nothing."""
+def _is_undefined(part: Part, call: Call) -> bool:
+    """What the definition leaves open: the weight in the denominator of an index that is no class."""
+    divides = part.name == "denominator" or (part.name != "loss" and call.reduction == "mean")
+    return divides and call.weight is not None and "normalizer" not in call.options and has_bad_index(call)
+
+
+def has_bad_index(call: Call) -> bool:
+    """Whether a target is neither a class nor ignored."""
+    if not call.has_indices:
+        return False
+    scores = call.classifier if call.linear else call.logits
+    classes = call.options.get("num_classes", scores.shape[0 if call.linear else call.options.get("axis", -1)])
+    ignored = np.asarray(call.target == call.options.get("ignore_index", -100))
+    return bool((~ignored & ((call.target < 0) | (call.target >= classes))).any())
+
+
+def due_errors(drawn: Drawn) -> tuple[str, ...]:
+    """The classes of the error that the values of a call are due; "" where a value is right as well."""
     call = drawn.call
     if drawn.compiled or call.options.get("validate") == "off":
-        return ""
-    scores = call.classifier if call.linear else call.logits
-    classes = scores.shape[0 if call.linear else call.options.get("axis", -1)]
-    classes = call.options.get("num_classes", classes)
-    ignored = np.zeros(call.target.shape, bool)
-    if call.has_indices:
-        ignored = np.asarray(call.target == call.options.get("ignore_index", -100))
-        if (~ignored & ((call.target < 0) | (call.target >= classes))).any():
-            return "TargetRangeError"
+        return ("",)
+    if has_bad_index(call):
+        return ("TargetRangeError",)
     if call.options.get("on_empty") != "raise" or call.reduction != "mean":
-        return ""
-    denominator = call.options.get("normalizer")
-    if denominator is None:
-        denominator = oracle.solve(call).reduced.denominator
-    return "EmptyMeanError" if denominator == 0 else ""
+        return ("",)
+    reduced = oracle.solve(call).reduced
+    if reduced.denominator != 0:
+        return ("",)
+    return ("EmptyMeanError", "") if np.isnan(reduced.numerator) else ("EmptyMeanError",)
 
 
-def _judge_error(drawn: Drawn, due: str, error: unixent.UnixentError) -> Outcome:
+def _judge_error(drawn: Drawn, due: tuple[str, ...], error: unixent.UnixentError) -> Outcome:
     name, text = type(error).__name__, str(error)
-    if name == due:
+    if name in due:
         return Outcome(refused=name)
     mistake = drawn.mistake
     if mistake is None:
@@ -250,30 +276,3 @@ def _line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if "unixent" in f.filename and "unixent_hostile" not in f.filename] or frames
     return f"{'/'.join(ours[-1].filename.split('/')[-2:])}:{ours[-1].lineno}"
-
-
-def features(drawn: Drawn) -> str:
-    """What sets a call apart: what findings of wrong values are grouped by."""
-    call = drawn.call
-    names = [drawn.form if drawn.compiled else "linear" if drawn.linear else "logits"]
-    names += ["compiled"] if drawn.compiled else []
-    names += [drawn.family, *sorted(set(call.options) - {"axis", "validate", "dtype", "on_empty"})]
-    return " ".join(names)
-
-
-def describe(drawn: Drawn) -> str:
-    lines = [f"{drawn.form} wrt={drawn.wrt} options={drawn.call.options} {drawn.extra or ''} values: {drawn.family}"]
-    for name, array in drawn.arrays.items():
-        lines.append(f"  {name}: {array.dtype} {array.shape} strides {array.strides}, {drawn.given[name]}")
-    return "\n".join([*lines, f"  compiled={drawn.compiled} strict={drawn.strict}"])
-
-
-def literal(array: Array) -> str:
-    """Python that makes the values of an array again; of many, only their beginning."""
-    name = array.dtype.name
-    dtype = "ml_dtypes.bfloat16" if name == "bfloat16" else f"np.{'bool_' if name == 'bool' else name}"
-    wide = array.astype(np.float64) if array.dtype.kind not in "iub" else array
-    if array.size > 64:
-        return f"np.zeros({array.shape}, {dtype})  # {array.size} values: draw the call instead"
-    entries = repr(wide.tolist()).replace("nan", "np.nan").replace("inf", "np.inf")
-    return f"np.array({entries}, {dtype}).reshape({array.shape})"

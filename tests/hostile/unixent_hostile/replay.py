@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+from unixent_hostile.describing import describe, literal
 from unixent_hostile.drawing import draw
 from unixent_hostile.frameworks import FRAMEWORKS
-from unixent_hostile.judging import Judge, Outcome, describe, literal
+from unixent_hostile.judging import Judge, Outcome
 
 
 def replay(backend: str, *, seed: int, index: int) -> Outcome:
