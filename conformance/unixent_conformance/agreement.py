@@ -158,7 +158,4 @@ def between(one: Array, other: Array, part: Part) -> Comparison:
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         exact = ~np.isfinite(value) | ((value == 0) & (bound == 0))
         units = np.where(same, 0, np.where(exact, np.inf, np.nan_to_num(abs(a - b) / allowed, nan=np.inf)))
-    if not units.size:
-        return Comparison(0.0, (), 0.0, 0.0, 0.0)
-    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
-    return Comparison(float(units[at]), at, float(one[at]), float(other[at]), float(allowed[at]))
+    return Comparison.worst(units, one, other, allowed)

@@ -52,20 +52,8 @@ class Result:
 
     def to_record(self) -> dict[str, Any]:
         """Strings, numbers and lists that JSON can hold; what is at its default is left out."""
-        optional: dict[str, Any] = {
-            "detail": self.detail,
-            "units": _finite_or_text(self.units),
-            "repro": self.repro,
-            "dialects": list(self.dialects),
-            "candidates": [list(names) for names in self.candidates],
-        }
-        return {
-            "id": self.id,
-            "feature": self.feature,
-            "mode": self.mode,
-            "verdict": self.verdict.value,
-            **{name: value for name, value in optional.items() if value},
-        }
+        record = {**vars(self), "verdict": self.verdict.value, "units": _finite_or_text(self.units)}
+        return {name: value for name, value in record.items() if value}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Result:
@@ -75,17 +63,13 @@ class Result:
         >>> Result.from_record(worst.to_record()) == worst
         True
         """
-        return cls(
-            record["id"],
-            record["feature"],
-            record["mode"],
-            Verdict(record["verdict"]),
-            record.get("detail", ""),
-            float(record.get("units", 0.0)),
-            record.get("repro", ""),
-            tuple(record.get("dialects", ())),
-            tuple(tuple(names) for names in record.get("candidates", ())),
-        )
+        parsed: dict[str, Any] = {
+            "verdict": Verdict(record["verdict"]),
+            "units": float(record.get("units", 0.0)),
+            "dialects": tuple(record.get("dialects", ())),
+            "candidates": tuple(tuple(names) for names in record.get("candidates", ())),
+        }
+        return cls(**{**record, **parsed})
 
 
 @dataclass(frozen=True)
@@ -222,16 +206,8 @@ class Agreement:
 
 
 def _records(differences: Iterable[Difference]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": d.id,
-            "feature": d.feature,
-            "pair": list(d.pair),
-            "units": _finite_or_text(d.units),
-            **({"detail": d.detail} if d.detail else {}),
-        }
-        for d in differences
-    ]
+    records = [{**vars(d), "pair": list(d.pair), "units": _finite_or_text(d.units)} for d in differences]
+    return [{name: value for name, value in record.items() if name != "detail" or value} for record in records]
 
 
 def _finite_or_text(units: float) -> float | str:

@@ -17,7 +17,7 @@ import pytest
 from unixent_conformance import vectors
 from unixent_conformance.cases import catalogue
 from unixent_conformance.model import Tier
-from unixent_conformance.vectors import files, reasons, writing
+from unixent_conformance.vectors import files, selection, writing
 from unixent_conformance.vectors.checking import Golden
 from unixent_mutants import mutants
 
@@ -55,8 +55,8 @@ def test_export_writes_the_same_bytes_every_time(folder: Path, tmp_path: Path) -
 
 
 def test_every_feature_of_single_calls_has_small_vectors(folder: Path, manifest: dict[str, Any]) -> None:
-    features = {case.feature for case in catalogue()} - reasons.NO_VECTOR
-    assert {vector["feature"] for vector in manifest["vectors"]} == features == set(reasons.REASONS)
+    features = {case.feature for case in catalogue()} - selection.NO_VECTOR
+    assert {vector["feature"] for vector in manifest["vectors"]} == features == set(selection.REASONS)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
     dtypes = {vector["feature"]: set() for vector in manifest["vectors"]}
     for vector in manifest["vectors"]:
@@ -66,7 +66,7 @@ def test_every_feature_of_single_calls_has_small_vectors(folder: Path, manifest:
 
 def test_only_cases_of_several_calls_have_no_vector() -> None:
     for case in catalogue():
-        if case.feature in reasons.NO_VECTOR:
+        if case.feature in selection.NO_VECTOR:
             strided, twice = case.feature == "memory layout", case.quantity == "second derivatives"
             assert strided or twice or case.property is not None, case.id
 

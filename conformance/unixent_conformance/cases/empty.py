@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,40 +25,27 @@ def cases() -> Iterator[Case]:
     yield from _results()
 
 
+NO_WEIGHT = np.array([0.0, 0.0, 1.0], np.float32)
+
+# reason -> what is changed in four positions of three classes, that the denominator counts none of them
+REASONS: dict[str, dict[str, Any]] = {
+    "all ignored": {"target": np.full(4, -100)},
+    "all masked": {"mask": np.zeros(4, dtype=bool)},
+    "all masked, probabilities": {"mask": np.zeros(4, np.float32)},
+    "all of weight 0": {"weight": NO_WEIGHT},
+    "ignored or of weight 0": {"weight": NO_WEIGHT, "target": np.array([0, -100, 1, -100])},
+    "normalizer 0": {"options": {"normalizer": 0.0}},
+    "normalizer array of 0": {"options": {"normalizer": np.zeros((), np.float32)}},
+    "NaN logits, all masked": {"mask": np.zeros(4, np.float32), "logits": np.full((4, 3), np.nan, np.float32)},
+}
+
+
 def _nothing(reason: str, **options: Any) -> Call:
-    """Four positions, none of which the denominator counts."""
-    rng = np.random.default_rng(2)
-    logits = rng.normal(0.0, 2.0, (4, 3)).astype(np.float32)
-    target, weight, mask = np.array([0, 1, 1, 0]), None, None
-    if reason == "all ignored":
-        target = np.full(4, -100)
-    if reason == "all masked":
-        mask = np.zeros(4, dtype=bool)
+    rng, changes = np.random.default_rng(2), deepcopy(REASONS[reason])
+    call = Call(rng.normal(0.0, 2.0, (4, 3)).astype(np.float32), np.array([0, 1, 1, 0]))
     if reason == "all masked, probabilities":
-        mask, target = np.zeros(4, np.float32), rng.dirichlet(np.ones(3), 4).astype(np.float32)
-    if reason == "all of weight 0":
-        weight = np.array([0.0, 0.0, 1.0], np.float32)
-    if reason == "ignored or of weight 0":
-        weight, target = np.array([0.0, 0.0, 1.0], np.float32), np.array([0, -100, 1, -100])
-    if reason == "normalizer 0":
-        options["normalizer"] = 0.0
-    if reason == "normalizer array of 0":
-        options["normalizer"] = np.zeros((), np.float32)
-    if reason == "NaN logits, all masked":
-        mask, logits = np.zeros(4, np.float32), np.full_like(logits, np.nan)
-    return Call(logits, target, weight, mask, options)
-
-
-REASONS = (
-    "all ignored",
-    "all masked",
-    "all masked, probabilities",
-    "all of weight 0",
-    "ignored or of weight 0",
-    "normalizer 0",
-    "normalizer array of 0",
-    "NaN logits, all masked",
-)
+        changes["target"] = rng.dirichlet(np.ones(3), 4).astype(np.float32)
+    return replace(call, **{**changes, "options": {**changes.get("options", {}), **options}})
 
 
 def _empty_means() -> Iterator[Case]:

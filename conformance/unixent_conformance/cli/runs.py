@@ -98,7 +98,8 @@ def run_one(console: Console, title: str, tested: str, framework: str | None, **
 def with_progress(console: Console, title: str, function: Callable[..., T]) -> T:
     """The result of a function that takes `progress`, which a bar shows."""
     with terminal.progress_bar(console) as bar:
-        return function(progress=partial(terminal.advance, bar, bar.add_task(title, total=None)))
+        task = bar.add_task(title, total=None)
+        return function(progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
 def write_reports(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:

@@ -102,10 +102,13 @@ def out_of_range_without_target(rows: Rows, call: Call) -> Rows:
     return become(Rows, rows, nan_rows=rows.nan_rows & ~(out_of_range & np.isfinite(rows.lse_minus_shift)))
 
 
-def zero_times_infinity(rows: Rows, call: Call) -> Rows:
+def zero_meets_infinity(rows: Rows) -> Array:
     with np.errstate(all="ignore"):
-        nan_value = ((rows.coefs == 0) & np.isinf(rows.nll)).any(axis=1) & (rows.position_weight != 0)
-    return become(NaNValue, rows, nan_value=nan_value)
+        return np.asarray(((rows.coefs == 0) & np.isinf(rows.nll)).any(axis=1) & (rows.position_weight != 0))
+
+
+def zero_times_infinity(rows: Rows, call: Call) -> Rows:
+    return become(NaNValue, rows, nan_value=zero_meets_infinity(rows))
 
 
 def out_of_range_nan_value(rows: Rows, call: Call) -> Rows:

@@ -5,26 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unixent_conformance.dialects.changes import (
-    below,
-    denominators,
-    first_axis,
-    infinite_loss,
-    nan_gradients,
-    nan_of_inactive,
-    nan_value_of_inactive,
-    out_of_range_costs_nothing,
-    out_of_range_ignored,
-    out_of_range_nan_value,
-    out_of_range_without_target,
-    over_others,
-    retarget,
-    target_sum,
-    unignored,
-    weight_of_target,
-    with_options,
-    zero_times_infinity,
-)
+from unixent_conformance.dialects import changes
 from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, is_half, out_of_range, smooths
 from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, NaNValue, become, under
 from unixent_conformance.oracle import Rows
@@ -37,7 +18,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / N",
         "Weights, masks and ignored positions do not enter the denominator: divide a sum by Σ vₙ·w_y yourself.",
         averages,
-        rows=denominators(lambda rows, call: 1.0),
+        rows=changes.denominators(lambda rows, call: 1.0),
     ),
     Dialect(
         "mean over counted positions",
@@ -45,7 +26,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / #{n : vₙ ≠ 0}",
         "Class weights and fractional masks do not enter the denominator: divide a sum by Σ vₙ·w_y yourself.",
         averages,
-        rows=denominators(lambda rows, call: rows.position_weight != 0),
+        rows=changes.denominators(lambda rows, call: rows.position_weight != 0),
     ),
     Dialect(
         "mean over the target's mass",
@@ -53,7 +34,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / Σₙ Σ_c vₙ·w_c·q_nc",
         "Probability targets are weighed by their sum: ask for the sum and divide by the number of positions.",
         averages,
-        rows=denominators(target_sum),
+        rows=changes.denominators(changes.target_sum),
     ),
     Dialect(
         "mean over the first axis",
@@ -61,7 +42,7 @@ DIALECTS = (
         "mean = Σ ℓₙ / (length of the first position axis)",
         "Sequences are summed and only the batch is averaged: divide by the sequence length.",
         lambda call, case: averages(call, case) and np.asarray(call.target).ndim > 1,
-        rows=denominators(first_axis),
+        rows=changes.denominators(changes.first_axis),
     ),
     Dialect(
         "empty mean is NaN",
@@ -69,7 +50,7 @@ DIALECTS = (
         "Σ dₙ = 0 → NaN (0/0)",
         "Guard the last, all-padded batch, or use on_empty='zero' here; on_empty='nan' keeps the old behaviour.",
         lambda call, case: averages(call, case) or call.options.get("normalizer") is not None,
-        call=lambda call: with_options(call, on_empty="nan"),
+        call=lambda call: changes.with_options(call, on_empty="nan"),
     ),
     Dialect(
         "smoothing over the other classes",
@@ -77,7 +58,7 @@ DIALECTS = (
         "q' = (1−s)·onehot + s/(C−1)·(1−onehot)",
         "The same s smooths C/(C−1) times as much: pass s·C/(C−1) when you move here, s·(C−1)/C when you move there.",
         smooths,
-        rows=over_others,
+        rows=changes.over_others,
     ),
     Dialect(
         "smoothing weighed by the target's class",
@@ -85,7 +66,7 @@ DIALECTS = (
         "ℓ = w_y·Σ_c ((1−s)·onehot + s/C)_c · L_c",
         "The weight of the target scales the whole position; here each smoothed class keeps its own weight.",
         lambda call, case: smooths(call, case) and call.weight is not None,
-        rows=weight_of_target,
+        rows=changes.weight_of_target,
     ),
     Dialect(
         "no ignored index",
@@ -93,7 +74,7 @@ DIALECTS = (
         "vₙ = mₙ, whatever yₙ is",
         "-100 is an index like any other, out of range: pass a mask, or replace it before the call.",
         ignores,
-        call=unignored,
+        call=changes.unignored,
     ),
     Dialect(
         "index out of range: NaN",
@@ -108,7 +89,7 @@ DIALECTS = (
         "y ∉ [0, C) → ℓₙ = NaN, ∂ℓₙ/∂x = p",
         "Look at the loss, not at the gradient: a step still moves the weights.",
         out_of_range,
-        rows=out_of_range_nan_value,
+        rows=changes.out_of_range_nan_value,
         hazard=True,
     ),
     Dialect(
@@ -117,7 +98,7 @@ DIALECTS = (
         "y → min(max(y, 0), C−1)",
         "Bad labels train the first or the last class: check them before the call.",
         out_of_range,
-        call=retarget(lambda y, classes: np.clip(y, 0, classes - 1)),
+        call=changes.retarget(lambda y, classes: np.clip(y, 0, classes - 1)),
         hazard=True,
     ),
     Dialect(
@@ -126,7 +107,7 @@ DIALECTS = (
         "y ∈ [−C, −1] → y + C; beyond, NaN",
         "Labels of -1 train the last class: check them, or mask them, before the call.",
         out_of_range,
-        call=retarget(lambda y, classes: np.where((y < 0) & (y >= -classes), y + classes, y)),
+        call=changes.retarget(lambda y, classes: np.where((y < 0) & (y >= -classes), y + classes, y)),
         hazard=True,
     ),
     Dialect(
@@ -135,7 +116,7 @@ DIALECTS = (
         "y ∉ [0, C) → a one-hot row of zeros: ℓₙ = 0, yet counted in the mean",
         "Bad labels vanish without a word and dilute the mean: check them before the call.",
         out_of_range,
-        rows=out_of_range_without_target,
+        rows=changes.out_of_range_without_target,
         hazard=True,
     ),
     Dialect(
@@ -144,7 +125,7 @@ DIALECTS = (
         "y ∉ [0, C) → ℓₙ = 0, ∂ℓₙ/∂x = p",
         "Bad labels cost nothing and yet push every logit down: check them before the call.",
         out_of_range,
-        rows=out_of_range_costs_nothing,
+        rows=changes.out_of_range_costs_nothing,
         hazard=True,
     ),
     Dialect(
@@ -153,7 +134,7 @@ DIALECTS = (
         "y ∉ [0, C) → vₙ = 0",
         "Bad labels vanish without a word: check them before the call.",
         out_of_range,
-        rows=out_of_range_ignored(False),
+        rows=changes.out_of_range_ignored(False),
         hazard=True,
     ),
     Dialect(
@@ -187,7 +168,7 @@ DIALECTS = (
         "Σ_c t_c·L_c with 0·∞ = NaN",
         "A class of probability 0 or weight 0 with a -inf logit makes the loss NaN: use a large finite number.",
         infinite,
-        rows=zero_times_infinity,
+        rows=changes.zero_times_infinity,
     ),
     Dialect(
         "0·∞ is NaN, gradient too",
@@ -195,7 +176,7 @@ DIALECTS = (
         "Σ_c t_c·L_c with 0·∞ = NaN, and its derivative",
         "A class of probability 0 or weight 0 with a -inf logit makes all NaN: use a large finite number.",
         infinite,
-        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | zero_times_infinity(rows, call).nan_value),  # type: ignore[attr-defined]
+        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | changes.zero_meets_infinity(rows)),
     ),
     Dialect(
         "NaN gradient of uncounted rows",
@@ -203,7 +184,7 @@ DIALECTS = (
         "∂ℓₙ/∂x = vₙ·(p − onehot) with 0·NaN = NaN; the value leaves the row out",
         "Clean the logits of ignored positions: the loss looks fine and the weights turn NaN at the next step.",
         infinite,
-        rows=nan_gradients,
+        rows=changes.nan_gradients,
         hazard=True,
     ),
     Dialect(
@@ -212,7 +193,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | below(rows)),
+        rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | changes.below(rows)),
     ),
     Dialect(
         "NaN of a −∞ logit, value only",
@@ -220,7 +201,7 @@ DIALECTS = (
         "x_c = −∞ → ℓₙ = NaN, with the gradient that is due",
         "Mask logits with a large finite number, not with -inf.",
         infinite,
-        rows=lambda rows, call: become(NaNValue, rows, nan_value=below(rows)),
+        rows=lambda rows, call: become(NaNValue, rows, nan_value=changes.below(rows)),
     ),
     Dialect(
         "+∞ is an infinite loss",
@@ -228,7 +209,7 @@ DIALECTS = (
         "lse = ∞ → ℓₙ = ∞ − x_y; p is NaN at the +∞ logit, 0 elsewhere",
         "Look for infinities as well as NaN: here a +∞ logit makes the value and the whole gradient row NaN.",
         infinite,
-        rows=infinite_loss,
+        rows=changes.infinite_loss,
     ),
     Dialect(
         "NaN of uncounted rows, value only",
@@ -236,7 +217,7 @@ DIALECTS = (
         "vₙ·ℓₙ with 0·NaN = NaN, gradient 0",
         "Masking multiplies: clean the logits of padded positions before the call.",
         infinite,
-        rows=nan_value_of_inactive,
+        rows=changes.nan_value_of_inactive,
     ),
     Dialect(
         "NaN of uncounted rows",
@@ -244,7 +225,7 @@ DIALECTS = (
         "vₙ·ℓₙ with 0·NaN = NaN",
         "Masking multiplies: clean the logits of padded positions before the call.",
         infinite,
-        rows=nan_of_inactive,
+        rows=changes.nan_of_inactive,
     ),
 )
 

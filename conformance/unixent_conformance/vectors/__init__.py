@@ -14,23 +14,8 @@ in plain Python, and what each version changed.
 (True, {'mask'})
 """
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from unixent_conformance.vectors.checking import check
-    from unixent_conformance.vectors.files import VERSION, Malformed, read
-    from unixent_conformance.vectors.writing import export
+from unixent_conformance.vectors.checking import check
+from unixent_conformance.vectors.files import VERSION, Malformed, read
+from unixent_conformance.vectors.writing import export
 
 __all__ = ["VERSION", "Malformed", "check", "export", "read"]
-
-_HOMES = {"check": "checking", "export": "writing"}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the command line imports this package for every command.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'files')}"), name)

@@ -1,4 +1,4 @@
-"""Which cases of the catalogue become vectors: the quick ones, every dtype of every feature, nothing large."""
+"""Which cases of the catalogue become vectors, and why: the quick ones, every dtype of every feature, nothing large."""
 
 from __future__ import annotations
 
@@ -11,7 +11,45 @@ import numpy as np
 from unixent_conformance.cases import catalogue
 from unixent_conformance.model import Call, Case, Tier
 from unixent_conformance.vectors.files import CODES
-from unixent_conformance.vectors.reasons import NO_VECTOR
+
+# The mistake that each feature's vectors are there to find.
+REASONS = {
+    "class indices": "The plain loss and its gradient, at several widths.",
+    "class probabilities": "Targets are distributions, need not sum to 1, and have a gradient of their own.",
+    "class weights": "A weighted mean is divided by the sum of the targets' weights for indices, by the positions for "
+    "probabilities.",
+    "ignore_index": "Ignored positions leave numerator, denominator and gradient, also where the index is a class.",
+    "mask": "A mask weighs positions, fractions included, in the denominator too.",
+    "label smoothing": "The smoothed share is spread over all C classes, each with its own weight.",
+    "z-loss": "The square of the log-normaliser is masked and averaged with the loss, and flows into the gradient.",
+    "softcap": "The cap comes before everything, and its derivative keeps its relative accuracy where it saturates.",
+    "axis and shape": "The class axis may be any; positions may have any number of axes, or none.",
+    "normalizer": "A given denominator replaces the counted one, in value and gradient.",
+    "target dtypes": "Every integer dtype holds an index, signed or not, and ignore_index is compared by value.",
+    "out-of-range targets": "An index that is no class is an error or NaN, never a plausible number.",
+    "empty mean": "A mean over nothing is what on_empty says, with a gradient of exactly 0 or NaN.",
+    "no positions": "No positions at all is legal.",
+    "result dtype": "Only the finished result is rounded, to the dtype asked for.",
+    "minus infinity": "-inf is probability 0: finite loss and gradient unless the target itself is impossible.",
+    "plus infinity": "+inf has no log-normaliser: NaN, not a number that looks right.",
+    "NaN": "NaN at a counted position reaches the loss, even at a class of weight 0.",
+    "uncounted rows": "What is masked or ignored adds exactly nothing, whatever it holds.",
+    "ends of the number line": "The largest, smallest and subnormal logits neither overflow nor cancel.",
+    "confident rows": "A loss far below the roundoff of 1 keeps its relative accuracy, and so does its gradient.",
+    "large inputs": "Sums over many classes or positions do not stall or overflow in half precision.",
+    "upstream gradient": "The gradient is scaled by what arrives from above, position by position.",
+    "combinations": "Options together, so that every pair of their levels occurs.",
+    "bad input": "A call that cannot mean anything is refused, with an error that names the argument.",
+    "fused linear": "Loss and gradients through hidden, classifier and bias, without the logits.",
+    "fused linear chunks": "The answer does not depend on how positions are cut into chunks.",
+    "fused linear half precision": "Half inputs are accumulated in float32 over features, classes and chunks.",
+    "fused linear special values": "Infinities and NaN through hidden and bias; uncounted positions add nothing.",
+    "fused linear bad input": "Shapes, dtypes and chunks that cannot mean anything are refused.",
+}
+
+# About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
+# vector could hold.
+NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"})
 
 # Bytes of input arrays. A feature that has nothing as small (many classes, many positions) is shown by its smallest.
 SMALL = 16 << 10
@@ -56,8 +94,5 @@ def _storable(call: Call) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return value is None or (isinstance(value, (bool, int, str, float)) and not _special(value))
-
-
-def _special(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value is None or (isinstance(value, (bool, int, str, float)) and finite)

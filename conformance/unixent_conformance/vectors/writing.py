@@ -13,8 +13,7 @@ from unixent_conformance.expected import Part, expected
 from unixent_conformance.model import Array, Call, Case
 from unixent_conformance.tolerance import Format
 from unixent_conformance.vectors import files
-from unixent_conformance.vectors.reasons import REASONS
-from unixent_conformance.vectors.selection import selected
+from unixent_conformance.vectors.selection import REASONS, selected
 
 DEFAULTS = {
     "axis": -1,
