@@ -52,7 +52,7 @@ class Reduction:
         if problem.return_terms:
             return LossTerms(np.asarray(value, dtype), np.asarray(self._denominator, dtype))
         if reduction == "mean":
-            if problem.check_empty and self._denominator == 0 and not np.isnan(value):
+            if problem.check_empty and self._denominator == 0:
                 raise empty_mean()
             if np.isinf(value) and self._denominator != 0:
                 value = mean_of_large(losses, self._denominator, self._sum)
