@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixent.classes import refuse_split_padding
+from unixent.classes import P, take_share
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
@@ -109,7 +109,8 @@ class TorchBackend:
         return array.expand(shape)
 
     def take_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
-        return array.narrow(axis, 0, num_classes)
+        # What exists of a DTensor lies on other processes in other parts: each narrows its own, in `vocab_parallel`.
+        return array if is_dtensor(array) else array.narrow(axis, 0, num_classes)
 
     def pad_classes(self, array: Tensor, axis: int, num_classes: int) -> Tensor:
         missing = num_classes - array.shape[axis]
@@ -128,27 +129,34 @@ class TorchBackend:
 
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_sharded(problem, problem.logits):
-            return vocab_parallel.cross_entropy(problem)
+            return vocab_parallel.cross_entropy(self._share(problem))
         return LogitsCall(problem).result()
 
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_sharded(problem, problem.logits):
-            return vocab_parallel.value_and_grad(problem, grad_output, wrt)
+            return vocab_parallel.value_and_grad(self._share(problem), grad_output, wrt)
         return LogitsCall(problem).value_and_grad(grad_output, wrt)
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
         if _is_sharded(problem, problem.hidden, problem.classifier):
-            return vocab_parallel.linear_cross_entropy(problem)
+            return vocab_parallel.linear_cross_entropy(self._share(problem))
         return LinearCall(problem).result()
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_sharded(problem, problem.hidden, problem.classifier):
-            return vocab_parallel.linear_value_and_grad(problem, grad_output, wrt)
+            return vocab_parallel.linear_value_and_grad(self._share(problem), grad_output, wrt)
         return LinearCall(problem).value_and_grad(grad_output, wrt)
+
+    def _share(self, problem: P) -> P:
+        """What exists of this process's share of the classes."""
+        sharding = problem.sharding
+        if sharding is None or sharding.model_group is None:
+            return problem
+        return take_share(self, problem, torch.distributed.get_rank(sharding.model_group))
 
     def is_global(self, array: object, config: ParallelConfig) -> bool:
         return is_dtensor(array)
@@ -169,8 +177,6 @@ class TorchBackend:
 
 def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
     """Whether this is a part of a loss, or a whole one over a mesh. Local scores don't mix with DTensors."""
-    if problem.options.num_classes is not None:
-        refuse_split_padding("torch", problem)
     module = sys.modules.get("torch.distributed.tensor")
     if module is None:
         return problem.sharding is not None

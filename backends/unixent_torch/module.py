@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,28 @@ class _Option:
 
     def __set__(self, module: _LossModule, value: Any) -> None:
         module.options = replace(module.options, **{self._name: value})
+
+
+def _is_floating(target: Any) -> bool:
+    """Whether these are probabilities; of a tensor, an array or nested lists."""
+    if isinstance(target, Tensor):
+        return target.is_floating_point()
+    with contextlib.suppress(ValueError):  # ragged lists, which the checks refuse
+        return np.asarray(target).dtype.kind == "f"
+    return False
+
+
+def _only_holds_weight(classifier: nn.Module) -> bool:
+    """Whether the logits of a module are those of its weight and bias, whatever else may be attached to it.
+
+    An embedding is never called for them, nor is a module without a forward of its own.
+    """
+    if "forward" in vars(classifier):
+        return False
+    forward = type(classifier).forward
+    if forward is nn.Embedding.forward or forward is nn.Module.forward:
+        return True
+    return forward is nn.Linear.forward and not (classifier._forward_hooks or classifier._forward_pre_hooks)
 
 
 class _LossModule(nn.Module):
@@ -56,9 +80,10 @@ class _LossModule(nn.Module):
     def _options_for(self, scores: Tensor, target: Tensor, changes: dict[str, Any]) -> LossOptions:
         """The options with these changes, and what torch's losses make of them for such inputs."""
         options = self.options
-        if options.dtype is None and scores.dtype in _HALF and torch.is_autocast_enabled(scores.device.type):
+        half = isinstance(scores, Tensor) and scores.dtype in _HALF
+        if options.dtype is None and half and torch.is_autocast_enabled(scores.device.type):
             changes["dtype"] = "float32"
-        if options.ignore_index < 0 and options.ignore_index != DEFAULT_IGNORE_INDEX and target.is_floating_point():
+        if options.ignore_index < 0 and options.ignore_index != DEFAULT_IGNORE_INDEX and _is_floating(target):
             changes["ignore_index"] = DEFAULT_IGNORE_INDEX  # a negative one has nothing to say of probabilities
         return replace(options, **changes) if changes else options
 
@@ -165,7 +190,7 @@ class CrossEntropyLoss(_LossModule):
             mask: position weights of the shape of the positions, as in `unixent.cross_entropy`.
             normalizer: replaces the denominator of the mean.
         """
-        first_axis = self.axis is None and input.ndim < 2
+        first_axis = self.axis is None and (input.ndim if isinstance(input, Tensor) else np.ndim(input)) < 2
         options = self._options_for(input, target, {"axis": 0} if first_axis else {})
         loss: Tensor = logits_loss(input, self._common(target, mask, normalizer), options)
         return loss
@@ -199,7 +224,8 @@ class LinearCrossEntropyLoss(_LossModule):
         weight: class weights (C,); a buffer.
         classifier: a module whose ``weight`` (C, D) and ``bias``, if any, are used in place of a layer of its own: the
             `torch.nn.Embedding` that the weight is tied to, or a `torch.nn.Linear` that the model also calls. It is
-            borrowed: parameters() and state_dict() leave it to its owner.
+            borrowed: parameters() and state_dict() leave it to its owner. A module with a ``forward`` of its own
+            or with forward hooks (an adapter, say) is called, and its logits exist as a whole.
         reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in `unixent.cross_entropy`;
             ``ignore_index=None`` means the default.
         chunk: number of positions whose logits may exist at a time; None chooses.
@@ -260,7 +286,7 @@ class LinearCrossEntropyLoss(_LossModule):
         self.in_features, self.num_classes, self.chunk = in_features, num_classes, chunk
         if classifier is None:
             self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        elif tuple(classifier.weight.shape) != (num_classes, in_features):
+        elif _only_holds_weight(classifier) and tuple(classifier.weight.shape) != (num_classes, in_features):
             raise ShapeError(
                 f"classifier: expected a module with a weight of shape {(num_classes, in_features)}; "
                 f"got {tuple(classifier.weight.shape)}"
@@ -285,6 +311,17 @@ class LinearCrossEntropyLoss(_LossModule):
             normalizer: replaces the denominator of the mean.
         """
         classifier = self.classifier
+        if not _only_holds_weight(classifier):
+            logits = classifier(input)
+            if logits.shape[-1:] != (self.num_classes,):
+                raise ShapeError(
+                    f"classifier: expected a module that makes {self.num_classes} logits; "
+                    f"got logits of shape {tuple(logits.shape)}"
+                )
+            called: Tensor = logits_loss(
+                logits, self._common(target, mask, normalizer), self._options_for(logits, target, {})
+            )
+            return called
         linear = LinearArguments(input, classifier.weight, getattr(classifier, "bias", None), self.chunk)
         options = self._options_for(input, target, {})
         loss: Tensor = linear_loss(linear, self._common(target, mask, normalizer), options)

@@ -140,3 +140,48 @@ def test_the_compiled_module_agrees_with_eager(batch):
     torch.compiler.reset()
     traced = torch.compile(loss, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(traced(hidden, target), loss(hidden, target), rtol=0, atol=0)
+
+
+class Adapted(nn.Linear):
+    """A head with a low-rank adapter, as fine-tuning libraries make it."""
+
+    def __init__(self):
+        super().__init__(D, C)
+        self.a, self.b = nn.Parameter(torch.ones(2, D)), nn.Parameter(torch.ones(C, 2) / 3 * torch.arange(C)[:, None])
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.a.T @ self.b.T
+
+
+def hooked():
+    linear = nn.Linear(D, C)
+    linear.register_forward_hook(lambda module, inputs, output: output * torch.arange(C))
+    return linear
+
+
+def replaced():
+    linear = nn.Linear(D, C)
+    linear.forward = lambda x: torch.sin(nn.functional.linear(x, linear.weight, linear.bias))
+    return linear
+
+
+@pytest.mark.parametrize("make", [Adapted, hooked, replaced, lambda: nn.Sequential(nn.Linear(D, 3), nn.Linear(3, C))])
+def test_a_classifier_that_is_more_than_its_weight_is_called(batch, make):
+    (hidden, target), classifier = batch, make()
+    loss = LinearCrossEntropyLoss(D, C, classifier=classifier, label_smoothing=0.1)
+    expected = unixent.cross_entropy(classifier(hidden), target, label_smoothing=0.1)
+    got = loss(hidden, target)
+    torch.testing.assert_close(got, expected)
+    assert got.isfinite()
+    parameters = list(classifier.parameters())
+    due = torch.autograd.grad(expected, parameters)
+    torch.testing.assert_close(torch.autograd.grad(got, parameters), due)
+    with pytest.raises(unixent.ShapeError, match="classifier: expected a module that makes 7 logits"):
+        LinearCrossEntropyLoss(D, C + 1, classifier=classifier)(hidden, target)
+
+
+def test_a_parametrized_weight_is_used_as_it_is_parametrized(batch):
+    hidden, target = batch
+    linear = nn.utils.parametrizations.weight_norm(nn.Linear(D, C))
+    got = LinearCrossEntropyLoss(D, C, classifier=linear)(hidden, target)
+    torch.testing.assert_close(got, unixent.cross_entropy(linear(hidden), target))

@@ -6,6 +6,7 @@ import copy
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,3 +124,28 @@ def test_an_option_can_be_assigned_and_is_checked() -> None:
     assert torch.equal(loss(x, y), CrossEntropyLoss(reduction="sum")(x, y))
     with pytest.raises(unixent.OptionError, match="reduction"):
         loss.reduction = "median"
+
+
+def test_targets_that_are_no_tensors_are_taken_as_the_function_takes_them() -> None:
+    x = torch.linspace(-1, 1, 12).view(4, 3)
+    probabilities = x.softmax(1)
+    for options in ({}, {"ignore_index": -1}):
+        loss = CrossEntropyLoss(**options)
+        for target in ([0, 2, 1, 1], np.array([0, 2, 1, 1]), probabilities.numpy(), probabilities.tolist()):
+            torch.testing.assert_close(loss(x, target), loss(x, torch.as_tensor(target)))
+        assert loss(x[0], 2) == loss(x[0], torch.tensor(2))
+        for wrong in (None, "a", [[0], [1, 2]]):
+            with pytest.raises(unixent.UnixentError, match="target"):
+                loss(x, wrong)
+        for sparse in (x.to_sparse(), torch.nested.nested_tensor([x, x], layout=torch.jagged)):
+            with pytest.raises(unixent.BackendError, match="target: expected a dense array"):
+                loss(x, sparse)
+            with pytest.raises(unixent.BackendError, match="logits: expected a dense array"):
+                loss(sparse, torch.tensor([0, 2, 1, 1]))
+
+
+def test_the_module_takes_a_padded_vocabulary() -> None:
+    x, y = torch.linspace(-1, 1, 12).view(4, 3), torch.tensor([0, 1, 1, 0])
+    loss = CrossEntropyLoss(num_classes=2, label_smoothing=0.1)
+    torch.testing.assert_close(loss(x, y), CrossEntropyLoss(label_smoothing=0.1)(x[:, :2], y))
+    assert "num_classes=2" in repr(loss)

@@ -23,6 +23,9 @@ def row_losses(
     out: tuple[Tensor, ...] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`unixent_torch.kernel.row_losses` on any device."""
+    # Of a half precision tensor with the negative bit, torch's copy into another dtype drops the sign.
+    if x.is_neg() or target.is_neg():
+        x, target = x.resolve_neg(), target.resolve_neg()
     shape = x.shape[:-1]
     count = shape.numel()
     index = None if target.is_floating_point() else target.reshape(-1, 1)

@@ -50,7 +50,7 @@ class ReverseLinear(Function):
         losses, grads = linear_row_losses(operands, grad_scale_of(1.0, denominator, spec.loss), spec, early)
         ctx.spec, ctx.denominator = spec, denominator
         ctx.save_for_backward(*operands, *grads)
-        return reduce(losses, denominator, spec.loss)
+        return reduce(losses, denominator, spec.loss, spec.loss.kernel.readable)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -88,7 +88,8 @@ class TransformedLinear(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         operands, denominator, spec = LinearOperands(*inputs[:6]), inputs[6], inputs[7]
-        return reduce(linear_row_losses(operands, None, spec)[0], denominator, spec.loss)
+        losses = linear_row_losses(operands, None, spec)[0]
+        return reduce(losses, denominator, spec.loss, spec.loss.kernel.readable)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -48,7 +48,7 @@ class LinearCall(LossCall):
         elif self.is_differentiated():
             loss = ReverseLinear.apply(*operands, denominator, spec)
         else:
-            loss = reduce(linear_row_losses(operands, None, spec)[0], denominator, self.spec)
+            loss = reduce(linear_row_losses(operands, None, spec)[0], denominator, self.spec, self._readable)
         return loss
 
     def is_differentiated(self) -> bool:
@@ -83,4 +83,4 @@ class LinearCall(LossCall):
         with torch.no_grad():
             solve = opaque_row_losses if self.mode is Mode.TRACED else linear_row_losses
             losses, grads = solve(operands, scale, spec, wrt)
-            return reduce(losses, self.denominator, self.spec), cast_like(wrt, grads, operands)
+            return reduce(losses, self.denominator, self.spec, self._readable), cast_like(wrt, grads, operands)

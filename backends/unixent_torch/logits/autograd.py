@@ -56,7 +56,7 @@ class ReverseLoss(Function):
         losses, grads = row_losses(x, target, weight, position_weight, scale, kernel, wrt)
         ctx.spec, ctx.denominator = spec, denominator
         ctx.save_for_backward(x, target, weight, position_weight, *grads)
-        return reduce(losses, denominator, spec)
+        return reduce(losses, denominator, spec, kernel.readable)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
@@ -112,7 +112,7 @@ class TransformedLoss(Function):
         spec: LossSpec,
     ) -> Tensor:
         losses, _ = row_losses(x, target, weight, position_weight, None, spec.kernel)
-        return reduce(losses, denominator, spec)
+        return reduce(losses, denominator, spec, spec.kernel.readable)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

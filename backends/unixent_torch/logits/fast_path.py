@@ -43,6 +43,7 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         or not (x.layout is target.layout is torch.strided)
         or x.is_nested
         or target.is_nested
+        or target.is_neg()
         or x.dtype not in _DTYPES
         or target.dtype != torch.int64
         or not (x.is_cpu and target.is_cpu and x.is_contiguous())

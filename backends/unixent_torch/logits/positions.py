@@ -27,7 +27,7 @@ def first_invalid(target: Tensor, num_classes: int, ignore_index: int) -> tuple[
     """Flat position and value of the first index outside [0, C) that is not ``ignore_index``. Reads values."""
     if not target.numel():
         return None
-    if target.dtype == torch.int64 and type(target) is Tensor and target.is_cpu:
+    if target.dtype == torch.int64 and type(target) is Tensor and target.is_cpu and not target.is_neg():
         # What is negative is large without its sign; and of NumPy's reductions, argmax is called in the least time.
         index = target.numpy().view(np.uint64)
         if index.item(index.argmax()) < num_classes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import LossProblem, LossTerms, Problem
+from unixent.semantics import representable_softcap
 from unixent.validation import empty_mean
 from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
 from unixent_torch.kernel import KernelSpec, row_losses, traced
@@ -37,7 +38,10 @@ class LossCall:
         on_host = array.is_cpu
         self._readable = on_host and self.mode is Mode.EAGER
         acc_dtype = torch.float64 if problem.acc_dtype == "float64" else torch.float32
-        kernel = KernelSpec(acc_dtype, options.label_smoothing, options.z_loss, options.softcap, on_host)
+        softcap = options.softcap
+        if softcap is not None:
+            softcap = representable_softcap(softcap, problem.acc_dtype)
+        kernel = KernelSpec(acc_dtype, options.label_smoothing, options.z_loss, softcap, on_host)
         kept_axes = len(self._shape) if options.reduction == "none" else 0
         self.spec = LossSpec(kernel, kept_axes, 0.0 if options.on_empty == "zero" else torch.nan)
         self.weight = None if problem.weight is None else problem.weight.to(acc_dtype)
@@ -68,8 +72,10 @@ class LossCall:
             else:
                 value = self.denominator_sum()
         if isinstance(value, Tensor):
-            value = value.to(self.spec.kernel.acc_dtype)
-            value = value.item() if self._readable else value
+            if self._readable:
+                value = float(value.item())
+            elif value.dtype is not torch.float64:  # which may hold one that is 0 in float32
+                value = value.to(self.spec.kernel.acc_dtype)
         if self._problem.check_empty and value == 0:
             raise empty_mean()
         return value
@@ -129,7 +135,8 @@ class LogitsCall(LossCall):
         elif torch.is_grad_enabled() and (x.requires_grad or target.requires_grad):
             loss = ReverseLoss.apply(*self.operands, self.denominator, self.spec)
         else:
-            loss = reduce(row_losses(*self.operands, None, self.spec.kernel)[0], self.denominator, self.spec)
+            losses = row_losses(*self.operands, None, self.spec.kernel)[0]
+            loss = reduce(losses, self.denominator, self.spec, self._readable)
         return loss
 
     def _composition(self, x: Tensor, target: Tensor) -> Tensor:
@@ -156,4 +163,4 @@ class LogitsCall(LossCall):
             return TransformedLoss.apply(*operands, self.denominator, self.spec), grads
         with torch.no_grad():
             losses, grads = row_losses(*operands, scale, kernel, wrt)
-            return reduce(losses, self.denominator, self.spec), grads
+            return reduce(losses, self.denominator, self.spec, self._readable), grads

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from unixent.semantics import grad_scale, mean_of
+from unixent.semantics import grad_scale, mean_of, mean_of_large
 from unixent_torch.kernel.spec import KernelSpec
 
 Denominator: TypeAlias = "Tensor | float | None"
@@ -30,13 +31,22 @@ class LossSpec:
     empty: float
 
 
-def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec) -> Tensor:
-    """Sum over all but the kept axes, divided by the denominator."""
+def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: bool = False) -> Tensor:
+    """Sum over all but the kept axes, divided by the denominator.
+
+    Where values are ``readable``, a sum that overflows though its mean does not is formed anew.
+    """
     kept = spec.kept_axes
     total = losses.sum(tuple(range(kept, losses.ndim))) if kept < losses.ndim else losses
     if denominator is None:
         return total
-    return mean_of(torch, total, denominator, spec.empty, host=isinstance(denominator, float))
+    if readable and not kept and math.isinf(total.item()) and denominator != 0:
+        return mean_of_large(losses, denominator, torch.sum).to(total.dtype)
+    if not isinstance(denominator, float):
+        return mean_of(torch, total, denominator, spec.empty).to(total.dtype)
+    if 0 < denominator < torch.finfo(total.dtype).tiny:
+        return (total.double() / denominator).to(total.dtype)
+    return mean_of(torch, total, denominator, spec.empty, host=True)
 
 
 def grad_scale_of(grad_output: Tensor | float, denominator: Denominator, spec: LossSpec) -> Any:
@@ -45,7 +55,7 @@ def grad_scale_of(grad_output: Tensor | float, denominator: Denominator, spec: L
         return grad_output
     if isinstance(denominator, float):
         return grad_output / denominator if denominator else grad_output * spec.empty
-    return grad_scale(torch, grad_output, denominator, spec.empty)
+    return grad_scale(torch, grad_output, denominator, spec.empty).to(spec.kernel.acc_dtype)
 
 
 def expand_to(kept: Tensor, shape: torch.Size) -> Tensor:

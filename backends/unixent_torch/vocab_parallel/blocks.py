@@ -31,6 +31,7 @@ class LocalLogits:
     probability_grad: Tensor
 
     def __init__(self, x: Tensor, target: Tensor, weight: Tensor | None, spec: KernelSpec, shard: LocalShard) -> None:
+        x, target = x.resolve_neg(), target.resolve_neg()  # see `unixent_torch.kernel.composed`
         self._x = x
         self.spec, self.shard, self.weight = spec, shard, weight
         self.readable = spec.readable and not torch.compiler.is_compiling()

@@ -63,8 +63,9 @@ def _global(value: Tensor, mesh: Any, placements: Placements, shape: torch.Size,
     return array
 
 
-def wrap_like(value: Tensor, like: DTensor) -> Tensor:
-    """The gradient of this process as a DTensor that lies as ``like`` does."""
+def wrap_like(value: Tensor, like: DTensor, axis: int | None = None) -> Tensor:
+    """The gradient of this process as a DTensor that lies as ``like`` does, padded along the classes' ``axis``."""
+    value = value if axis is None else _padded(value, axis, like)
     return _global(value, like.device_mesh, like.placements, like.shape, like.stride())
 
 
@@ -128,16 +129,28 @@ def _local_shard(
     """The part of the classes along ``dim`` of a tensor with these placements."""
     model_axes = _axes(placements, mesh, lambda each: each == dim)
     sizes, offsets = _local_shape_and_offset(shape, mesh, placements)
-    max_local_classes = num_classes
+    max_local_classes = shape[dim]
     for axis in model_axes:
         max_local_classes = math.ceil(max_local_classes / mesh.size(axis))
     return LocalShard(
         tuple(mesh.get_group(axis) for axis in model_axes),
         tuple(mesh.get_group(axis) for axis in token_axes),
-        offsets[dim] if sizes[dim] else num_classes,
+        min(offsets[dim], num_classes) if sizes[dim] else num_classes,
         num_classes,
         max_local_classes,
     )
+
+
+def _existing(array: Tensor, dim: int, shard: LocalShard) -> Tensor:
+    """What of this process's classes exists: the rest of the vocabulary is padding."""
+    return array.narrow(dim, 0, min(array.shape[dim], shard.num_classes - shard.vocab_start))
+
+
+def _padded(array: Tensor, dim: int, like: DTensor) -> Tensor:
+    """A gradient of the classes that exist here, with zeros for the rest of this process's part of ``like``."""
+    size = _local_shape_and_offset(like.shape, like.device_mesh, like.placements)[0][dim]
+    zeros = array.new_zeros((*array.shape[:dim], size - array.shape[dim], *array.shape[dim + 1 :]))
+    return torch.cat((array, zeros), dim) if zeros.shape[dim] else array
 
 
 def _common_fields(problem: LossProblem, layout: PositionLayout) -> dict[str, Any]:
@@ -184,8 +197,8 @@ def localize(problem: Problem) -> tuple[Problem, LocalShard, PositionLayout]:
     shard = _local_shard(mesh, problem.num_classes, placements, axis, x.shape, token_axes)
     fields = _common_fields(problem, layout)
     if problem.target_kind == "probability":
-        fields["target"] = _local_probabilities(problem.target, mesh, placements)
-    return replace(problem, logits=x.to_local(), sharding=None, **fields), shard, layout
+        fields["target"] = _existing(_local_probabilities(problem.target, mesh, placements), axis, shard)
+    return replace(problem, logits=_existing(x.to_local(), axis, shard), sharding=None, **fields), shard, layout
 
 
 def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, PositionLayout]:
@@ -220,7 +233,7 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, 
     if problem.target_kind == "probability":
         both = zip(of_hidden, of_classifier, strict=True)
         of_target = tuple(Shard(features) if isinstance(c, Shard) else h for h, c in both)
-        fields["target"] = _local_probabilities(problem.target, mesh, of_target)
+        fields["target"] = _existing(_local_probabilities(problem.target, mesh, of_target), features, shard)
     if bias is not None:
         _check_same_mesh("bias", bias, mesh)
         if tuple(bias.placements) != of_classifier:
@@ -231,8 +244,8 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, 
     local = replace(
         problem,
         hidden=hidden.to_local(),
-        classifier=_local_with_summed_grad(classifier, gradients),
-        bias=None if bias is None else _local_with_summed_grad(bias, gradients),
+        classifier=_existing(_local_with_summed_grad(classifier, gradients), 0, shard),
+        bias=None if bias is None else _existing(_local_with_summed_grad(bias, gradients), 0, shard),
         sharding=None,
         **fields,
     )
@@ -258,8 +271,8 @@ def wrap_linear(
         like = getattr(problem, name)
         if name in ("classifier", "bias"):
             partial = _gradient_placements(layout.mesh, like.placements, layout.placements)
-            array = _global(grad, layout.mesh, partial, like.shape, like.stride())
+            array = _global(_padded(grad, 0, like), layout.mesh, partial, like.shape, like.stride())
             wrapped.append(array.redistribute(placements=like.placements))
         else:
-            wrapped.append(wrap_like(grad, like))
+            wrapped.append(wrap_like(grad, like, None if name == "hidden" else like.ndim - 1))
     return tuple(wrapped)

@@ -106,7 +106,7 @@ def value_and_grad(
     dtensor = _dtensor()
     local, shard, layout = dtensor.localize(problem)
     loss, grads = _logits_call(local, shard).value_and_grad(layout.local_grad_output(grad_output), wrt)
-    return layout.wrap(loss), tuple(dtensor.wrap_like(grad, problem.logits) for grad in grads)
+    return layout.wrap(loss), tuple(dtensor.wrap_like(grad, problem.logits, problem.axis) for grad in grads)
 
 
 def linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
