@@ -12,7 +12,6 @@ import numpy as np
 from jax import Array
 
 from unixent import validation
-from unixent.classes import refuse_split_padding
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
@@ -147,7 +146,6 @@ def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshS
     spec, arrays, sharding = loss_spec(problem, problem.axis), LossArrays.of(problem), problem.sharding
     if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
-    refuse_split_padding("jax", problem)
     if sharding is None:
         return logits.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:
@@ -164,7 +162,6 @@ def _linear_call(problem: LinearProblem) -> tuple[Callable[..., Any], LinearSpec
     sharding = problem.sharding
     if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
-    refuse_split_padding("jax", problem)
     if sharding is None:
         return linear.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:

@@ -68,7 +68,6 @@ def sum_scalars(axes: tuple[str, ...], *scalars: Array) -> tuple[Array, ...]:
 
 def local_slice(array: Array, axes: tuple[str, ...], num_local: int) -> Array:
     """This device's ``num_local`` entries of an array over all classes; beyond its end the last devices' are 0."""
-    if not axes:
-        return array
-    padded = jnp.pad(array, (0, axis_size(axes) * num_local - array.shape[0]))
-    return lax.dynamic_slice_in_dim(padded, lax.axis_index(axes) * num_local, num_local)
+    missing = (axis_size(axes) if axes else 1) * num_local - array.shape[0]
+    padded = jnp.pad(array, (0, missing)) if missing else array
+    return lax.dynamic_slice_in_dim(padded, lax.axis_index(axes) * num_local, num_local) if axes else padded

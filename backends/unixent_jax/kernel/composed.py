@@ -12,7 +12,7 @@ from unixent_jax.collectives import local_slice
 from unixent_jax.kernel import index_rows, mixed_rows
 from unixent_jax.kernel.class_axis import along_classes, class_indices, is_class, target_weight, where_or_zero
 from unixent_jax.kernel.rows import RowSpec
-from unixent_jax.kernel.softcap import apply_softcap, effective_cap, softcap_grad
+from unixent_jax.kernel.softcap import apply_softcap, softcap_grad
 from unixent_jax.kernel.spec import KernelSpec, is_index
 
 
@@ -31,11 +31,12 @@ def row_losses(
     rows = RowSpec(spec.class_axis, spec.z_loss)
     v = jnp.ones((), x.dtype) if position_weight is None else jnp.expand_dims(position_weight, axis)
     active = v != 0
-    cap = effective_cap(spec.softcap, x.dtype)
+    cap = spec.softcap
+    x = _mask_padding(spec, x, -jnp.inf)
     if cap is not None:
         # Inactive rows are cleared first: the derivative of the cap at NaN would turn their zero gradient into NaN.
         x = where_or_zero(active, x)
-    logits = _mask_padding(spec, x if cap is None else apply_softcap(cap, x), -jnp.inf)
+    logits = x if cap is None else apply_softcap(cap, x)
 
     grads: dict[str, Array] = {}
     if is_index(target) and spec.label_smoothing == 0:
@@ -81,8 +82,8 @@ def _target_coefs(spec: KernelSpec, x: Array, target: Array, weight: Array | Non
 
 
 def _mask_padding(spec: KernelSpec, x: Array, value: float) -> Array:
-    """x at the classes that exist, ``value`` at the padding that the last devices hold beyond them."""
+    """x at the classes that exist, ``value`` at the padding beyond them."""
     classes = spec.class_axis
-    if not classes.is_sharded or classes.num_padded_classes(x) == spec.num_classes:
+    if classes.num_padded_classes(x) == spec.num_classes:
         return x
     return jnp.where(class_indices(x, x, classes) < spec.num_classes, x, value)

@@ -32,6 +32,7 @@ from unixent_jax.kernel.rows import (
     add_z_loss,
     hvp,
     inner,
+    inner_with_tangent,
     is_known,
     product,
     row_stats,
@@ -98,6 +99,6 @@ def _loss_and_grads_jvp(spec: RowSpec, primals: Any, tangents: Any) -> Any:
         dnll = dnll + inner(p, dx, spec.classes) - dx
     if is_known(dcoefs):
         p, _ = softmax_and_logsumexp(x, active, spec.classes)
-        dloss = dloss + inner(nll, dcoefs, spec.classes)
+        dloss = dloss + inner_with_tangent(nll, dcoefs, spec.classes)
         dgrad = dgrad + p * sum_over_classes(dcoefs, spec.classes) - dcoefs
     return (loss, grad, nll), (dloss, where_or_zero(active, dgrad), where_or_zero(active, dnll))

@@ -122,6 +122,22 @@ def inner(a: Array, b: Array, classes: ClassAxis) -> Array:
     return sum_over_classes(a * b, classes)
 
 
+@jax.custom_jvp
+def _finite_part(x: Array) -> Array:
+    return where_or_zero(~jnp.isinf(x), x)
+
+
+# An infinite L_c has a derivative by the logits as any other has.
+_finite_part.defjvp(lambda primals, tangents: (_finite_part(*primals), tangents[0]))
+
+
+def inner_with_tangent(a: Array, tangent: Array, classes: ClassAxis) -> Array:
+    """<a, tangent> with 0 * inf = 0, for a that may hold inf; linear in the tangent, as what JAX transposes must be."""
+    largest = jnp.finfo(a.dtype).max
+    infinite_part = where_or_zero(a == jnp.inf, tangent * largest) * largest
+    return sum_over_classes(_finite_part(a) * tangent + infinite_part, classes)
+
+
 def is_known(tangent: Any) -> bool:
     """Whether a tangent of a rule with symbolic zeros is not known to be 0."""
     return tangent is not None and not isinstance(tangent, SymbolicZero)

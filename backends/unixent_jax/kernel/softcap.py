@@ -9,15 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def effective_cap(cap: float | None, dtype: jnp.dtype) -> float | None:
-    """The cap in the range of a dtype; None where it changes nothing."""
-    limits = jnp.finfo(dtype)
-    return None if cap is None or cap > limits.max else max(cap, float(limits.tiny))
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def apply_softcap(cap: float, x: Array) -> Array:
-    return cap * jnp.tanh(x / cap)
+    """An infinite logit stays what it is: probability 0, or a row of NaN. Its derivative is 0."""
+    return jnp.where(jnp.isinf(x), x, cap * jnp.tanh(x / cap))
 
 
 @apply_softcap.defjvp

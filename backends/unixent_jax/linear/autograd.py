@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from unixent_jax.collectives import sum_scalars
-from unixent_jax.kernel.rows import is_known
+from unixent_jax.kernel import ClassAxis
+from unixent_jax.kernel.rows import inner_with_tangent, is_known
 from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, split_rows
 from unixent_jax.linear.problem import LinearRows, LinearSpec
 
@@ -48,7 +49,10 @@ def _sum_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: t
     total, grads = _sum_and_grads(spec, wrt, rows)
     tangent = jnp.zeros((), total.dtype)
     for name, grad in grads.items():
-        product = grad * getattr(given, name)
+        if name == "target":
+            product = inner_with_tangent(grad, getattr(given, name), ClassAxis(1))
+        else:
+            product = grad * getattr(given, name)
         if name in ("hidden", "target"):
             # A selection, which keeps an infinite or NaN upstream gradient out of inactive rows.
             product = jnp.where(rows.active[:, None], product, 0)

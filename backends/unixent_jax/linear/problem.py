@@ -11,6 +11,7 @@ from unixent.protocol import LinearProblem
 from unixent_jax import compat
 from unixent_jax.collectives import vary_over
 from unixent_jax.kernel import is_index
+from unixent_jax.kernel.class_axis import class_indices
 from unixent_jax.logits.problem import LossSpec, Positions, positions_of
 
 
@@ -70,6 +71,12 @@ def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> Linea
     hidden = jnp.where((weight != 0)[:, None], hidden, 0)
     classifier = arrays.classifier.astype(dtype)
     bias = None if arrays.bias is None else arrays.bias.astype(dtype)
+    classes = spec.kernel.class_axis._replace(axis=0)
+    if classes.num_padded_classes(classifier) != spec.kernel.num_classes:
+        # The gradient for hidden multiplies the padding by 0, whatever it holds.
+        exists = class_indices(classifier, classifier, classes) < spec.kernel.num_classes
+        classifier = jnp.where(exists, classifier, 0)
+        bias = None if bias is None else jnp.where(exists[:, 0], bias, 0)
     # What a gradient is summed over inside `jax.shard_map` is settled here, so that no chunk's is sent by itself.
     axes = frozenset().union(*map(compat.varying_axes, (hidden, classifier, positions.target)))
     hidden, classifier = (vary_over(array, axes) for array in (hidden, classifier))

@@ -16,7 +16,7 @@ from jax import Array
 
 from unixent.arguments import not_constant
 from unixent_jax import kernel
-from unixent_jax.kernel.rows import inner, is_known
+from unixent_jax.kernel.rows import inner, inner_with_tangent, is_known
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -33,8 +33,10 @@ def _row_losses_jvp(spec: kernel.KernelSpec, primals: Any, tangents: Any) -> tup
     given = {name: tangent for name, tangent in zip(("logits", "target"), tangents, strict=False) if is_known(tangent)}
     losses, grads = kernel.row_losses(x, target, weight, position_weight, None, spec, tuple(given))
     tangent = jnp.zeros((), x.dtype)
-    for grad, moved in zip(grads, given.values(), strict=True):
-        tangent = tangent + inner(grad, moved.astype(x.dtype), spec.class_axis)
+    for grad, (name, moved) in zip(grads, given.items(), strict=True):
+        # The gradient of a probability may be infinite; in that of the logits there is no inf that a 0 could meet.
+        product = inner_with_tangent if name == "target" else inner
+        tangent = tangent + product(grad, moved.astype(x.dtype), spec.class_axis)
     tangent = jnp.squeeze(tangent, spec.class_axis.axis)
     if position_weight is not None:
         # A selection, which keeps an infinite or NaN upstream gradient out of inactive rows.
