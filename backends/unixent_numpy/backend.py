@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -95,7 +96,10 @@ class NumpyBackend:
         self, solve: Callable[..., Any], problem: LossProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Any, tuple[Array, ...]]:
         """The loss and its gradients: over all classes, or over those that exist of this process's share."""
-        sharding = problem.sharding
+        sharding, normalizer = problem.sharding, problem.normalizer
+        if normalizer is not None and float(normalizer) and not 2.0**-64 <= float(normalizer) <= 2.0**64:
+            # In float32 it, its reciprocal or what it divides may round to 0 or infinity.
+            problem = replace(problem, acc_dtype="float64")
         if sharding is None or sharding.model_group is None:
             result: tuple[Any, tuple[Array, ...]] = solve(problem, grad_output, wrt, row_losses)
             return result

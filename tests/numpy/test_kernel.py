@@ -242,6 +242,11 @@ def test_a_normalizer_beyond_the_accumulation_dtype_is_the_number_given(dtype, n
     exact = np.array([[-1.0, 1.0]]) / (1 + np.exp(-1.0)) / normalizer
     with np.errstate(over="ignore", under="ignore"):
         np.testing.assert_allclose(grad, exact.astype(dtype), rtol=1e-2)
+    # 0 times what the quotient overflows to is 0: a class of probability 0, a position of weight 0.
+    logits, target = np.array([[0.0, 1.0, -np.inf], [0.0, 1.0, 2.0]], dtype), np.array([0, 1])
+    grad = unixent.value_and_grad(logits, target, mask=np.array([1, 0]), normalizer=normalizer, **options)[1]
+    assert grad[0, 2] == 0
+    assert not grad[1].any()
 
 
 @pytest.mark.parametrize("call", [unixent.cross_entropy, lambda *a, **k: unixent.value_and_grad(*a, **k)[0]])

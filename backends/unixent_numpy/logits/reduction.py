@@ -29,8 +29,7 @@ class Reduction:
         self._empty = 0.0 if problem.options.on_empty == "zero" else math.nan
         self._denominator: Any = None
         if problem.normalizer is not None:
-            # In float64: one that the accumulation dtype would round to 0 or infinity is neither.
-            self._denominator = np.float64(float(problem.normalizer))
+            self._denominator = self._dtype.type(problem.normalizer)
         elif problem.return_terms or problem.options.reduction == "mean":
             ones = self._dtype.type(math.prod(positions))
             self._denominator = self._sum(ones if denominators is None else denominators)
@@ -67,9 +66,7 @@ class Reduction:
             scale = position_weight * scale
         if self._problem.options.reduction != "mean":
             return scale
-        divided: Array = grad_scale(np, scale, self._denominator, self._empty, host=True).astype(
-            self._dtype, copy=False
-        )
+        divided: Array = grad_scale(np, scale, self._denominator, self._empty, host=True)
         if position_weight is None or self._denominator != 0:
             return divided
         # Out of range stays NaN where the mean is empty.
