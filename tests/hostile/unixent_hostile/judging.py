@@ -180,11 +180,12 @@ def _flat(answer: Any) -> Iterator[Any]:
 
 
 def asked(call: Call) -> Call:
-    """The call as the oracle is asked it: a soft-cap beyond the accumulation dtype is the identity."""
-    softcap = call.options.get("softcap")
-    if softcap is None or softcap <= FORMATS[call.acc_dtype].largest:
+    """The call as the oracle is asked it: a soft-cap above the accumulation dtype's largest number is the identity, one
+    below its smallest normal number is that."""
+    softcap, form = call.options.get("softcap"), FORMATS[call.acc_dtype]
+    if softcap is None or form.smallest_normal <= softcap <= form.largest:
         return call
-    return replace(call, options={name: value for name, value in call.options.items() if name != "softcap"})
+    return replace(call, options={**call.options, "softcap": None if softcap > 1 else form.smallest_normal})
 
 
 def expected(drawn: Drawn, solution: oracle.Solution) -> list[Part]:
@@ -199,9 +200,11 @@ def expected(drawn: Drawn, solution: oracle.Solution) -> list[Part]:
 
 
 def without_undefined(array: Array, solution: oracle.Solution) -> Array:
-    """A gradient of the target with NaN where 0 is right as well: for a class of weight 0 in a row that is NaN."""
-    rows = solution.rows
-    undefined = rows.to_shape(rows.nan_rows[:, None] & (rows.target_coef == 0))
+    """A gradient of the target with NaN where 0 is right as well: for a class of weight 0 in a row that is NaN, and for
+    an infinite loss that is multiplied by 0 upstream."""
+    rows, call = solution.rows, solution.call
+    above = np.broadcast_to(1 if call.grad_output is None else call.grad_output, rows.positions).reshape(-1, 1)
+    undefined = rows.to_shape((rows.nan_rows[:, None] & (rows.target_coef == 0)) | (np.isinf(rows.nll) & (above == 0)))
     return np.where(undefined & (array == 0), np.nan, array).astype(array.dtype)
 
 
@@ -215,10 +218,8 @@ def overflows(call: Call) -> bool:
 
 def _honest(part: Part, got: float, expected: float, call: Call) -> bool:
     """Whether a number may follow from one beyond the accumulation dtype: infinity, or NaN in what it multiplies."""
-    beyond = abs(expected) > FORMATS[call.acc_dtype].largest
-    return bool(np.isinf(got) and beyond) or (
-        overflows(call) and bool(np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient")))
-    )
+    follows = np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient"))
+    return bool(follows) and (abs(expected) > FORMATS[call.acc_dtype].largest or overflows(call))
 
 
 def _is_undefined(part: Part, call: Call) -> bool:

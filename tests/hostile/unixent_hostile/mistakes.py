@@ -77,7 +77,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "on_empty": ("ignore", None, 0, "ZERO", ["zero"]),
     "validate": ("never", None, True, "Auto"),
     "dtype": ("int32", "float8", "complex64", int, object, 32, "float", [], "f4,f4", np.dtype("U3"), "torch.foo"),
-    "ignore_index": (1.5, "0", None, True, [0], NAN, np.float32(1), 2**70, -(2**63) - 1),
+    "ignore_index": (1.5, "0", None, True, [0], NAN, np.float32(1), ABOVE),
     "axis": (7, -8, 1.0, "1", None, True, (0,), 2**70),
     "normalizer": (-1.0, NAN, INF, "3", True, ABOVE, -ABOVE, [3.0], np.array(-1.0), np.array(NAN), np.ones(2), 1j),
     "chunk": (0, -1, 1.5, "2", True, NAN, [1]),

@@ -70,9 +70,16 @@ def snippet(backend: str, seed: int, index: int) -> str:
 
 
 def sweep(
-    backend: str, seed: int, first: int, count: int, *, functions: str = "unixent", timeout: float = 120.0
+    backend: str,
+    seed: int,
+    first: int,
+    count: int,
+    *,
+    functions: str = "unixent",
+    timeout: float = 120.0,
+    seconds: float = float("inf"),
 ) -> Result:
-    """Calls `first` to `first + count`, each worker behind the call that ended the last."""
+    """Calls `first` to `first + count`, or as many as so many seconds take, over crashes."""
     began = time.monotonic()
     with shared_state() as (path, state):
         result = Result(backend, seed, {}, {})
@@ -80,10 +87,10 @@ def sweep(
         while at < stop:
             state[0] = at - 1
             given = {"backend": backend, "seed": seed, "first": at, "stop": stop, "functions": functions}
-            ending = _run({**given, "state": path}, state, timeout, result)
+            ending = _run({**given, "state": path}, state, timeout, began + seconds, result)
             if state[0] == at - 1:
                 raise RuntimeError(f"the process that makes the calls does not start: {ending}")
-            if state[0] == stop:
+            if state[0] == stop or time.monotonic() >= began + seconds:
                 break
             result.crashes += 1
             result.add(f"the process {ending.splitlines()[0]}", state[0], ending)
@@ -104,7 +111,7 @@ def shared_state() -> Iterator[tuple[str, memoryview]]:
         yield str(path), state
 
 
-def _run(given: dict[str, object], state: memoryview, timeout: float, result: Result) -> str:
+def _run(given: dict[str, object], state: memoryview, timeout: float, deadline: float, result: Result) -> str:
     """One worker until it ends; how it did. Its findings go into the result."""
     errors = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
     command = [sys.executable, "-m", "unixent_hostile.worker", json.dumps(given)]
@@ -129,7 +136,7 @@ def _run(given: dict[str, object], state: memoryview, timeout: float, result: Re
 
         reader = Thread(target=read, daemon=True)
         reader.start()
-        hung = _wait(process, state, timeout)
+        hung = _wait(process, state, timeout, deadline)
         reader.join()
         errors.seek(0)
         tail = "\n".join(errors.read().splitlines()[-12:])
@@ -139,14 +146,14 @@ def _run(given: dict[str, object], state: memoryview, timeout: float, result: Re
     return f"{'died with ' + signal.Signals(-code).name if code < 0 else f'ended with exit code {code}'}\n{tail}"
 
 
-def _wait(process: subprocess.Popen[str], state: memoryview, timeout: float) -> bool:
-    """Until the process ends, or is killed since one call takes too long."""
+def _wait(process: subprocess.Popen[str], state: memoryview, timeout: float, deadline: float) -> bool:
+    """Until the process ends, or is killed since one call, or all of them, take too long."""
     last, since = state[0], time.monotonic()
     while process.poll() is None:
         time.sleep(0.02 if time.monotonic() - since < 1 else 0.25)
         if state[0] != last:
             last, since = state[0], time.monotonic()
-        elif time.monotonic() - since > timeout:
+        if time.monotonic() - since > timeout or time.monotonic() >= deadline:
             process.kill()
             process.wait()
             return True
