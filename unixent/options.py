@@ -123,8 +123,8 @@ class LossOptions:
             set_field(self, "reduction", _choice("reduction", self.reduction, _REDUCTIONS))
         if type(self.ignore_index) is not int:
             set_field(self, "ignore_index", _integer("ignore_index", self.ignore_index))
-        if not -(2**1023) < self.ignore_index < 2**1023:  # one of thousands of digits could not be printed
-            raise option_error("ignore_index", "an int of fewer than 1024 bits", self.ignore_index)
+        if not -(2**63) <= self.ignore_index < 2**64:  # no dtype of indices holds it
+            raise option_error("ignore_index", "an int of 64 bits", self.ignore_index)
         if type(self.label_smoothing) is not float or not 0 <= self.label_smoothing <= 1:
             set_field(
                 self, "label_smoothing", _number("label_smoothing", self.label_smoothing, "a float in [0, 1]", 0, 1)

@@ -53,10 +53,16 @@ def test_an_option_that_python_cannot_print_is_refused_by_name(option: str) -> N
         call(LOGITS, *classifier, INDEX, **{option: -(10**5000)})
 
 
-@pytest.mark.parametrize("ignore_index", [2**70, -(2**70), 10**300])
-def test_an_ignore_index_beyond_every_dtype_marks_no_position(ignore_index: int) -> None:
-    loss = unixent.cross_entropy(LOGITS, INDEX, ignore_index=ignore_index)
+@pytest.mark.parametrize("ignore_index", [2**63, 2**64 - 1, -(2**63)])
+def test_an_ignore_index_that_the_targets_cannot_hold_marks_no_position(ignore_index: int) -> None:
+    loss = unixent.cross_entropy(LOGITS, INDEX.astype(np.int8), ignore_index=ignore_index)
     assert loss == unixent.cross_entropy(LOGITS, INDEX)
+
+
+@pytest.mark.parametrize("ignore_index", [2**64, -(2**63) - 1, 10**400])
+def test_an_ignore_index_that_no_dtype_holds_is_refused(ignore_index: int) -> None:
+    with pytest.raises(unixent.OptionError, match="ignore_index: expected an int of 64 bits; got"):
+        unixent.cross_entropy(LOGITS, INDEX, ignore_index=ignore_index)
 
 
 @pytest.mark.parametrize("name", ["logits", "target", "hidden", "classifier"])
