@@ -35,7 +35,7 @@ def _integer(name: str, value: Any, expected: str = "an int") -> int:
     try:
         if not isinstance(value, (bool, np.bool_)) and not is_foreign:
             return operator.index(value)
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of MindSpore's tensors
         pass
     raise option_error(name, expected, value)
 

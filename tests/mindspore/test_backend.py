@@ -45,3 +45,43 @@ def test_what_is_declared_on_an_accelerator_is_served():
     expected = unixent.value_and_grad(np.eye(4), target.asnumpy())
     np.testing.assert_allclose(loss.asnumpy(), expected[0], rtol=1e-12)
     np.testing.assert_allclose(grad.asnumpy(), expected[1], rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", ["axis", "ignore_index", "num_classes", "label_smoothing", "z_loss", "softcap"])
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: ms.Parameter(value, name="option")])
+def test_a_floating_tensor_as_an_option_is_refused(name, wrap):
+    with pytest.raises(unixent.OptionError, match=f"{name}: expected .*; got "):
+        unixent.cross_entropy(ms.Tensor(np.eye(4)), INDEX, **{name: wrap(ms.Tensor(1.0))})
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+LAYOUTS = {
+    "foreign byte order": lambda array: array.astype(array.dtype.newbyteorder()),
+    "negative strides": lambda array: array[::-1].copy()[::-1],
+    "read-only": read_only,
+    "list": np.ndarray.tolist,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", ["eager", "jit"])
+def test_arguments_of_numpy_are_taken_in_any_layout(form, layout):
+    change = LAYOUTS[layout]
+    logits, target, mask, weight = np.eye(4), np.array([0, 3, 1, 1]), np.array([1.0, 0, 2, 1]), np.arange(1.0, 5)
+    probabilities = np.full((4, 4), 0.25)
+
+    given = [change(each) for each in (target, probabilities, mask, weight)]
+
+    def losses(logits):
+        first = unixent.cross_entropy(logits, given[0], mask=given[2], weight=given[3])
+        return first, unixent.cross_entropy(logits, given[1], mask=given[2], weight=given[3])
+
+    computed = (ms.jit(losses) if form == "jit" else losses)(ms.Tensor(logits))
+    for actual, each in zip(computed, (target, probabilities), strict=True):
+        expected = unixent.cross_entropy(logits, each, mask=mask, weight=weight)
+        np.testing.assert_allclose(actual.asnumpy(), expected, rtol=1e-14)

@@ -59,3 +59,26 @@ def test_loss_and_gradient_equal_the_numpy_backend(target, options, weighted):
     for name, grad in zip(wrt, grads, strict=True):
         got = computed[{"logits": 0, "target": 3}[name]].asnumpy()
         np.testing.assert_allclose(got, grad, rtol=1e-11, atol=1e-300)
+
+
+def composed_loss(logits, target, dtype, **options):
+    """The loss in primitives, as on an accelerator, and the gradient of its logits."""
+    normalizer = options.pop("normalizer", None)
+    given = CommonArguments(ms.Tensor(target), normalizer=normalizer)
+    problem = validation.logits_call(backend, ms.Tensor(logits), given, LossOptions(**options)).problem
+    inputs, spec = operands(problem, on_host=False)
+    cell = composed_cell(spec, dtype)
+    return cell(*inputs).asnumpy(), cell.gradient(*inputs, ms.Tensor(1.0), ABSENT)[0].asnumpy()
+
+
+@pytest.mark.parametrize("normalizer", [None, 8.0])
+def test_a_mean_of_finite_losses_is_finite_where_their_sum_is_not(normalizer):
+    logits = np.array([[0, 3e38]] * 4, np.float32)
+    loss, grad = composed_loss(logits, np.zeros(4, np.int32), "float32", normalizer=normalizer)
+    np.testing.assert_allclose(loss, np.float32(3e38 if normalizer is None else 1.5e38), rtol=1e-6)
+    np.testing.assert_allclose(grad, [[-1 / (normalizer or 4), 1 / (normalizer or 4)]] * 4, rtol=1e-6)
+
+
+def test_a_normalizer_that_rounds_to_0_is_no_empty_mean():
+    loss, _ = composed_loss(np.zeros((2, 3), np.float32), np.zeros(2, np.int32), "float32", normalizer=1e-50)
+    assert loss == np.inf

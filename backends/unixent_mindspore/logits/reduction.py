@@ -35,6 +35,8 @@ class Reduction(RowArithmetic):
         self.ignored_index = Tensor(_as_int64(options.ignore_index) if self.ignores else 0, int64)
         self.class_zero, self.end_of_classes = Tensor(0, int64), Tensor(spec.num_classes, int64)
         self.empty_mean = self.constant(0 if options.on_empty == "zero" else np.nan)
+        # Of at most 2^63 losses.
+        self.shrink = self.constant(2.0**-64)
         self.gather = P.Gather()
 
     def positions(self, logits: Tensor, target: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,10 +62,12 @@ class Reduction(RowArithmetic):
             out_of_range = self.logical_and(out_of_range, self.logical_not(ignored))
         return safe_index, self.where(out_of_range, self.nan, position_weight), denominators
 
-    def denominator(self, denominators: Tensor, normalizer: Tensor) -> Tensor:
+    def denominator(self, total: Tensor, normalizer: Tensor) -> tuple[Tensor, Tensor]:
+        """What a mean is divided by, 1 where it is empty; and where it is, which is decided before any rounding."""
         if self.has_normalizer:
-            return self.cast(normalizer, self.dtype)
-        return self.sum_all(denominators)
+            total = normalizer
+        empty = self.equal(total, self.zeros(total))
+        return self.where(empty, self.one, self.cast(total, self.dtype)), empty
 
     def grad_scale(
         self, position_weight: Tensor, denominators: Tensor, normalizer: Tensor, grad_output: Tensor
@@ -74,23 +78,33 @@ class Reduction(RowArithmetic):
             return position_weight * self.expand(grad_output, self.axis)
         if not self.mean:
             return position_weight * grad_output
-        denominator = self.denominator(denominators, normalizer)
-        empty = self.equal(denominator, self.zero)
-        scale = position_weight * grad_output / self.where(empty, self.one, denominator)
-        return self.where(empty, self.empty_mean, scale)
+        denominator, empty = self.denominator(self.sum_all(denominators), normalizer)
+        return self.where(empty, self.empty_mean, position_weight * grad_output / denominator)
+
+    def sums(self, losses: Tensor, denominators: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The numerator, the denominator, and the numerator times `shrink`, which is finite where the mean is."""
+        return self.sum_all(losses), self.sum_all(denominators), self.sum_all(losses * self.shrink)
+
+    def of_sums(self, sums: Any, normalizer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss or numerator, the denominator, and the scale of every gradient."""
+        numerator, total, shrunk = sums[0], sums[1], sums[2]
+        if not self.mean:
+            return self.cast(numerator, self.result_dtype), self.cast(total, self.result_dtype), self.one
+        denominator, empty = self.denominator(total, normalizer)
+        overflows = self.equal(self.absolute(numerator), self.inf)
+        mean = self.where(overflows, shrunk / denominator / self.shrink, numerator / denominator)
+        # Where the weights sum to 0, a NaN stays NaN.
+        empty_mean = self.logical_and(empty, self.equal(numerator, numerator))
+        mean = self.where(empty_mean, self.empty_mean, mean)
+        scale = self.where(empty, self.empty_mean, self.one / denominator)
+        return self.cast(mean, self.result_dtype), self.cast(total, self.result_dtype), scale
 
     def reduced(self, losses: Tensor, denominators: Tensor, normalizer: Tensor) -> Any:
         """The loss, or the two terms."""
         if self.per_position:
             shape = losses.shape[: self.axis] + losses.shape[self.axis + 1 :]
             return self.cast(self.reshape(losses, shape), self.result_dtype)
-        numerator = self.sum_all(losses)
+        loss, denominator, _ = self.of_sums(self.sums(losses, denominators), normalizer)
         if self.return_terms:
-            return self.cast(numerator, self.result_dtype), self.cast(self.sum_all(denominators), self.result_dtype)
-        if self.mean:
-            denominator = self.denominator(denominators, normalizer)
-            # Where the weights sum to 0, a NaN stays NaN.
-            empty = self.logical_and(self.equal(denominator, self.zero), self.equal(numerator, numerator))
-            mean = numerator / self.where(empty, self.one, denominator)
-            numerator = self.where(empty, self.empty_mean, mean)
-        return self.cast(numerator, self.result_dtype)
+            return loss, denominator
+        return loss

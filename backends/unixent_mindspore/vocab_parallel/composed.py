@@ -135,8 +135,8 @@ class ShardedForward(Reduction):
         if self.per_position:
             value, denominator, grad_scale = self.reduced(losses, denominators, normalizer), self.absent, v
         else:
-            sums = self.sum_all(losses), self.sum_all(denominators)
-            value, denominator, scale = self.reduced_over_tokens(sums, normalizer)
+            sums = self.token_sum(self.stack(self.sums(losses, denominators)))
+            value, denominator, scale = self.of_sums(sums, normalizer)
             grad_scale = v * scale
 
         at_pivot = others * p - own * one_minus_p + z_loss_grad * p
@@ -152,22 +152,6 @@ class ShardedForward(Reduction):
             target_grads = self.at_positions(self.times(grad_scale, target_grads), v)
             target_grads = self.cast(target_grads, self.grad_dtype)
         return value, denominator, grads, self.absent, self.absent, target_grads
-
-    def reduced_over_tokens(self, local: tuple[Tensor, Tensor], normalizer: Tensor) -> tuple[Any, ...]:
-        """The loss or numerator, the denominator, and the scale of every gradient, over the positions of all."""
-        sums = self.token_sum(self.stack(local))
-        numerator, denominator = sums[0], sums[1]
-        if self.return_terms:
-            return self.cast(numerator, self.result_dtype), self.cast(denominator, self.result_dtype), self.one
-        if not self.mean:
-            return self.cast(numerator, self.result_dtype), self.absent, self.one
-        if self.has_normalizer:
-            denominator = self.cast(normalizer, self.dtype)
-        empty = self.equal(denominator, self.zero)
-        scale = self.one / self.where(empty, self.one, denominator)
-        empty_mean = self.logical_and(empty, self.equal(numerator, numerator))
-        mean = self.where(empty_mean, self.empty_mean, numerator * scale)
-        return self.cast(mean, self.result_dtype), self.absent, self.where(empty, self.empty_mean, scale)
 
 
 class ShardedEmpty(ShardedForward):
@@ -187,7 +171,7 @@ class ShardedEmpty(ShardedForward):
             start = self.zero
             if self.agrees:
                 start = self.reshape(self.agreement(), ())
-            value, denominator, _ = self.reduced_over_tokens((start, self.zero), normalizer)
+            value, denominator, _ = self.of_sums(self.token_sum(self.stack((start, self.zero, self.zero))), normalizer)
         return value, denominator, grads, self.absent, self.absent, target_grads
 
 
