@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from unixent.errors import BackendError
 from unixent.protocol import Array, Backend, LinearProblem, LossProblem, Problem
 
 P = TypeVar("P", bound=LossProblem)
@@ -41,15 +40,6 @@ def take_share(backend: Backend, problem: P, rank: int) -> P:
         return problem
     existing = sharding.existing(problem.num_classes)
     return replace(take_existing(backend, problem, existing.classes_per_rank[rank]), sharding=existing)
-
-
-def refuse_split_padding(backend: str, problem: LossProblem) -> None:
-    """For backends that don't serve ``num_classes`` yet where the classes are split over processes."""
-    if problem.sharding is not None and problem.num_classes != problem.sharding.num_classes:
-        raise BackendError(
-            f"num_classes: expected None, since the {backend} backend takes none where classes are split over "
-            f"processes; got {problem.num_classes} of {problem.sharding.num_classes}"
-        )
 
 
 def pad_gradients(
