@@ -134,6 +134,8 @@ class JaxBackend:
 def _info(array: Array) -> ArrayInfo:
     if isinstance(array, jax.core.Tracer):
         return ArrayInfo(array.shape, array.dtype.name, "", readable=False, concrete=False)
+    if array.is_deleted():
+        return ArrayInfo(array.shape, array.dtype.name, "", layout="none: it was deleted, or donated to a program")
     devices = array.sharding.device_set
     readable = array.is_fully_addressable and {*map(_PLATFORM, devices)} == {"cpu"}
     # An uncommitted array goes wherever the others are.

@@ -99,7 +99,7 @@ def _sum_and_grads(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> 
     results = {name: join_rows(array, rows) for name, array in by_chunk.items()}
     if "classifier" in sums:
         parts, remainder = sums["classifier"]
-        sums["classifier"] = jnp.concatenate([parts.reshape(-1, parts.shape[-1]), remainder])
+        sums["classifier"] = jnp.concatenate([parts.reshape(_NUM_PARTS * size, width), remainder])
     total = jnp.sum(results.pop("losses"))
     results.update(sums)
     return total, {name: results[name] for name in wrt}

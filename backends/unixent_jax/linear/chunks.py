@@ -44,7 +44,8 @@ def split_rows(spec: LinearSpec, rows: LinearRows) -> Chunk:
 
 def join_rows(chunks: Array, rows: LinearRows) -> Array:
     """What a scan gave of each chunk's rows, as one array without the filling."""
-    return chunks.reshape(-1, *chunks.shape[2:])[: rows.hidden.shape[0]]
+    num_chunks, size, *row = chunks.shape
+    return chunks.reshape(num_chunks * size, *row)[: rows.hidden.shape[0]]
 
 
 def chunk_logits(rows: LinearRows, chunk: Chunk) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def positions_by_row(spec: LossSpec, arrays: LinearArrays) -> Positions:
 def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> LinearRows:
     """The operands by rows."""
     dtype = jnp.dtype(spec.kernel.acc_dtype)
-    hidden = arrays.hidden.reshape(-1, arrays.hidden.shape[-1]).astype(dtype)
+    *positions_shape, width = arrays.hidden.shape
+    hidden = arrays.hidden.reshape(math.prod(positions_shape), width).astype(dtype)
     weight = jnp.ones(hidden.shape[0], dtype) if positions.weight is None else positions.weight
     # 0 times a NaN in an inactive row would reach the classifier's gradient.
     hidden = jnp.where((weight != 0)[:, None], hidden, 0)

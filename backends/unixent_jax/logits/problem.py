@@ -92,7 +92,7 @@ def prepare(spec: LossSpec, arrays: Any) -> Any:
 
     Before anything is split over devices or into chunks.
     """
-    if spec.validate == "full" and is_index(arrays.target):
+    if spec.validate == "full" and is_index(arrays.target) and 0 not in arrays.target.shape:
         _debug_check(spec, arrays.target)
     dtype = jnp.dtype(spec.kernel.acc_dtype)
     names = ("weight", "mask", "normalizer")

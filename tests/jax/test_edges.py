@@ -1,0 +1,38 @@
+"""Empty, deleted and widthless arrays give the right value, or an error of ours that names the argument."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unixent
+
+Y = jnp.array([0, 1])
+
+
+def test_full_validation_takes_no_positions_at_all() -> None:
+    def loss(x: jax.Array, y: jax.Array) -> jax.Array:
+        return unixent.cross_entropy(x, y, validate="full")
+
+    empty = jnp.zeros((0, 3)), jnp.zeros(0, "int32")
+    assert loss(*empty) == 0
+    assert jax.jit(loss)(*empty) == 0
+
+
+@pytest.mark.parametrize("name", ["logits", "target", "weight", "mask"])
+def test_a_deleted_array_is_refused_by_name(name: str) -> None:
+    arrays = {"logits": jnp.ones((2, 3)), "target": Y + 0, "weight": jnp.ones(3), "mask": jnp.ones(2)}
+    arrays[name].delete()
+    with pytest.raises(unixent.BackendError, match=f"{name}: .* deleted"):
+        unixent.cross_entropy(**arrays)
+
+
+@pytest.mark.parametrize("positions", [(2,), ()])
+def test_hidden_states_of_width_0_give_the_loss_of_equal_logits(positions: tuple[int, ...]) -> None:
+    hidden, classifier, target = jnp.zeros((*positions, 0)), jnp.zeros((3, 0)), jnp.zeros(positions, "int32")
+    loss, grads = unixent.linear_value_and_grad(hidden, classifier, target)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(unixent.linear_cross_entropy(hidden, classifier, target), loss)
+    assert [grad.shape for grad in grads] == [hidden.shape, classifier.shape]
