@@ -72,7 +72,7 @@ def _dtype_name(value: Any) -> str:
     module = name = ""
     with contextlib.suppress(Exception):  # whatever a str() may do, of things that are no dtype
         module, _, name = str(value).rpartition(".")  # "float32", torch.float32, mindspore.float32 (printed Float32)
-    if not isinstance(value, str):
+    if not isinstance(value, str) and name not in FLOAT_DTYPES:
         with contextlib.suppress(Exception):
             module, name = "", np.dtype(value).name
     name = name.lower()

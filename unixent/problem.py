@@ -167,7 +167,7 @@ _NORMALIZER = "a finite float >= 0 or a 0-d array"
 
 
 def _check_normalizer_value(number: float, given: Any) -> None:
-    if not (math.isfinite(number) and number >= 0):
+    if not 0 <= number < math.inf:  # comparisons, which torch's compiler makes of a symbolic number
         raise option_error("normalizer", _NORMALIZER, given)
 
 

@@ -56,7 +56,7 @@ def test_generated_code_agrees_with_eager(options: dict[str, Any], dtype: torch.
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "float64"}, {"softcap": 5}, {"z_loss": 1}], ids=lambda given: next(iter(given))
+    "options", [{"dtype": "float64"}, {"dtype": torch.float32}, {"softcap": 5}, {"z_loss": 1}], ids=str
 )
 def test_options_that_are_made_canonical_compile(options: dict[str, Any]) -> None:
     x, y = inputs(4)
@@ -195,3 +195,34 @@ def test_no_value_is_read_on_an_accelerator(options: dict[str, Any], dtype: torc
 def test_fake_tensors_give_the_shape_of_the_loss() -> None:
     with FakeTensorMode():
         assert unixent.cross_entropy(torch.empty(6, 7), torch.empty(6, dtype=torch.int64)).shape == ()
+
+
+@pytest.mark.parametrize("name", ["normalizer", "softcap", "z_loss", "label_smoothing"])
+def test_numbers_may_change_between_compiled_calls(name: str) -> None:
+    x, y = inputs(4)
+    counter = CompileCounterWithBackend("eager")
+
+    def call(number: float) -> torch.Tensor:
+        return unixent.cross_entropy(x, y, **{name: number})
+
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    for number in (0.5, 0.25, 0.75, 0.125):
+        torch.testing.assert_close(compiled(number), call(number))
+    assert counter.frame_count <= 2
+
+
+def test_a_size_may_be_the_normalizer_of_a_compiled_loss() -> None:
+    def call(x: Any, y: Any) -> torch.Tensor:
+        return unixent.cross_entropy(x, y, normalizer=2 * x.shape[0])
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    for rows in (3, 5, 8):
+        torch.testing.assert_close(compiled(*inputs(rows)), call(*inputs(rows)))
+
+
+def test_compiled_value_and_grad_asks_for_no_gradient() -> None:
+    x, y = inputs(4)
+    assert x.requires_grad
+    for call in (unixent.value_and_grad, lambda x, y: unixent.linear_value_and_grad(x, torch.eye(7), y, wrt="hidden")):
+        for result in torch.compile(call, fullgraph=True, backend="aot_eager")(x, y):
+            assert not result.requires_grad
