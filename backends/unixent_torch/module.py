@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unixent.arguments import as_backend_array
 from unixent.dispatch import CommonArguments, LinearArguments, linear_loss, logits_loss
 from unixent.errors import BackendError, ShapeError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, OnEmpty, ParallelConfig, Reduction, Validate
@@ -69,6 +70,8 @@ class _LossModule(nn.Module):
 
     def __init__(self, weight: Tensor | None, options: LossOptions, parallel_config: Any) -> None:
         super().__init__()
+        if weight is not None and not isinstance(weight, Tensor):
+            weight = as_backend_array(get_backend("torch"), "weight", weight, None)
         self.register_buffer("weight", weight)
         self.options = options
         self.parallel_config = None if parallel_config is None else ParallelConfig.of(parallel_config)

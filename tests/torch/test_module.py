@@ -49,6 +49,15 @@ def test_the_deprecated_pair_gives_the_same_reduction(pair: dict[str, bool]) -> 
     assert CrossEntropyLoss(**pair).reduction == torch.nn.CrossEntropyLoss(**pair).reduction
 
 
+@pytest.mark.parametrize("weight", [np.array([1.0, 2.0, 0.0]), [1.0, 2.0, 0.0]], ids=["NumPy", "list"])
+def test_class_weights_may_be_numpy_or_a_list(weight: Any) -> None:
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    due = unixent.cross_entropy(x, y, weight=torch.tensor([1.0, 2.0, 0.0]))
+    assert torch.equal(CrossEntropyLoss(weight)(x, y), due)
+    with pytest.raises(unixent.DTypeError, match="weight: "):
+        CrossEntropyLoss("balanced")
+
+
 def test_a_mean_over_nothing_is_nan_by_default() -> None:
     x, y = torch.zeros(2, 3), torch.tensor([-100, -100])
     assert CrossEntropyLoss()(x, y).isnan()
