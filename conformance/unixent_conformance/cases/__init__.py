@@ -16,10 +16,12 @@ from unixent_conformance.cases import (
     derivatives,
     empty,
     errors,
+    extremes,
     indices,
     layouts,
     linear,
     options,
+    padding,
     properties,
     special,
 )
@@ -29,9 +31,23 @@ from unixent_conformance.model import Case, Tier
 __all__ = ["catalogue", "find"]
 
 
-FAMILIES = (options, indices, empty, special, accuracy, layouts, properties, errors, combinations, linear, derivatives)
+FAMILIES = (
+    options,
+    indices,
+    empty,
+    special,
+    accuracy,
+    layouts,
+    properties,
+    errors,
+    combinations,
+    linear,
+    derivatives,
+    padding,
+    extremes,
+)
 
-DIFFICULT = {*special.SPOTS, accuracy.CONFIDENT}
+DIFFICULT = {*special.SPOTS, accuracy.CONFIDENT, extremes.CAPPED}
 
 # How many cases of a feature are core: enough to compile each option's value and gradient once.
 CORE = 3

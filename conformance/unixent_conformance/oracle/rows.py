@@ -9,9 +9,10 @@ the pivot k, and r = sum_{c != k} exp(x_c - m):
     lse = m + log1p(r)        L_c = (m - x_c) + log1p(r)        p_c = exp(x_c - m)/(1 + r)        1 - p_k = r/(1 + r)
     dl_n/dx_c = v_n [ p_c sum_{j != c} t_j  -  t_c (1 - p_c)  +  2 z lse p_c ]
 
-in which nothing cancels. Everything runs in `numpy.longdouble` (64 bits of significand on x86, 113 on aarch64 Linux;
-where it is only float64, `UNIT_ROUNDOFF` says so and the tolerances allow for it). The tests hold this module against
-mpmath at 50 digits. It shares no code with any backend and cares for no speed.
+in which nothing cancels. A softcap leaves infinities where they are, with derivative 0, and classes beyond num_classes
+are -inf without coefficients, whatever they hold. Everything runs in `numpy.longdouble` (64 bits of significand on x86,
+113 on aarch64 Linux; where it is only float64, `UNIT_ROUNDOFF` says so and the tolerances allow for it). The tests hold
+this module against mpmath at 50 digits. It shares no code with any backend and cares for no speed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Rows:
     axis: int
     logits: Array  # x', after the softcap
     softcap_grad: Array  # dx'/dx
-    cap_ratio: Array  # |x/a|, what the relative error of softcap_grad grows with; 0 without a softcap
+    cap_ratio: (
+        Array  # |x/a|, what the relative error of softcap_grad grows with; 0 where there is no cap or an infinity
+    )
     shift: Array  # m, (N,)
     lse_minus_shift: Array  # log1p(r), (N,)
     gap: Array  # m - x'
@@ -46,11 +49,8 @@ class Rows:
     z_loss: float
     position_weight: Array  # v, (N,)
     denominators: Array  # d, (N,)
+    classes: int  # those that exist; the rest of a row is padding
     nan_rows: Array  # rows that are NaN: an index out of range, or no finite log-normaliser at an active position
-
-    @property
-    def classes(self) -> int:
-        return int(self.logits.shape[1])
 
     @property
     def lse(self) -> Array:
@@ -113,11 +113,12 @@ class Rows:
 
     def from_shape(self, array: Any) -> Array:
         """An array in the layout of the logits as rows (N, C), in extended precision."""
-        return np.moveaxis(np.asarray(array), self.axis, -1).astype(np.longdouble).reshape(-1, self.classes)
+        return np.moveaxis(np.asarray(array), self.axis, -1).astype(np.longdouble).reshape(-1, self.logits.shape[1])
 
     def to_shape(self, rows: Array) -> Array:
-        """Rows (N, C) back in the layout of the logits."""
-        return np.moveaxis(rows.reshape(*self.positions, self.classes), -1, self.axis)
+        """Rows (N, C) back in the layout of the logits, exactly 0 at the padding."""
+        rows = np.where(np.arange(rows.shape[1]) < self.classes, rows, 0)
+        return np.moveaxis(rows.reshape(*self.positions, self.logits.shape[1]), -1, self.axis)
 
 
 def solve_rows(
@@ -132,23 +133,28 @@ def solve_rows(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     softcap: float | None = None,
+    num_classes: int | None = None,
 ) -> Rows:
     """All that is to be known of each position. weight, mask and probabilities are converted to the accumulation dtype,
     which is part of the definition."""
     axis = axis % logits.ndim
     raw = np.moveaxis(logits, axis, -1)
-    positions, classes = raw.shape[:-1], raw.shape[-1]
-    raw = raw.astype(np.longdouble).reshape(-1, classes)
+    positions, width = raw.shape[:-1], raw.shape[-1]
+    classes = width if num_classes is None else num_classes
+    exists = np.arange(width) < classes
+    raw = np.where(exists, raw.astype(np.longdouble).reshape(-1, width), -np.inf)
     with np.errstate(all="ignore"):
-        cap_ratio = np.zeros_like(raw) if softcap is None else abs(raw) / np.longdouble(softcap)
-        decay = np.exp(-2 * cap_ratio)
-        x = raw if softcap is None else np.longdouble(softcap) * np.tanh(raw / np.longdouble(softcap))
-        softcap_grad = np.ones_like(raw) if softcap is None else 4 * decay / (1 + decay) ** 2
+        x, cap_ratio, softcap_grad = raw, np.zeros_like(raw), np.ones_like(raw)
+        if softcap is not None:
+            ratio = raw / np.longdouble(softcap)
+            decay = np.exp(-2 * abs(ratio))
+            x = np.where(np.isinf(raw), raw, np.longdouble(softcap) * np.tanh(ratio))
+            cap_ratio, softcap_grad = np.where(np.isinf(ratio), 0, abs(ratio)), 4 * decay / (1 + decay) ** 2
 
         shift = x.max(axis=1)
         gap = shift[:, None] - x
         terms = np.exp(-gap)
-        pivot = np.arange(classes) == np.argmax(x, axis=1)[:, None]
+        pivot = np.arange(width) == np.argmax(x, axis=1)[:, None]
         # The maximum's own term is 1; NaN there (a NaN or +inf logit, or nothing but -inf) must reach the sum.
         rest = np.where(pivot, terms - 1, terms).sum(axis=1)
         total = 1 + rest
@@ -156,7 +162,9 @@ def solve_rows(
         one_minus_p = np.where(pivot, rest[:, None], total[:, None] - terms) / total[:, None]
 
         w = np.ones(classes, np.longdouble) if weight is None else weight.astype(acc_dtype).astype(np.longdouble)
-        v = np.ones(len(x), np.longdouble) if mask is None else mask.astype(acc_dtype).astype(np.longdouble).reshape(-1)
+        w = np.pad(w, (0, width - classes))
+        v = np.ones(positions) if mask is None else np.broadcast_to(mask.astype(acc_dtype), positions)
+        v = v.astype(np.longdouble).reshape(-1)
         s = np.longdouble(label_smoothing)
         if target.dtype.kind in "iu":
             y = target.reshape(-1)
@@ -164,10 +172,11 @@ def solve_rows(
             out_of_range = ~ignored & ((y < 0) | (y >= classes))
             safe_index = np.where(ignored | out_of_range, 0, y).astype(np.int64)
             v = np.where(ignored, 0, v)
-            q = (np.arange(classes) == safe_index[:, None]).astype(np.longdouble)
+            q = (np.arange(width) == safe_index[:, None]).astype(np.longdouble)
             denominators = v * w[safe_index]
         else:
-            q = np.moveaxis(target.astype(acc_dtype), axis, -1).astype(np.longdouble).reshape(-1, classes)
+            q = np.moveaxis(target.astype(acc_dtype), axis, -1).astype(np.longdouble).reshape(-1, width)
+            q = np.where(exists, q, 0)
             out_of_range = np.zeros(len(x), bool)
             denominators = v
         t = w * ((1 - s) * q + s / classes)
@@ -188,6 +197,7 @@ def solve_rows(
             z_loss=float(z_loss),
             position_weight=v,
             denominators=denominators,
+            classes=classes,
             nan_rows=out_of_range | (np.isnan(rest) & (v != 0)),
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle.rows import Rows, solve_rows
 
-ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap")
+ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap", "num_classes")
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class Solution:
             scaled = (np.broadcast_to(upstream, rows.positions).reshape(-1) * self.reduced.scale)[
                 :, None
             ] * per_position
-            if self.reduced.empty and not np.isnan(self.reduced.value):
-                scaled = np.zeros_like(scaled)
+            if self.reduced.empty and not np.isnan(self.reduced.scale).any():
+                scaled = np.where(np.isnan(per_position), np.nan, 0)
             return rows.to_shape(np.where(rows.inactive[:, None], 0, scaled))
 
     def gradient_rows(self, per_position: Array) -> Array:
         """The same, as rows (N, C)."""
-        return np.asarray(self.gradient(per_position).reshape(len(self.rows.position_weight), self.rows.classes))
+        return np.asarray(self.gradient(per_position).reshape(self.rows.logits.shape))
 
     def through(self, linear: Linear, gradient: Array, name: str) -> Array:
         """A gradient of the logits (N, C) carried back to "hidden" (P + (D,)), "classifier" (C, D) or "bias" (C,)."""
@@ -96,6 +96,8 @@ def solve(call: Call, change: Callable[[Rows], Rows] = lambda rows: rows, acc_dt
     else:
         hidden, classifier = call.hidden.astype(np.longdouble), call.classifier.astype(np.longdouble)
         bias = np.asarray(0 if call.bias is None else call.bias).astype(np.longdouble)
+        exists = np.arange(len(classifier)) < call.options.get("num_classes", len(classifier))
+        classifier, bias = np.where(exists[:, None], classifier, 0), np.where(exists, bias, 0)
         with np.errstate(all="ignore"):
             rows = rows_of(call, hidden @ classifier.T + bias)
             flat = np.where(rows.inactive[:, None], 0, hidden.reshape(len(rows.inactive), hidden.shape[-1]))
@@ -116,7 +118,7 @@ def reduce(rows: Rows, call: Call) -> Reduced:
         if reduction == "mean" and denominator != 0:
             value, scale = numerator / denominator, 1 / denominator
         elif reduction == "mean":
-            value = scale = np.longdouble(0 if call.options.get("on_empty", "zero") == "zero" else np.nan)
-            empty = True
+            scale, empty = np.longdouble(0 if call.options.get("on_empty", "zero") == "zero" else np.nan), True
+            value = np.where(np.isnan(numerator), numerator, scale)[()]
         divided = reduction == "mean" and normalizer is None
         return Reduced(value, np.full_like(losses, scale), numerator, denominator, divided, empty)

@@ -70,7 +70,7 @@ def axes_of(call: Call) -> dict[str, ShardAxes]:
         "classifier": ShardAxes(None, 0),
         "bias": ShardAxes(None, 0),
         "target": ShardAxes(positions, classes) if call.target.ndim == scores.ndim else flat,
-        "mask": flat,
+        "mask": flat if call.mask is None or call.mask.shape[:1] != (1,) else ShardAxes(),
     }
     return {**axes, "grad_output": flat, "loss": flat} if call.reduction == "none" else axes
 

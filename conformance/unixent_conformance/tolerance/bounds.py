@@ -99,12 +99,12 @@ def logits_gradient(s: Solution) -> Estimate:
         if rows.cap_ratio.any():
             # p_c moves with its own x' and with the others'; softcap_grad = sech^2 moves with twice its argument.
             farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
-            ratio = np.where(np.isfinite(rows.cap_ratio), rows.cap_ratio, 0)
-            factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * ratio
+            factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
         relative = u * (factor + 2) + denominator_error(s)
         per_position = times(rows.gradient_magnitudes() * rows.softcap_grad, relative)
         weight = abs(rows.coefs).sum(axis=1, keepdims=True) + rows.z_loss * abs(rows.lse)[:, None]
         floor = tiny * (1 + abs(rows.position_weight)[:, None]) * (1 + rows.classes * weight)
+        floor = np.where(np.isneginf(rows.logits) & (rows.coefs == 0), 0, floor)
         value = s.gradient(rows.logits_gradients())
         return Estimate(value, abs(s.gradient(per_position + floor)) + np.where(value == 0, 0, tiny))
 
@@ -117,7 +117,7 @@ def target_gradient(s: Solution) -> Estimate:
         bound = times(rows.target_magnitudes(), relative)
         scale = abs(rows.position_weight)[:, None]
         if rows.cap_ratio.any():
-            moved = abs(rows.logits) + (rows.p * abs(rows.logits)).sum(axis=1, keepdims=True)
+            moved = abs(rows.logits) + times(rows.p, abs(rows.logits)).sum(axis=1, keepdims=True)
             bound = bound + SOFTCAP_ROUNDINGS * u * scale * times(abs(rows.target_coef), moved)
-        floor = tiny * rows.classes * (1 + scale * abs(rows.target_coef))
+        floor = tiny * rows.classes * np.where(rows.target_coef == 0, 0, 1 + scale * abs(rows.target_coef))
         return Estimate(s.gradient(rows.target_gradients()), abs(s.gradient(bound + floor)))

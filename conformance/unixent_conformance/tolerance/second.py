@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unixent_conformance.model import Array
-from unixent_conformance.oracle import Linear, Rows, Solution
+from unixent_conformance.oracle import Linear, Rows, Solution, product
 from unixent_conformance.tolerance import bounds
 from unixent_conformance.tolerance.formats import Estimate, log2
 
@@ -66,7 +66,7 @@ def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, 
             size = size + p * abs(dt).sum(axis=1, keepdims=True) + abs(dt)
         value, size = v * rows.softcap_grad * value, abs(v) * rows.softcap_grad * size
         if softcap is not None:
-            cap_change = -2 * rows.logits / np.longdouble(softcap) ** 2 * rows.softcap_grad * moved
+            cap_change = -2 * product(rows.softcap_grad, rows.logits) / np.longdouble(softcap) ** 2 * moved
             value, size = value + v * cap_change * _gradient(rows), size + abs(cap_change) * rows.gradient_magnitudes()
         each = {"logits": Change(rows.settled(value), rows.settled(size))}
         if target_moved is not None:
@@ -93,7 +93,8 @@ def of_linear(s: Solution, linear: Linear) -> dict[str, Estimate]:
         each = changes(s, logits, rows.from_shape(along["target"]) if "target" in along else None)
         # What a logit's own roundings are, and those of the sums over features, classes and positions that follow.
         sums = sum(linear.hidden.shape) + len(linear.classifier)
-        relative = _relative(s) + bounds.units_of(s)[0] * sums * (ROOM + linear.magnitude.max(initial=0))
+        largest = linear.magnitude.max(initial=0, where=np.isfinite(linear.magnitude))
+        relative = _relative(s) + bounds.units_of(s)[0] * sums * (ROOM + largest)
         own = {name: _estimate(s, change, relative) for name, change in each.items()}
         value, bound = (array.reshape(logits.shape) for array in (own["logits"].value, own["logits"].bound))
         gradient = s.gradient_rows(rows.logits_gradients())
@@ -117,8 +118,8 @@ def _relative(s: Solution) -> Array:
     gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
     factor = 16 + 2 * gap + 2 * log2(rows.classes)
     if rows.cap_ratio.any():
-        factor = factor + bounds.SOFTCAP_ROUNDINGS * (1 + 2 * abs(rows.logits).max(axis=1, keepdims=True))
-        factor = factor + 4 * rows.cap_ratio
+        farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
+        factor = factor + bounds.SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
     return np.asarray(ROOM * bounds.units_of(s)[0] * factor + bounds.denominator_error(s))
 
 

@@ -22,6 +22,7 @@ DEFAULTS = {
     "label_smoothing": 0.0,
     "z_loss": 0.0,
     "softcap": None,
+    "num_classes": None,
     "normalizer": None,
     "on_empty": "zero",
     "dtype": None,

@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "label_smoothing": 0.0,
     "z_loss": 0.0,
     "softcap": None,
+    "num_classes": None,
     "normalizer": None,
     "on_empty": "zero",
     "dtype": None,
@@ -36,9 +37,14 @@ def check(x: Array, target: Array, weight: Array | None, mask: Array | None, o: 
         raise ValueError(f"target: {target.dtype} of shape {target.shape}")
     if not x.shape[o["axis"]]:
         raise ValueError("logits: no classes")
-    if weight is not None and (weight.shape != (x.shape[o["axis"]],) or weight.dtype.kind in "biucO"):
+    known, most = o["num_classes"], x.shape[o["axis"]]
+    if known is not None and (type(known) is not int or not 1 <= known <= most):
+        raise ValueError("num_classes")
+    if weight is not None and (weight.shape != (known or most,) or weight.dtype.kind in "biucO"):
         raise ValueError("weight")
-    if mask is not None and (mask.shape != tuple(positions) or mask.dtype.kind in "cO"):
+    if mask is not None and (mask.ndim != len(positions) or mask.dtype.kind in "cO"):
+        raise ValueError("mask")
+    if mask is not None and any(size not in (1, due) for size, due in zip(mask.shape, positions, strict=True)):
         raise ValueError("mask")
     if o["reduction"] not in ("none", "sum", "mean") or o["on_empty"] not in ("zero", "nan", "raise"):
         raise ValueError("reduction, on_empty")

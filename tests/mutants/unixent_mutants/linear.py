@@ -156,22 +156,34 @@ class PlainLinear(Plain):
         self.options = {**DEFAULTS, **options}
         self.check_linear(hidden, classifier, bias, target, chunk)
         check_upstream(up, hidden.shape[:-1], self.options["reduction"])
+        originals = {"hidden": hidden, "classifier": classifier, "bias": bias, "target": target}
+        classifier, bias = self.take_classes(classifier, 0), None if bias is None else self.take_classes(bias, 0)
+        target = target if target.dtype.kind in "iu" else self.take_classes(target, -1)
+        self.options["num_classes"] = None
         classes, width = classifier.shape
         n = int(np.prod(hidden.shape[:-1], dtype=np.int64))
+        mask = self.broadcast(self.options["mask"], hidden.shape[:-1])
         given = Inputs(
             hidden=hidden.reshape(n, width),
             classifier=classifier,
             bias=bias,
             target=target.reshape(n) if target.dtype.kind in "iu" else target.reshape(n, classes),
             weight=self.options["weight"],
-            mask=None if self.options["mask"] is None else self.options["mask"].reshape(n),
+            mask=None if mask is None else mask.reshape(n),
             positions=hidden.shape[:-1],
             chunk=chunk or CHUNK,
         )
-        originals = {"hidden": hidden, "classifier": classifier, "bias": bias, "target": target}
         with np.errstate(all="ignore"):
             value, grads = self.solve_linear(given, up, wrt)
-            return value, tuple(grads[k].reshape(originals[k].shape).astype(originals[k].dtype) for k in wrt)
+            return value, tuple(self.shaped(grads[k], originals[k], k).astype(originals[k].dtype) for k in wrt)
+
+    def shaped(self, gradient: Array, like: Array, name: str) -> Array:
+        """A gradient in the shape of its argument."""
+        if name == "hidden":
+            return np.asarray(gradient.reshape(like.shape))
+        if name != "target":
+            return self.pad_classes(gradient, like, 0)
+        return self.pad_classes(gradient.reshape(*like.shape[:-1], gradient.shape[-1]), like, -1)
 
     def implementation(self, name: str = "") -> Implementation:
         def loss(hidden: Any, classifier: Any, target: Any, **options: Any) -> Any:

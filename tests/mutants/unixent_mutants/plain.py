@@ -59,6 +59,17 @@ class Plain:
     def check(self, x: Array, target: Array, weight: Array | None, mask: Array | None) -> None:
         check(x, target, weight, mask, self.options)
 
+    def take_classes(self, array: Array, axis: int) -> Array:
+        """Those that exist."""
+        known = self.options["num_classes"]
+        return array if known is None else np.take(array, range(known), axis)
+
+    def pad_classes(self, gradient: Array, like: Array, axis: int) -> Array:
+        """The gradient of all classes from that of those that exist."""
+        whole = np.zeros(like.shape, gradient.dtype)
+        whole[(slice(None),) * (axis % like.ndim) + (slice(gradient.shape[axis]),)] = gradient
+        return whole
+
     def rows(self, x: Array, axis: int) -> Array:
         return np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
 
@@ -75,6 +86,9 @@ class Plain:
     def check_range(self, out_of_range: Array) -> None:
         if out_of_range.any() and self.options["validate"] != "off":
             raise IndexError(f"target: out of range at position {int(np.argmax(out_of_range))}")
+
+    def broadcast(self, mask: Array | None, positions: tuple[int, ...]) -> Array | None:
+        return None if mask is None else np.broadcast_to(mask, positions)
 
     def mask(self, mask: Array | None, n: int, acc: np.dtype[Any]) -> Array:
         return np.ones(n, acc) if mask is None else mask.reshape(-1).astype(acc)
@@ -99,13 +113,21 @@ class Plain:
 
     def cap(self, x: Array) -> Array:
         a = self.options["softcap"]
-        return x if a is None else np.asarray(x.dtype.type(a) * np.tanh(x / x.dtype.type(a)))
+        if a is None:
+            return x
+        a = self.representable(a, x.dtype)
+        return np.where(np.isinf(x), x, a * np.tanh(x / a)).astype(x.dtype)
+
+    def representable(self, a: float, dtype: np.dtype[Any]) -> Any:
+        """A softcap that the dtype can hold, with the same answers: beyond its largest number nothing is capped."""
+        info = np.finfo(dtype)
+        return dtype.type(np.clip(a, info.tiny, np.sqrt(info.max)))
 
     def softcap_grad(self, x: Array) -> Array:
         a = self.options["softcap"]
         if a is None:
             return np.ones_like(x)
-        decay = np.exp(-2 * abs(x / x.dtype.type(a)))
+        decay = np.exp(-2 * abs(x / self.representable(a, x.dtype)))
         return np.asarray(4 * decay / (1 + decay) ** 2)
 
     def statistics(self, x: Array) -> Stats:
@@ -178,7 +200,7 @@ class Plain:
 
     def denominator(self, d: Array) -> Any:
         normalizer = self.options["normalizer"]
-        return self.sum_positions(d) if normalizer is None else d.dtype.type(normalizer)
+        return self.sum_positions(d) if normalizer is None else np.float64(normalizer)
 
     def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
         """The value and the factor of every row of the gradient."""
@@ -187,7 +209,15 @@ class Plain:
         if self.options["on_empty"] == "raise":
             raise ZeroDivisionError("mean over nothing")
         nothing = denominator.dtype.type(0 if self.options["on_empty"] == "zero" else np.nan)
-        return nothing, nothing
+        return numerator if np.isnan(numerator) else nothing, nothing
+
+    def mean_of(self, losses: Array, denominator: Any) -> tuple[Any, Any]:
+        """The same, where the sum of the losses may be beyond the largest number."""
+        total = self.sum_positions(losses)
+        if not np.isinf(total) or np.isinf(losses).any():
+            return self.mean(total, denominator)
+        value, factor = self.mean(self.sum_positions(losses / 1024), denominator)
+        return value * 1024, factor
 
     def upstream(self, up: Any, n: int, acc: np.dtype[Any]) -> Array:
         return np.broadcast_to(np.asarray(1 if up is None else up).astype(acc).reshape(-1), (n,))
@@ -213,9 +243,12 @@ class Plain:
     ) -> tuple[Any, Any]:
         o = self.options
         self.check(x, target, weight, mask)
-        raw, acc, axis = self.rows(x, o["axis"]), self.acc_dtype(x.dtype), o["axis"] % x.ndim
+        given = x if wrt == "logits" else target
+        acc, axis, indices = self.acc_dtype(x.dtype), o["axis"] % x.ndim, target.dtype.kind in "iu"
+        x, target = self.take_classes(x, axis), target if indices else self.take_classes(target, axis)
+        raw = self.rows(x, axis)
         n, classes = raw.shape
-        indices = target.dtype.kind in "iu"
+        mask = self.broadcast(mask, np.moveaxis(x, axis, -1).shape[:-1])
         y = target.reshape(-1) if indices else np.zeros(n, np.int64)
         ignored = self.ignored(y) if indices else np.zeros(n, bool)
         out_of_range = self.out_of_range(y, classes, ignored)
@@ -243,7 +276,7 @@ class Plain:
         if o["reduction"] == "sum":
             value = self.sum_positions(losses)
         if o["reduction"] == "mean":
-            value, factor = self.mean(self.sum_positions(losses), self.denominator(d))
+            value, factor = self.mean_of(losses, self.denominator(d))
         value = self.finish(value, o["dtype"] or x.dtype)
         if wrt is None:
             return value, None
@@ -253,7 +286,7 @@ class Plain:
         row_weight = np.where(out_of_range, 1, v)  # NaN stays at a row of weight 0
         scaled = self.scale(gradients, self.upstream(up, n, acc), factor, row_weight)
         dtype = self.gradient_dtype(x) if wrt == "logits" else target.dtype
-        return value, self.finish(self.unrows(scaled, x.shape, axis), dtype)
+        return value, self.finish(self.pad_classes(self.unrows(scaled, x.shape, axis), given, axis), dtype)
 
     def implementation(self, name: str = "") -> Implementation:
         """The public face."""
