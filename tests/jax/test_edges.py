@@ -36,3 +36,24 @@ def test_hidden_states_of_width_0_give_the_loss_of_equal_logits(positions: tuple
     np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
     np.testing.assert_allclose(unixent.linear_cross_entropy(hidden, classifier, target), loss)
     assert [grad.shape for grad in grads] == [hidden.shape, classifier.shape]
+
+
+def over_a_mesh(hidden: jax.Array, classifier: jax.Array, target: jax.Array, normalizer: float) -> jax.Array:
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    config = unixent.ParallelConfig.from_mesh(mesh, data="data", model="model")
+    return unixent.cross_entropy(hidden @ classifier.T, target, normalizer=normalizer, parallel=config)
+
+
+@pytest.mark.parametrize("form", ["logits", "linear", "mesh"])
+def test_a_normalizer_beyond_float32_divides_as_it_is(form: str) -> None:
+    hidden, classifier = jnp.ones((2, 4)), jnp.arange(12.0).reshape(3, 4) * 1e-3
+    loss = {
+        "logits": lambda h, w, y, **options: unixent.cross_entropy(h @ w.T, y, **options),
+        "linear": unixent.linear_cross_entropy,
+        "mesh": over_a_mesh,
+    }[form]
+    assert loss(hidden, classifier, Y, normalizer=1e-50) == np.inf
+    assert loss(hidden, classifier, Y, normalizer=1e300) == 0
+    confident = jnp.array([[20.0] * 4, [0.0] * 4, [-20.0] * 4])
+    small = loss(hidden, confident, jnp.array([0, 0]), normalizer=1e-39)
+    np.testing.assert_allclose(small, 2 * np.exp(-80) / 1e-39, rtol=1e-5)

@@ -13,7 +13,7 @@ from unixent_jax import compat
 from unixent_jax.collectives import vary_over
 from unixent_jax.kernel import is_index
 from unixent_jax.kernel.class_axis import class_indices
-from unixent_jax.logits.problem import LossSpec, Positions, positions_of
+from unixent_jax.logits.problem import LossSpec, Positions, normalizer_of, positions_of
 
 
 class LinearSpec(NamedTuple):
@@ -36,7 +36,8 @@ class LinearArrays(NamedTuple):
 
     @classmethod
     def of(cls, problem: LinearProblem) -> LinearArrays:
-        return cls(*(getattr(problem, name) for name in cls._fields))
+        given = cls(*(getattr(problem, name) for name in cls._fields))
+        return given._replace(normalizer=normalizer_of(problem))
 
 
 class LinearRows(NamedTuple):

@@ -34,7 +34,7 @@ def local_loss(spec: LinearSpec, arrays: LinearArrays) -> Array | tuple[Array, A
 def is_empty(spec: LinearSpec, arrays: LinearArrays) -> Array:
     """Whether the denominator of the mean is 0."""
     if arrays.normalizer is not None:
-        return jnp.asarray(arrays.normalizer) == 0
+        return jnp.all(jnp.asarray(arrays.normalizer) == 0)
     arrays = prepare(spec.loss._replace(validate="off"), arrays)
     return jnp.sum(_denominators(spec.loss, positions_by_row(spec.loss, arrays), arrays.weight)) == 0
 

@@ -57,7 +57,17 @@ class LossArrays(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem) -> LossArrays:
-        return cls(problem.logits, problem.target, problem.weight, problem.mask, problem.normalizer)
+        return cls(problem.logits, problem.target, problem.weight, problem.mask, normalizer_of(problem))
+
+
+def normalizer_of(problem: LossProblem) -> Any:
+    """The normalizer; one that the accumulation dtype would round to 0 or infinity as a divisor and a factor, (2,)."""
+    value, limits = problem.normalizer, jnp.finfo(problem.acc_dtype)
+    smallest, largest = float(limits.tiny), float(limits.max)
+    if not isinstance(value, float) or value == 0 or smallest <= value <= largest:
+        return value
+    divisor = min(max(value, smallest), largest)
+    return np.array([divisor, min(max(divisor / value, smallest), largest)], problem.acc_dtype)
 
 
 class Positions(NamedTuple):

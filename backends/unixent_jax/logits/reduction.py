@@ -36,7 +36,7 @@ def local_loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array
 def is_empty(spec: LossSpec, arrays: LossArrays) -> Array:
     """Whether the denominator of the mean is 0."""
     if arrays.normalizer is not None:
-        return jnp.asarray(arrays.normalizer) == 0
+        return jnp.all(jnp.asarray(arrays.normalizer) == 0)
     arrays = prepare(spec._replace(validate="off"), arrays)
     positions = positions_of(spec, arrays.target, arrays.mask)
     return jnp.sum(_denominators(spec, arrays.logits, positions, arrays.weight)) == 0
@@ -72,6 +72,8 @@ def reduce(
         numerator, denominator = sum_scalars(axes, numerator, jnp.sum(denominators))
     else:
         (numerator,), denominator = sum_scalars(axes, numerator), normalizer
+        if normalizer.ndim:
+            numerator, denominator = numerator * normalizer[1], normalizer[0]
     if unweighted and normalizer is None and spec.on_empty == "zero":
         # Empty where every position is ignored: the numerator is 0 then, and a look at NaN would cost XLA a row.
         is_empty = denominator == 0

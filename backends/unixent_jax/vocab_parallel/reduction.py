@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from unixent_jax.collectives import ShardAxes
@@ -30,7 +31,8 @@ def logits_loss(spec: MeshSpec, arrays: LossArrays) -> Array | tuple[Array, Arra
     def body(shard_axes: ShardAxes, shards: dict[str, Any]) -> Any:
         return local_logits_loss(loss.on_shards(shard_axes), LossArrays(**shards))
 
-    placements = {"logits": full, "target": rows if is_index(arrays.target) else full, **_common_placements(rows)}
+    target = rows if is_index(arrays.target) else full
+    placements = {"logits": full, "target": target, **_common_placements(rows, arrays)}
     return map_shards(axes, arrays._asdict(), placements, positions, body, loss)
 
 
@@ -52,10 +54,11 @@ def linear_loss(spec: MeshSpec, arrays: LinearArrays) -> Array | tuple[Array, Ar
         "classifier": (axes.model, ()),
         "bias": (axes.model,),
         "target": rows if is_index(arrays.target) else (*rows, axes.model),
-        **_common_placements(rows),
+        **_common_placements(rows, arrays),
     }
     return map_shards(axes, arrays._asdict(), placements, positions, body, loss)
 
 
-def _common_placements(rows: Placement) -> dict[str, Placement]:
-    return {"mask": rows, "weight": ((),), "normalizer": ()}
+def _common_placements(rows: Placement, arrays: LossArrays | LinearArrays) -> dict[str, Placement]:
+    normalizer = () if arrays.normalizer is None else ((),) * jnp.ndim(arrays.normalizer)
+    return {"mask": rows, "weight": ((),), "normalizer": normalizer}
