@@ -101,8 +101,9 @@ class TorchBackend:
             # torch warns of memory that it must not write to, and has no foreign byte orders, no negative strides and
             # none that are not a multiple of the item.
             steps = all(step >= 0 and step % value.itemsize == 0 for step in value.strides)
-            usable = steps and value.flags.writeable and value.dtype.isnative
-            tensor = torch.from_numpy(value if usable else value.astype(value.dtype.newbyteorder("=")))
+            dtype = np.dtype(value.dtype.name)  # native, and not C's unsigned long long, which torch doesn't know
+            usable = steps and value.flags.writeable and value.dtype.isnative and value.dtype.char == dtype.char
+            tensor = torch.from_numpy(value if usable else value.astype(dtype))
         return tensor if like is None else tensor.to(like.device)
 
     def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:

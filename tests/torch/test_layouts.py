@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,3 +33,11 @@ def test_other_layouts_than_dense_are_refused_by_name(name: str) -> None:
         unixent.cross_entropy(LOGITS, LAYOUTS[name](LOGITS.softmax(1)))
     with pytest.raises(unixent.BackendError, match=f"classifier: expected a dense array; got one of layout {layout}"):
         unixent.linear_cross_entropy(LOGITS, LAYOUTS[name](LOGITS), INDEX)
+
+
+@pytest.mark.parametrize("dtype", [np.ulonglong, np.longlong, np.dtype(">i4"), np.dtype(">u8")], ids=str)
+def test_every_integer_of_numpy_is_taken(dtype: np.typing.DTypeLike) -> None:
+    fields = np.zeros(4, [("", "i1"), ("index", dtype)])  # its items are no multiple of their size apart
+    fields["index"] = INDEX.numpy()
+    for target in (INDEX.numpy().astype(dtype), fields["index"]):
+        torch.testing.assert_close(unixent.cross_entropy(LOGITS, target), unixent.cross_entropy(LOGITS, INDEX))
