@@ -84,7 +84,7 @@ def value(truth: float, bound: float = 0.0, dtype: str = "float32") -> Part:
         (INFINITY, 65504.0, value(65000.0, 1.0, "float16"), INFINITY),
     ],
 )
-def test_units(one: float, other: float, part: Part, units: float) -> None:
+def test_a_difference_is_counted_in_units_of_both_bounds(one: float, other: float, part: Part, units: float) -> None:
     for first, second in ((one, other), (other, one)):
         pair = (np.asarray(item, part.dtype) for item in (first, second))
         agreement = between(*pair, part).units

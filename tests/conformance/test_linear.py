@@ -81,7 +81,7 @@ def exactly(wide: np.longdouble) -> mpmath.mpf:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_truth(name: str) -> None:
+def test_the_truth_is_that_of_exact_arithmetic(name: str) -> None:
     """Every estimate within 2^-52 of its terms' magnitudes; the bounds themselves are far above."""
     call = RECIPES[name].call()
     estimates = tolerance.estimates(oracle.solve(call), call.differentiable())

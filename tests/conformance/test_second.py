@@ -67,7 +67,7 @@ def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("id", IDS)
-def test_truth(id: str) -> None:
+def test_the_truth_is_that_of_exact_arithmetic(id: str) -> None:
     call = find(id).build()
     start = {name: exact(getattr(call, name)) for name in call.differentiable()}
     along = {name: exact(direction) for name, direction in call.directions().items()}

@@ -226,7 +226,7 @@ def test_check_passes_what_holds() -> None:
         (f"{PLAIN}er", 2, "plainer"),
     ],
 )
-def test_exit_codes(tested: str, code: int, text: str) -> None:
+def test_the_exit_code_says_what_became_of_the_run(tested: str, code: int, text: str) -> None:
     console = Console(file=io.StringIO(), width=120)
     features = ["mask", "class weights"]
     assert runs.run([tested], quick=True, features=features, console=console) == code

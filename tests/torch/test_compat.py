@@ -104,7 +104,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.usefixtures("_without")
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_transforms(transform: Callable[[Any], Any]) -> None:
+def test_transforms_are_right_without_private_names(transform: Callable[[Any], Any]) -> None:
     x, y = problem()
     x = x.detach()
     ours, stock = transform(lambda x: unixent.cross_entropy(x, y)), transform(lambda x: F.cross_entropy(x, y))
@@ -112,7 +112,7 @@ def test_transforms(transform: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.usefixtures("_without")
-def test_forward_mode() -> None:
+def test_forward_mode_is_right_without_private_names() -> None:
     x, y = problem()
 
     def tangent(loss: Callable[..., Any]) -> Tensor:
@@ -124,7 +124,7 @@ def test_forward_mode() -> None:
 
 
 @pytest.mark.usefixtures("_without")
-def test_tracers() -> None:
+def test_tracers_are_right_without_private_names() -> None:
     x, y = problem()
     torch.compiler.reset()
     compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend="aot_eager")

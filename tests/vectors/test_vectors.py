@@ -189,7 +189,7 @@ def unixent(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands_export_a_set_and_hold_a_backend_to_it(tmp_path: Path) -> None:
     done = unixent("export", "golden", "--feature", "mask", "--feature", "bad input", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.match(r"\d+ vectors, version 1\.\d, \d\.\d MB in golden", done.stdout)

@@ -80,7 +80,7 @@ def test_half_precision_has_float32_statistics(mesh, axes, call, options, dtype)
     check(given, "logits gradient", over_devices(mesh, given, own, (P(), FULL)))
 
 
-def test_terms(mesh, axes, call):
+def test_terms_inside_shard_map_are_those_of_the_whole(mesh, axes, call):
     given = call("index", "smoothing")
     actual = over_devices(mesh, given, lambda own: unixent.loss_terms(**own, **given.options, parallel=axes), P())
     check(given, "terms", actual)
@@ -127,7 +127,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("target_kind", KINDS)
-def test_transforms(wide, mesh, axes, call, target_kind):
+def test_transforms_of_a_loss_inside_shard_map_are_those_of_the_whole(wide, mesh, axes, call, target_kind):
     """Of the whole shard_map, against the same of the whole loss: all as one program, which takes half as long."""
     given = call(target_kind, "z-loss and softcap")
     given = replace(given, options={**given.options, "label_smoothing": 0.1 if target_kind == "probability" else 0.0})
