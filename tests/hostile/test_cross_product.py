@@ -19,7 +19,6 @@ PRODUCTS: list[Product] = [
 # What is not mended yet: framework, transform, argument.
 OPEN = {
     *(("torch", "jvp", constant) for constant in ("weight", "mask", "normalizer")),
-    ("torch", "compile", "dtype"),
     ("torch", "export", "grad_output"),
     ("mindspore", "jvp", "logits"),
 }
