@@ -16,8 +16,11 @@ from unixent_hostile.sweep import sweep
 BACKENDS = ["numpy", *(name for name in ("torch", "jax", "mindspore") if find_spec(name))]
 
 
-@pytest.mark.xfail(reason="the oracle still caps infinite logits, which the definition no longer does")
-@pytest.mark.parametrize("backend", BACKENDS)
+# Gradients under a normalizer of 1e-50 are NaN on JAX where 0 is due: its reciprocal is no float32.
+OPEN = {"jax": pytest.mark.xfail(reason="JAX scales gradients by the reciprocal of a normalizer")}
+
+
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=OPEN.get(name, ())) for name in BACKENDS])
 def test_hostile_calls_give_the_exact_value_or_an_error_that_names_the_argument(backend: str) -> None:
     result = sweep(backend, seed=20261129, first=0, count=500)
     assert result.counts["calls"] == 500

@@ -77,7 +77,8 @@ class Solution:
             if name == "bias":
                 return np.asarray(gradient.sum(axis=0))
             if name == "classifier":
-                return np.asarray(gradient.T @ linear.hidden)
+                exists = np.arange(gradient.shape[1])[:, None] < self.rows.classes
+                return np.where(exists, gradient.T @ linear.hidden, 0)  # also beside hidden states that hold NaN
             # An inactive row is exactly 0, even beside a classifier that holds NaN.
             carried = np.where(self.rows.inactive[:, None], 0, gradient @ linear.classifier)
             return np.asarray(carried.reshape(*self.rows.positions, linear.classifier.shape[1]))
