@@ -71,7 +71,7 @@ def row_losses(
         threads: the most threads to use.
 
     Returns:
-        Whether it was done: an array whose positions lie along more than `MAX_AXES` strides is not taken.
+        Whether it was done. Not taken are arrays at no address, and positions along more than `MAX_AXES` strides.
 
     Raises:
         MemoryError: no memory for a row of each thread.
@@ -90,6 +90,8 @@ def row_losses(
         count *= size
     if not count:
         return True
+    if not losses or not all(array.data for array in arrays if array is not None):
+        return False
     pad = (0,) * (MAX_AXES - len(axes))
     fields: list[int] = []
     nth = 0

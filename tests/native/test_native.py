@@ -15,7 +15,7 @@ from exponential import native_exp, worst_ulp
 
 from unixent.errors import OptionError
 from unixent_native import library as library_module
-from unixent_native.call import merged_axes
+from unixent_native.call import Strided, merged_axes, row_losses
 from unixent_numpy.kernel import KernelSpec, native
 
 FLOAT32 = np.dtype("f4")
@@ -168,6 +168,11 @@ def test_positions_along_many_strides_are_left_to_numpy(native_library):
     x = rng.normal(size=(3,) * 11).astype(np.float32)[tuple([slice(None, None, 2)] * 10)]
     operands = (np.zeros(x.shape[:-1], int), None, None, None, KernelSpec(FLOAT32, 0.0, 0.0, None))
     assert native.row_losses(native_library, x, *operands) is None
+
+
+def test_an_array_at_no_address_is_not_taken(native_library):
+    nothing = Strided(0, 2, (12, 4))
+    assert not row_losses(native_library, (2, 3), nothing, 0, None, 0, 0, 0, 0, 0, None, None, 2, 0.0, 0.0, None, 1)
 
 
 def run_python(code: str, **environment: str) -> str:
