@@ -115,8 +115,8 @@ class NativeKernel(BuildHookInterface):  # type: ignore[misc]
     def dependencies(self) -> list[str]:
         if self.target_name != "wheel" or os.environ.get("UNIXENT_NATIVE") == "0":
             return []
-        found = compiler()
-        return ["ziglang"] if os.environ.get("UNIXENT_TARGET") or found is None or "ziglang" in found else []
+        command = compiler()
+        return ["ziglang"] if os.environ.get("UNIXENT_TARGET") or command is None or "ziglang" in command else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":

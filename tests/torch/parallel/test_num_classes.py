@@ -34,8 +34,8 @@ def expected(gradient: torch.Tensor, dim: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("classes", [7, 3, 1])
 @pytest.mark.parametrize("target", [INDEX, PROBABILITIES], ids=["indices", "probabilities"])
-@pytest.mark.parametrize("kind", ["groups", "DTensor"])
-def test_the_logits_form_is_that_of_the_classes_that_exist(on_ranks, kind: str, target: torch.Tensor, classes: int):
+@pytest.mark.parametrize("split_by", ["groups", "DTensor"])
+def test_the_logits_form_is_that_of_the_classes_that_exist(on_ranks, split_by: str, target: torch.Tensor, classes: int):
     """With 7, 3 and 1 of 8 classes on 2 processes, the second holds 3, or none."""
     y = target % classes if target.ndim == 1 else target
     existing = y[:, :classes] if y.ndim == 2 else y
@@ -45,14 +45,14 @@ def test_the_logits_form_is_that_of_the_classes_that_exist(on_ranks, kind: str, 
     def work(ranks):
         columns = slice(4, 8) if ranks.rank else slice(0, 4)
         options = {**OPTIONS, "num_classes": classes}
-        if kind == "DTensor":
+        if split_by == "DTensor":
             placements = [Replicate(), Shard(1)]
             leaf = DTensor.from_local(x[:, columns].clone(), ranks.mesh, placements, run_check=False).requires_grad_()
             own = y if y.ndim == 1 else DTensor.from_local(y[:, columns], ranks.mesh, placements, run_check=False)
         else:
             leaf, own = x[:, columns].clone().requires_grad_(), y if y.ndim == 1 else y[:, columns]
             options["parallel"] = ranks.config
-        local = lambda array: array.to_local() if kind == "DTensor" else array  # noqa: E731
+        local = lambda array: array.to_local() if split_by == "DTensor" else array  # noqa: E731
         value = unixent.cross_entropy(leaf, own, **options)
         value.backward()
         torch.testing.assert_close(local(value), loss)
@@ -65,8 +65,8 @@ def test_the_logits_form_is_that_of_the_classes_that_exist(on_ranks, kind: str, 
 
 
 @pytest.mark.parametrize("classes", [7, 3])
-@pytest.mark.parametrize("kind", ["groups", "DTensor"])
-def test_the_linear_form_is_that_of_the_classes_that_exist(on_ranks, kind: str, classes: int):
+@pytest.mark.parametrize("split_by", ["groups", "DTensor"])
+def test_the_linear_form_is_that_of_the_classes_that_exist(on_ranks, split_by: str, classes: int):
     loss, grads = unixent.linear_value_and_grad(HIDDEN, CLASSIFIER[:classes], INDEX, **OPTIONS)
     weight = padded(CLASSIFIER, 0, classes)
 
@@ -74,12 +74,12 @@ def test_the_linear_form_is_that_of_the_classes_that_exist(on_ranks, kind: str, 
         rows = slice(4, 8) if ranks.rank else slice(0, 4)
         hidden, classifier = HIDDEN.clone(), weight[rows].clone()
         options = {**OPTIONS, "num_classes": classes}
-        if kind == "DTensor":
+        if split_by == "DTensor":
             hidden = DTensor.from_local(hidden, ranks.mesh, [Replicate(), Replicate()], run_check=False)
             classifier = DTensor.from_local(classifier, ranks.mesh, [Replicate(), Shard(0)], run_check=False)
         else:
             options["parallel"] = ranks.config
-        local = lambda array: array.to_local() if kind == "DTensor" else array  # noqa: E731
+        local = lambda array: array.to_local() if split_by == "DTensor" else array  # noqa: E731
         hidden.requires_grad_(), classifier.requires_grad_()
         value = unixent.linear_cross_entropy(hidden, classifier, INDEX, **options)
         value.backward()
