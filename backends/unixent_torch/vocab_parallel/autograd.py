@@ -19,8 +19,9 @@ from unixent_torch.collectives import LocalShard, sum_over_processes
 from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
 from unixent_torch.logits.gradient import Operands, given_tangents, in_order, inner, needed, scaled
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
+from unixent_torch.vocab_parallel.gradients import shard_gradients
 from unixent_torch.vocab_parallel.hvp import shard_hvp
-from unixent_torch.vocab_parallel.statistics import ShardStats, shard_gradients, shard_losses
+from unixent_torch.vocab_parallel.statistics import ShardStats, shard_losses
 
 _NUM_STATS = len(ShardStats._fields)
 

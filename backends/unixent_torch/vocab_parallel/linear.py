@@ -26,7 +26,8 @@ from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearPass, Linea
 from unixent_torch.logits.autograd import is_transformed
 from unixent_torch.logits.gradient import in_order, needed, scaled
 from unixent_torch.logits.reduction import expand_to, grad_scale_of, reduce
-from unixent_torch.vocab_parallel.statistics import ShardStats, shard_gradients, shard_losses
+from unixent_torch.vocab_parallel.gradients import shard_gradients
+from unixent_torch.vocab_parallel.statistics import ShardStats, shard_losses
 
 
 def shard_linear_losses(

@@ -16,8 +16,9 @@ from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.problem import LogitsCall, LossCall
 from unixent_torch.logits.reduction import reduce
 from unixent_torch.vocab_parallel.autograd import ReverseShardLoss, TracedShardLoss, TransformedShardLoss
+from unixent_torch.vocab_parallel.gradients import shard_gradients
 from unixent_torch.vocab_parallel.linear import ReverseShardLinear, shard_linear_losses
-from unixent_torch.vocab_parallel.statistics import shard_gradients, shard_losses
+from unixent_torch.vocab_parallel.statistics import shard_losses
 
 
 class ShardLogitsCall(LogitsCall):
