@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn
 
 import unixent
-from unixent.arguments import CommonArguments
+from unixent.arguments import CommonArguments, as_backend_array
 from unixent.dispatch import logits_loss
 from unixent.keywords import LossKeywords, shows_keywords
+from unixent.registry import get_backend
 from unixent_mindspore.collectives import grid
 
 if sys.version_info >= (3, 11):
@@ -87,7 +87,9 @@ class CrossEntropyLoss(nn.Cell):
         )
         self.check_for_nan_in_loss_and_grad = bool(check_for_nan_in_loss_and_grad)
         self.calculate_per_token_loss = bool(calculate_per_token_loss)
-        self.weight = weight if weight is None or isinstance(weight, Tensor) else Tensor(np.asarray(weight, np.float32))
+        self.weight = weight
+        if weight is not None:
+            self.weight = as_backend_array(get_backend("mindspore"), "weight", weight, None)
         evaluated = self.checked.options
         if self.calculate_per_token_loss:
             evaluated = replace(evaluated, reduction="sum")

@@ -152,3 +152,19 @@ def test_training_steps_by_with_loss_cell_lower_the_loss(mode):
     losses = [float(train(features, INPUTS[1])) for _ in range(4)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        np.zeros(5, [("x", "f4"), ("y", "i4")]),
+        np.array([b""] * 5),
+        np.array([None] * 5),
+        np.zeros(5, "datetime64[s]"),
+        np.ma.masked_array(np.ones(5), [0, 0, 1, 0, 0]),
+    ],
+    ids=["records", "bytes", "objects", "dates", "masked"],
+)
+def test_class_weights_that_are_no_numbers_are_refused_by_name(weight):
+    with pytest.raises(unixent.UnixentError, match="^weight: "):
+        CrossEntropyLoss(weight=weight)

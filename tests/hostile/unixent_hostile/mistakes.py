@@ -81,7 +81,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "axis": (7, -8, 1.0, "1", None, True, (0,), 2**70),
     "normalizer": (-1.0, NAN, INF, "3", True, ABOVE, -ABOVE, [3.0], np.array(-1.0), np.array(NAN), np.ones(2), 1j),
     "chunk": (0, -1, 1.5, "2", True, NAN, [1]),
-    "wrt": ("weight", (), None, 3, ("logits", "loss"), [], "classifer", {"logits"}),
+    "wrt": ("weight", (), None, 3, ("logits", "loss"), [], "classifiers", {"logits"}),
     "backend": ("nope", 3, "", b"numpy"),
     "parallel": (3, "dp", object()),
     "num_classes": (0, -1, 1.5, "3", True, 10**9, [1], 2**70),
