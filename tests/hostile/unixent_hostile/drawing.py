@@ -201,7 +201,7 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
         if traits.views and r.random() < 0.3:
             arrays[name] = laid_out(arrays[name], r)
         given[name] = "own" if "autograd" in form or s.random() < 0.85 else "numpy"
-    compiled = s.random() < traits.compiled and form != "native_module"
+    compiled = s.random() < traits.compiled and not form.endswith("module")
     if not compiled and "autograd" not in form and s.random() < 0.06:
         name = s.choice(sorted(set(arrays) - {"grad_output", "logits", "hidden"} - set(wrt)) or ["target"])
         if name not in wrt and arrays[name].size and not (name == "target" and arrays[name].dtype == np.uint64):

@@ -119,17 +119,18 @@ class MindSpore(Framework):
     name = "mindspore"
     traits = Traits(views=False, per_structure=64, compiled=0.03)
 
+    def __init__(self) -> None:
+        self.grad_operation = import_module("mindspore").ops.GradOperation  # no import where it is compiled
+
     def give(self, array: Array) -> Any:
         return self.harness.from_numpy(np.array(array, order="C"))
 
     def autograd(
         self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
     ) -> tuple[Any, tuple[Any, ...]]:
-        from mindspore import ops
-
         value = function(*arrays)
         inputs = arrays if grad_output is None else [*arrays, grad_output.astype(value.dtype)]
-        gradients = ops.GradOperation(get_all=True, sens_param=grad_output is not None)(function)(*inputs)
+        gradients = self.grad_operation(get_all=True, sens_param=grad_output is not None)(function)(*inputs)
         return value, tuple(gradients[i] for i in wrt)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
