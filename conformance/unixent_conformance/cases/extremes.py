@@ -15,7 +15,8 @@ from unixent_conformance.cases.inputs import DTYPES, Recipe, dtype_of
 from unixent_conformance.cases.linear import Linear
 from unixent_conformance.model import Call, Case, Tier
 
-CAPPED, EMPTY, MASK = "confident softcap", "empty mean of NaN", "broadcast mask"
+CAPPED, EMPTY = "confident softcap", "empty mean of NaN"
+MASK, FUSED = "broadcast mask", "fused linear broadcast mask"
 
 
 def cases() -> Iterator[Case]:
@@ -86,13 +87,14 @@ def _masks() -> Iterator[Case]:
         "fused": Linear(Recipe(positions=(4, 3)), chunk=5),
     }
     for name, recipe in recipes.items():
+        feature = FUSED if name == "fused" else MASK
         for word, shape in shapes.items():
             for dtype in ("bool", "int64", "float32"):
                 for reduction in ("none", "mean"):
                     build, quick = partial(_masked, recipe, shape, dtype, reduction), dtype + reduction == "float32mean"
-                    stem = f"{MASK}/{name}, {word}/{dtype}-{reduction}"
+                    stem = f"{feature}/{name}, {word}/{dtype}-{reduction}"
                     questions = VALUE_AND_GRADIENTS if name == "fused" else VALUE_AND_GRADIENT
-                    yield from each(stem, MASK, build, questions, quick=quick)
+                    yield from each(stem, feature, build, questions, quick=quick)
                 if name != "fused":
                     build = partial(_masked, recipe, shape, dtype, "mean")
                     yield make(f"{MASK}/{name}, {word}/{dtype}-terms", MASK, build, "terms")

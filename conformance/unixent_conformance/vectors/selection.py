@@ -45,6 +45,7 @@ REASONS = {
     "confident softcap": "A capped logit must have the same bits wherever it enters, or a small loss is lost.",
     "empty mean of NaN": "A mean over nothing hides no NaN.",
     "broadcast mask": "A mask with 1 where it is the same for all counts as if it were written out.",
+    "fused linear broadcast mask": "The same of a fused form, whose chunks each take their part of such a mask.",
     "fused linear padding": "Padding of the vocabulary, by -inf or beyond num_classes, through hidden and classifier.",
     "fused linear": "Loss and gradients through hidden, classifier and bias, without the logits.",
     "fused linear chunks": "The answer does not depend on how positions are cut into chunks.",
