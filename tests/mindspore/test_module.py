@@ -166,5 +166,5 @@ def test_training_steps_by_with_loss_cell_lower_the_loss(mode):
     ids=["records", "bytes", "objects", "dates", "masked"],
 )
 def test_class_weights_that_are_no_numbers_are_refused_by_name(weight):
-    with pytest.raises(unixent.UnixentError, match="^weight: "):
+    with pytest.raises(unixent.UnixentError, match=r"^weight: "):
         CrossEntropyLoss(weight=weight)
