@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from unixent_native.library import Library
@@ -16,6 +18,7 @@ MAX_AXES = 8
 NUMBERS_PER_THREAD = 1 << 15
 
 _pack = struct.Struct(f"{4 * (3 + MAX_AXES)}q 9q {MAX_AXES}q 2q 3d").pack
+_data, _strides = attrgetter("data"), attrgetter("strides")
 _ABSENT = (0,) * (3 + MAX_AXES)
 
 
@@ -77,32 +80,25 @@ def row_losses(
         MemoryError: no memory for a row of each thread.
     """
     arrays = (x, probabilities, x_grad, probabilities_grad)
-    positions, num_classes = shape[:-1], shape[-1]
-    given = [array.strides for array in arrays if array is not None]
-    if len(positions) > 1:
-        axes = merged_axes(positions, given)
-        if len(axes) > MAX_AXES:
-            return False
-    else:
-        axes = [(size, [strides[0] for strides in given]) for size in positions]
-    count = 1
-    for size, _ in axes:
-        count *= size
+    given = list(filter(None, arrays))
+    sizes, steps = merged_axes(shape[:-1], list(zip(*map(_strides, given), strict=True)))
+    if len(sizes) > MAX_AXES:
+        return False
+    count, num_classes = math.prod(sizes), shape[-1]
     if not count:
         return True
-    if not losses or not all(array.data for array in arrays if array is not None):
+    if not losses or not all(map(_data, given)):
         return False
-    pad = (0,) * (MAX_AXES - len(axes))
+    pad = (0,) * (MAX_AXES - len(sizes))
     fields: list[int] = []
-    nth = 0
+    by_array = zip(*steps, strict=True)
     for array in arrays:
         if array is None:
             fields += _ABSENT
         else:
-            fields += (array.data, array.dtype, array.strides[-1], *[strides[nth] for _, strides in axes], *pad)
-            nth += 1
+            fields += (array.data, array.dtype, array.strides[-1], *next(by_array, ()), *pad)
     fields += (index, weight, position_weight, grad_scale, losses)
-    fields += (grad_scale_step, acc_dtype, num_classes, len(axes), *[size for size, _ in axes], *pad)
+    fields += (grad_scale_step, acc_dtype, num_classes, len(sizes), *sizes, *pad)
     threads = max(1, min(threads, count * num_classes // NUMBERS_PER_THREAD))
     packed = _pack(*fields, count, threads, label_smoothing, z_loss, softcap or 0.0)
     if library.rows(packed, library.isa):
@@ -110,15 +106,19 @@ def row_losses(
     return True
 
 
-def merged_axes(positions: tuple[int, ...], strides: Sequence[tuple[int, ...]]) -> list[tuple[int, list[int]]]:
+def merged_axes(
+    positions: tuple[int, ...], steps: Sequence[tuple[int, ...]]
+) -> tuple[list[int], list[tuple[int, ...]]]:
     """Sizes of the axes of P and each array's stride along them; neighbours that are one axis in memory become one."""
-    axes: list[tuple[int, list[int]]] = []
-    for axis, size in enumerate(positions):
-        steps = [each[axis] for each in strides]
+    sizes: list[int] = []
+    merged: list[tuple[int, ...]] = []
+    for size, inner in zip(positions, steps, strict=False):  # without the classes' axis, the last
         if size == 1:
             continue
-        if axes and all(outer == step * size for outer, step in zip(axes[-1][1], steps, strict=True)):
-            axes[-1] = (axes[-1][0] * size, steps)
+        if sizes and all(outer == step * size for outer, step in zip(merged[-1], inner, strict=True)):
+            sizes[-1] *= size
+            merged[-1] = inner
         else:
-            axes.append((size, steps))
-    return axes
+            sizes.append(size)
+            merged.append(inner)
+    return sizes, merged

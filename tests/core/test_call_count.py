@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ TARGET = np.random.default_rng(1).integers(500, size=64)
 
 def calls_of_ours(call: Callable[[], Any]) -> int:
     """How many Python functions of unixent and its backends a warm call enters, the generated ones of classes apart."""
-    packages = ["unixent", *(f"unixent_{name}" for name in ("numpy", "torch", "jax", "mindspore") if find_spec(name))]
-    folders = tuple(str(Path(str(import_module(name).__file__)).parent) for name in packages)
     count = 0
 
     def profile(frame: Any, event: str, _: Any) -> None:
@@ -30,6 +28,8 @@ def calls_of_ours(call: Callable[[], Any]) -> int:
 
     for _ in range(3):
         call()
+    ours = [module for name, module in sys.modules.items() if re.fullmatch(r"unixent(_\w+)?", name)]
+    folders = tuple([str(Path(str(module.__file__)).parent) + os.sep for module in ours])
     previous = sys.getprofile()
     sys.setprofile(profile)
     try:

@@ -158,9 +158,10 @@ def test_a_forked_process_computes_the_same(native_library):
 
 
 def test_axes_that_are_one_in_memory_are_merged():
-    assert merged_axes((4, 5, 6), [(240, 48, 8), (120, 24, 4)]) == [(120, [8, 4])]
-    assert merged_axes((4, 5, 6), [(240, 48, 8), (4, 16, 80)]) == [(4, [240, 4]), (5, [48, 16]), (6, [8, 80])]
-    assert merged_axes((1, 5, 1), [(0, 8, 3)]) == [(5, [8])]
+    # The last stride is that of the classes.
+    assert merged_axes((4, 5, 6), [(240, 120), (48, 24), (8, 4), (1, 1)]) == ([120], [(8, 4)])
+    assert merged_axes((4, 5, 6), [(240, 4), (48, 16), (8, 80), (1, 1)]) == ([4, 5, 6], [(240, 4), (48, 16), (8, 80)])
+    assert merged_axes((1, 5, 1), [(0,), (8,), (3,), (1,)]) == ([5], [(8,)])
 
 
 def test_positions_along_many_strides_are_left_to_numpy(native_library):

@@ -96,7 +96,8 @@ def strided(array: Array) -> Strided:
 
 
 def _contiguous(array: Array | None, dtype: np.dtype[Any]) -> Array | None:
-    return None if array is None else np.ascontiguousarray(array, dtype).reshape(array.shape)
+    # A 0-d array would get an axis.
+    return None if array is None else np.asarray(array, dtype, order="C")
 
 
 def _address(array: Array | None) -> int:

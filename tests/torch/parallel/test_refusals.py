@@ -70,6 +70,7 @@ def test_what_one_process_refuses_all_refuse_and_the_next_call_is_right(name: st
     assert all(errors), errors
     assert isinstance(errors[3], (unixent.UnixentError, TypeError, OSError, RuntimeError))
     for error in errors[:3]:
-        # Or its call is another one to begin with, where it alone passes a mask.
+        # Or its call is another one to begin with, where it alone passes a mask or has another target.
         assert isinstance(error, unixent.UnixentError), error
-        assert re.search("^parallel: .*(refused its arguments; see its error|expected the same options)", str(error))
+        refusal = "refused its arguments; see its error|expected the same (options|positions, targets and mask)"
+        assert re.search(f"^parallel: .*({refusal})", str(error))
