@@ -48,6 +48,32 @@ def test_no_derivative_at_a_minus_infinite_logit_is_nan(form: str, cap: float | 
     assert not results["hessian"][0, :, 0, 0].any()
 
 
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize("form", FORMS)
+def test_reverse_over_reverse_at_a_minus_infinite_logit_is_forward_over_reverse(form: str, cap: float | None) -> None:
+    def loss(x: jax.Array, q: jax.Array) -> Any:
+        return FORMS[form](x, q, softcap=cap)
+
+    def by_index(x: jax.Array) -> Any:
+        return FORMS[form](x, jnp.array([1]), softcap=cap)
+
+    def smoothed(x: jax.Array) -> Any:
+        return FORMS[form](x, jnp.array([1]), softcap=cap, label_smoothing=0.1, weight=jnp.array([0.0, 1.0, 1.0]))
+
+    @jax.jit
+    def derivatives(x: jax.Array, q: jax.Array) -> Any:
+        kinds = {"index": by_index, "smoothed": smoothed, "probability": lambda x: loss(x, q)}
+        both = {name: (jax.jacrev(jax.grad(f))(x), jax.jacfwd(jax.grad(f))(x)) for name, f in kinds.items()}
+        by_probability = jax.grad(loss, 1)
+        # The gradient of a class whose logit is -inf is infinite itself, and has no derivative to speak of.
+        mixed = (jac(by_probability, 0)(x, q)[0, 1:] for jac in (jax.jacrev, jax.jacfwd))
+        return {**both, "mixed": tuple(mixed)}
+
+    for name, (reverse, forward) in derivatives(X, Q).items():
+        assert np.isfinite(reverse).all(), name
+        np.testing.assert_allclose(reverse, forward, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_class_of_probability_0_has_an_infinite_derivative_only_where_its_probability_moves(form: str) -> None:
     forward = jax.jacfwd(lambda q: FORMS[form](X, q))(Q)

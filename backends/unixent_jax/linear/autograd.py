@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from unixent_jax import kernel
 from unixent_jax.collectives import sum_scalars
 from unixent_jax.kernel import ClassAxis
 from unixent_jax.kernel.rows import inner_with_tangent, is_known
@@ -63,20 +64,39 @@ def _sum_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: t
     return total, sum_scalars(spec.loss.model_axes, tangent)[0]
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _sum_and_grads(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tuple[Array, dict[str, Array]]:
-    """The sum of the losses and its gradients."""
+    """The sum of the losses and its gradients, as one function with a rule.
 
+    Where JAX linearizes a rule that holds a bare scan, it inlines the rules of what the scan calls, without which
+    reverse over reverse meets 0 * inf at a logit of -inf.
+    """
+    return _scan_chunks(spec, wrt, rows)
+
+
+@_sum_and_grads.defjvp
+def _sum_and_grads_jvp(spec: LinearSpec, wrt: tuple[str, ...], primals: Any, tangents: Any) -> Any:
+    return jax.jvp(partial(_scan_chunks, spec, wrt), primals, tangents)
+
+
+def _scan_chunks(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tuple[Array, dict[str, Array]]:
     def step(sums: dict[str, Any], chunk: Chunk) -> tuple[dict[str, Any], dict[str, Array]]:
-        of = partial(chunk_losses, spec.loss.kernel, rows, chunk)
         by_row = {}
-        by_row["losses"], vjp = jax.vjp(of, chunk_logits(rows, chunk), chunk.target)
-        logits_grad, target_grad = vjp(jnp.ones_like(by_row["losses"]))
+        by_row["losses"], (logits_grad, *target_grad) = kernel.row_losses(
+            chunk_logits(rows, chunk),
+            chunk.target,
+            rows.weight,
+            chunk.position_weight,
+            chunk.position_weight,
+            spec.loss.kernel,
+            ("logits", "target") if "target" in wrt else ("logits",),
+        )
         if "hidden" in wrt:
             # A selection again: 0 times a NaN in the classifier.
             is_active = (chunk.position_weight != 0)[:, None]
             by_row["hidden"] = jnp.where(is_active, logits_grad @ rows.classifier, 0)
         if "target" in wrt:
-            by_row["target"] = target_grad
+            (by_row["target"],) = target_grad
         sums = dict(sums)
         if "classifier" in sums:
             sums["classifier"] = _add_product(sums["classifier"], logits_grad, chunk.hidden)
