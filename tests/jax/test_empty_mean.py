@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import unixent
 
@@ -34,11 +35,28 @@ def over_a_mesh(form: Loss) -> Loss:
     return loss
 
 
+def inside_shard_map(form: Loss) -> Loss:
+    """The positions over the devices of a mesh; what is said of each goes with it."""
+
+    def loss(logits: jax.Array, target: np.ndarray, **options: Any) -> jax.Array:
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+        config = unixent.ParallelConfig(2, 1, token_group="data")
+        per_position = {"target": target, **{name: options.pop(name) for name in ("mask",) if name in options}}
+
+        def local(own: jax.Array, per_position: dict[str, Any]) -> jax.Array:
+            return form(own, **per_position, parallel=config, **options)
+
+        return jax.shard_map(local, mesh=mesh, in_specs=P("data"), out_specs=P())(logits, per_position)
+
+    return loss
+
+
 FORMS: dict[str, Loss] = {
     "logits": logits_form,
     "linear": linear_form,
     "logits over a mesh": over_a_mesh(logits_form),
     "linear over a mesh": over_a_mesh(linear_form),
+    "logits inside shard_map": inside_shard_map(logits_form),
 }
 EMPTY: dict[str, dict[str, Any]] = {
     "normalizer of 0": {"normalizer": 0.0},
