@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from unixent.errors import BackendError, DTypeError, OptionError, ShapeError
 from unixent.options import FLOAT_DTYPES
-from unixent.protocol import Array, ArrayInfo, Backend
+from unixent.protocol import Array, ArrayInfo, Backend, NumpyTracingBackend
 
 FLOATS = frozenset(FLOAT_DTYPES)
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -64,15 +64,20 @@ def _array_inside(value: Any) -> Any:
     return None
 
 
-def from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
-    """Python numbers and nested lists; integers stay integers only where class indices are meant."""
-    array = _array_inside(value) if isinstance(value, (list, tuple)) else None
+def refuse_array_inside(name: str, value: list[Any] | tuple[Any, ...]) -> None:
+    """Raise for lists that hold a framework's arrays: made one array of NumPy's, they would lose their derivatives."""
+    array = _array_inside(value)
     if array is not None:
-        # Through NumPy it would lose its derivative.
         raise DTypeError(
             f"{name}: expected an array, or a nested list of numbers; got a list that holds a "
             f"{type(array).__module__}.{type(array).__qualname__} (make one array of them first: stack)"
         )
+
+
+def from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """Python numbers and nested lists; integers stay integers only where class indices are meant."""
+    if isinstance(value, (list, tuple)):
+        refuse_array_inside(name, value)
     try:
         array = np.asarray(value)
     except ValueError as error:
@@ -87,6 +92,10 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
     of ``like``."""
     if backend.owns(value):
         return value
+    if backend.capabilities.traces_numpy:
+        array = cast(NumpyTracingBackend, backend).traced_asarray(name, value, like)
+        if array is not None:
+            return array
     if isinstance(value, PYTHON_TYPES):
         value = from_python(name, value)
     elif not isinstance(value, (np.ndarray, np.generic)) or isinstance(value, np.ma.MaskedArray):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unixent.arguments import PYTHON_TYPES, refuse_array_inside
 from unixent.classes import P, take_share
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
@@ -60,6 +62,7 @@ class TorchBackend:
         parallel=True,
         batch_invariant=True,
         fast_path=True,
+        traces_numpy=True,
     )
     try_fast_cross_entropy = staticmethod(try_fast_cross_entropy)
 
@@ -106,6 +109,19 @@ class TorchBackend:
             tensor = torch.from_numpy(value if usable else value.astype(dtype))
         return tensor if like is None else tensor.to(like.device)
 
+    def traced_asarray(self, name: str, value: object, like: Tensor | None) -> Tensor | None:
+        if not torch.compiler.is_dynamo_compiling() or not isinstance(value, (np.ndarray, np.generic, *PYTHON_TYPES)):
+            return None
+        from_python = isinstance(value, PYTHON_TYPES)
+        if isinstance(value, (list, tuple)):
+            refuse_array_inside(name, value)
+        tensor = torch.as_tensor(np.asarray(value))
+        if name == "target":
+            tensor = tensor if tensor.numel() else tensor.long()
+        elif from_python and not tensor.is_floating_point() and tensor.dtype is not torch.bool:
+            tensor = tensor.double()
+        return tensor if like is None else tensor.to(like.device)
+
     def broadcast_to(self, array: Tensor, shape: tuple[int, ...]) -> Tensor:
         return array.expand(shape)
 
@@ -131,26 +147,42 @@ class TorchBackend:
     def cross_entropy(self, problem: Problem) -> Tensor | LossTerms:
         if _is_sharded(problem, problem.logits):
             return vocab_parallel.cross_entropy(self._share(problem))
-        return LogitsCall(problem).result()
+        try:
+            return LogitsCall(problem).result()
+        except TypeError as error:
+            _refuse_unrelated_types(problem, error)
+            raise
 
     def value_and_grad(
         self, problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_sharded(problem, problem.logits):
             return vocab_parallel.value_and_grad(self._share(problem), grad_output, wrt)
-        return LogitsCall(problem).value_and_grad(grad_output, wrt)
+        try:
+            return LogitsCall(problem).value_and_grad(grad_output, wrt)
+        except TypeError as error:
+            _refuse_unrelated_types(problem, error)
+            raise
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
         if _is_sharded(problem, problem.hidden, problem.classifier):
             return vocab_parallel.linear_cross_entropy(self._share(problem))
-        return LinearCall(problem).result()
+        try:
+            return LinearCall(problem).result()
+        except TypeError as error:
+            _refuse_unrelated_types(problem, error)
+            raise
 
     def linear_value_and_grad(
         self, problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if _is_sharded(problem, problem.hidden, problem.classifier):
             return vocab_parallel.linear_value_and_grad(self._share(problem), grad_output, wrt)
-        return LinearCall(problem).value_and_grad(grad_output, wrt)
+        try:
+            return LinearCall(problem).value_and_grad(grad_output, wrt)
+        except TypeError as error:
+            _refuse_unrelated_types(problem, error)
+            raise
 
     def _share(self, problem: P) -> P:
         """What exists of this process's share of the classes."""
@@ -189,3 +221,16 @@ def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
             if isinstance(getattr(problem, name), module.DTensor):
                 raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
     return problem.sharding is not None
+
+
+def _refuse_unrelated_types(problem: LossProblem, error: TypeError) -> None:
+    """Name the arguments whose types torch could not combine in an operation, if that is the error."""
+    if "__torch_function__" not in str(error) and "__torch_dispatch__" not in str(error):
+        return
+    arrays = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    types = {name: type(array) for name, array in arrays.items() if isinstance(array, Tensor)}
+    special = {name: each.__name__ for name, each in types.items() if each not in (Tensor, torch.nn.Parameter)}
+    raise BackendError(
+        f"{', '.join(special)}: expected tensors of types that torch can combine; got {', '.join(special.values())} "
+        "(as_subclass(torch.Tensor) makes plain tensors of subclasses that hold their own memory)"
+    ) from error

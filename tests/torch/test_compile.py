@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -226,3 +227,49 @@ def test_compiled_value_and_grad_asks_for_no_gradient() -> None:
     for call in (unixent.value_and_grad, lambda x, y: unixent.linear_value_and_grad(x, torch.eye(7), y, wrt="hidden")):
         for result in torch.compile(call, fullgraph=True, backend="aot_eager")(x, y):
             assert not result.requires_grad
+
+
+INDEX_LIST = [0, 6, 2, 3]
+SIDE_ARGUMENTS: dict[str, Any] = {
+    "int64 indices": lambda x, y: unixent.cross_entropy(x, np.array(INDEX_LIST)),
+    "uint8 indices": lambda x, y: unixent.cross_entropy(x, np.array(INDEX_LIST, np.uint8)),
+    "list of indices": lambda x, y: unixent.cross_entropy(x, INDEX_LIST),
+    "probabilities": lambda x, y: unixent.cross_entropy(x, np.full((4, 7), 0.125, np.float32)),
+    "list of probabilities": lambda x, y: unixent.cross_entropy(x, [[0.125] * 7] * 4),
+    "weight": lambda x, y: unixent.cross_entropy(x, y, weight=np.linspace(0.1, 2, 7)),
+    "list of weights": lambda x, y: unixent.cross_entropy(x, y, weight=[1, 2, 3, 4, 5, 6, 7]),
+    "mask": lambda x, y: unixent.cross_entropy(x, y, mask=np.array([True, False, True, True])),
+    "list as mask": lambda x, y: unixent.cross_entropy(x, y, mask=[True, False, 0.5, 2]),
+    "normalizer": lambda x, y: unixent.cross_entropy(x, y, normalizer=np.array(3.0)),
+    "module": lambda x, y: CrossEntropyLoss(ignore_index=-1)(x, np.array(INDEX_LIST)),
+    "linear": lambda x, y: unixent.linear_cross_entropy(x, np.eye(7, dtype=np.float32), INDEX_LIST, bias=[0.5] * 7),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fullgraph"),
+    [*((name, True) for name in SIDE_ARGUMENTS), ("int64 indices", False), ("list of weights", False)],
+)
+def test_numpy_arrays_and_lists_are_taken_by_a_compiled_loss(name: str, fullgraph: bool) -> None:
+    call, (x, y) = SIDE_ARGUMENTS[name], inputs(4)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=fullgraph, backend="eager")
+    due, got = call(x, y), compiled(x, y)
+    torch.testing.assert_close(got, due)
+    torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(due, x))
+
+
+def test_values_of_numpy_arrays_are_inputs_of_the_graph_and_not_constants() -> None:
+    x, _ = inputs(4)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend=counter)
+    for first in (0, 3, 5):
+        target = np.array([first, 1, 2, 6])
+        torch.testing.assert_close(compiled(x, target), unixent.cross_entropy(x, target))
+    assert counter.frame_count == 1
+
+
+def test_a_list_of_tensors_is_not_taken_by_a_compiled_loss_either() -> None:
+    x, _ = inputs(4)
+    with pytest.raises(unixent.DTypeError, match=r"target: expected .* a list that holds a torch\.Tensor"):
+        torch.compile(unixent.cross_entropy, backend="eager")(x, [torch.full((7,), 0.125)] * 4)

@@ -185,3 +185,39 @@ def test_a_parametrized_weight_is_used_as_it_is_parametrized(batch):
     linear = nn.utils.parametrizations.weight_norm(nn.Linear(D, C))
     got = LinearCrossEntropyLoss(D, C, classifier=linear)(hidden, target)
     torch.testing.assert_close(got, unixent.cross_entropy(linear(hidden), target))
+
+
+@pytest.mark.parametrize("owner", [nn.Embedding(C + 2, D), nn.Linear(D, C + 2)], ids=["embedding", "linear"])
+@pytest.mark.parametrize("called", [False, True], ids=["borrowed", "called"])
+def test_a_borrowed_classifier_may_hold_padding(batch, owner, called):
+    """The classes behind num_classes do not exist, whatever they hold."""
+    hidden, target = batch
+    with torch.no_grad():
+        owner.weight[C] = 30
+        owner.weight[C + 1] = torch.nan
+    bias = getattr(owner, "bias", None)
+    if called:
+        owner = nn.Sequential(nn.Linear(D, C + 2, bias=bias is not None))
+        with torch.no_grad():
+            owner[0].weight[C:] = torch.nan
+    layer = owner[0] if called else owner
+    weight, bias = layer.weight.detach()[:C].clone(), getattr(layer, "bias", None)
+    options = {"label_smoothing": 0.1, "z_loss": 0.1}
+    loss = LinearCrossEntropyLoss(D, C, classifier=owner, weight=torch.linspace(0.5, 1, C), **options)
+    exact = LinearCrossEntropyLoss(D, C, bias=bias is not None, weight=loss.weight, **options)
+    exact.linear.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias.detach()[:C]}))
+    torch.testing.assert_close(loss(hidden, target), exact(hidden, target))
+    loss(hidden, target).backward()
+    exact(hidden, target).backward()
+    torch.testing.assert_close(layer.weight.grad[:C], exact.linear.weight.grad)
+    assert not layer.weight.grad[C:].any()
+    with pytest.raises(unixent.TargetRangeError):
+        loss(hidden, torch.full_like(target, C))
+    with pytest.raises(unixent.ShapeError, match="classifier: expected a module"):
+        LinearCrossEntropyLoss(D, C + 3, classifier=owner)(hidden, target)
+
+
+def test_a_share_of_the_classes_holds_no_padding():
+    """How much of it exists is not known to one process alone."""
+    with pytest.raises(unixent.ShapeError, match="classifier: expected a module"):
+        LinearCrossEntropyLoss(D, C, classifier=nn.Embedding(C + 2, D), parallel_config=unixent.ParallelConfig())

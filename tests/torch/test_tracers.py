@@ -86,6 +86,24 @@ def test_jit_script_is_refused_by_name(loss: nn.Module) -> None:
             torch.jit.script(module)
 
 
+def test_symbolic_trace_is_refused_by_name() -> None:
+    for loss in (CrossEntropyLoss(), Model(CrossEntropyLoss()), LinearCrossEntropyLoss(C, C)):
+        with pytest.raises(unixent.BackendError, match=r"input: torch\.fx\.symbolic_trace .* leaf module"):
+            torch.fx.symbolic_trace(loss)
+    with pytest.raises(unixent.UnixentError, match=r"got .*Proxy"):
+        torch.fx.symbolic_trace(lambda x, y: unixent.cross_entropy(x, y))
+
+
+def test_symbolic_trace_keeps_a_loss_that_is_a_leaf() -> None:
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            return isinstance(module, CrossEntropyLoss) or super().is_leaf_module(module, name)
+
+    model = Model(CrossEntropyLoss(WEIGHT))
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    torch.testing.assert_close(with_gradient(traced, *OTHER), with_gradient(model, *OTHER))
+
+
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize("name", ["plain", "options", "fused linear", "probabilities"])
 def test_make_fx_records_the_operations_and_no_value(name: str, tracing_mode: str) -> None:

@@ -36,9 +36,20 @@ def _is_floating(target: Any) -> bool:
     """Whether these are probabilities; of a tensor, an array or nested lists."""
     if isinstance(target, Tensor):
         return target.is_floating_point()
+    if torch.compiler.is_dynamo_compiling():  # which knows no dtype of NumPy's
+        return torch.as_tensor(np.asarray(target)).is_floating_point()
     with contextlib.suppress(ValueError):  # ragged lists, which the checks refuse
         return np.asarray(target).dtype.kind == "f"
     return False
+
+
+def refuse_symbolic(scores: Any) -> None:
+    """Raise for what torch.fx.symbolic_trace calls a module with."""
+    if isinstance(scores, torch.fx.Proxy):
+        raise BackendError(
+            "input: torch.fx.symbolic_trace has no shape to check; make the loss a leaf module of the Tracer, or use "
+            "torch.export or make_fx"
+        )
 
 
 class LossModule(nn.Module):

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from unixent.arguments import LinearArguments
 from unixent.dispatch import linear_loss, logits_loss
-from unixent.errors import ShapeError
+from unixent.errors import DTypeError, ShapeError
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, OnEmpty, Reduction, Validate
-from unixent_torch.module.base import LossModule
+from unixent_torch.module.base import LossModule, refuse_symbolic
 
 
 def _only_holds_weight(classifier: nn.Module) -> bool:
@@ -36,7 +36,8 @@ class LinearCrossEntropyLoss(LossModule):
 
     Args:
         in_features: D, the size of a hidden state.
-        num_classes: C.
+        num_classes: C, the classes that exist. A borrowed classifier may hold more where its vocabulary is padded to a
+            round number: the rest gets probability 0 and gradient 0, whatever it holds.
         bias: whether the layer of its own has one.
         device, dtype: of the layer of its own.
         weight: class weights (C,); a buffer.
@@ -48,14 +49,14 @@ class LinearCrossEntropyLoss(LossModule):
             ``ignore_index=None`` means the default.
         chunk: number of positions whose logits may exist at a time; None chooses.
         parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``num_classes``
-            counts the classes of this process then, and ``weight`` is that of all of them.
+            counts the classes of this process then, which hold no padding, and ``weight`` is that of all of them.
 
     Shape:
         input P + (D,), target P of indices, or probabilities P + (C,). The result is in nats: 0-d, or P for
         ``reduction="none"``.
 
     Raises:
-        ShapeError: the borrowed weight is not (num_classes, in_features).
+        ShapeError: the borrowed weight is not (num_classes, in_features), and not one of more classes either.
         UnixentError: as `unixent.linear_cross_entropy`; on construction for an option that is out of range.
 
     Example:
@@ -104,11 +105,13 @@ class LinearCrossEntropyLoss(LossModule):
         self.in_features, self.num_classes, self.chunk = in_features, num_classes, chunk
         if classifier is None:
             self.linear = nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
-        elif _only_holds_weight(classifier) and tuple(classifier.weight.shape) != (num_classes, in_features):
-            raise ShapeError(
-                f"classifier: expected a module with a weight of shape {(num_classes, in_features)}; "
-                f"got {tuple(classifier.weight.shape)}"
-            )
+        elif _only_holds_weight(classifier):
+            rows, *features = classifier.weight.shape
+            if features != [in_features] or not self._serves(rows):
+                raise ShapeError(
+                    f"classifier: expected a module with a weight of shape {(num_classes, in_features)}, or more rows "
+                    f"where the vocabulary is padded; got {tuple(classifier.weight.shape)}"
+                )
         # In a tuple, or it would become a submodule.
         self._borrowed = None if classifier is None else (classifier,)
 
@@ -116,6 +119,14 @@ class LinearCrossEntropyLoss(LossModule):
     def classifier(self) -> nn.Module:
         """The module whose weight and bias make the logits: the layer of its own, or the borrowed one."""
         return self.linear if self._borrowed is None else self._borrowed[0]
+
+    def _serves(self, rows: int) -> bool:
+        """Whether a classifier of so many classes holds those that exist. A share of them has no padding to tell."""
+        return rows == self.num_classes if self.parallel_config is not None else rows >= self.num_classes
+
+    def _padding(self, rows: int) -> dict[str, Any]:
+        """The option that tells which classes of so many exist, where not all do."""
+        return {"num_classes": self.num_classes} if rows > self.num_classes else {}
 
     def forward(
         self, input: Tensor, target: Tensor, mask: Tensor | None = None, normalizer: Tensor | float | None = None
@@ -128,20 +139,23 @@ class LinearCrossEntropyLoss(LossModule):
             mask: position weights P, as in `unixent.cross_entropy`.
             normalizer: replaces the denominator of the mean.
         """
+        if not isinstance(input, Tensor):
+            refuse_symbolic(input)
         classifier = self.classifier
         if not _only_holds_weight(classifier):
             logits = classifier(input)
-            if logits.shape[-1:] != (self.num_classes,):
+            if not isinstance(logits, Tensor):
+                raise DTypeError(f"classifier: expected a module that makes a tensor; got {type(logits).__name__}")
+            if not logits.ndim or not self._serves(logits.shape[-1]):
                 raise ShapeError(
                     f"classifier: expected a module that makes {self.num_classes} logits; "
                     f"got logits of shape {tuple(logits.shape)}"
                 )
-            called: Tensor = logits_loss(
-                logits, self._common(target, mask, normalizer), self._options_for(logits, target, {})
-            )
+            options = self._options_for(logits, target, self._padding(logits.shape[-1]))
+            called: Tensor = logits_loss(logits, self._common(target, mask, normalizer), options)
             return called
         linear = LinearArguments(input, classifier.weight, getattr(classifier, "bias", None), self.chunk)
-        options = self._options_for(input, target, {})
+        options = self._options_for(input, target, self._padding(classifier.weight.shape[0]))
         loss: Tensor = linear_loss(linear, self._common(target, mask, normalizer), options)
         return loss
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unixent.dispatch import logits_loss
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, OnEmpty, Reduction, Validate
-from unixent_torch.module.base import LossModule, Option
+from unixent_torch.module.base import LossModule, Option, refuse_symbolic
 
 
 class CrossEntropyLoss(LossModule):
@@ -98,6 +98,8 @@ class CrossEntropyLoss(LossModule):
             mask: position weights of the shape of the positions, as in `unixent.cross_entropy`.
             normalizer: replaces the denominator of the mean.
         """
+        if not isinstance(input, Tensor):
+            refuse_symbolic(input)
         first_axis = self.axis is None and (input.ndim if isinstance(input, Tensor) else np.ndim(input)) < 2
         options = self._options_for(input, target, {"axis": 0} if first_axis else {})
         loss: Tensor = logits_loss(input, self._common(target, mask, normalizer), options)
