@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ def solve_linear(
     with np.errstate(all="ignore"):
         positions, width = problem.hidden.shape[:-1], problem.hidden.shape[-1]
         count, num_classes = math.prod(positions), len(problem.classifier)
+        if min(problem.classifier.strides) < 0:
+            # Older releases multiply such memory without BLAS: slowly, and with other bits.
+            problem = replace(problem, classifier=problem.classifier.copy())
         target = np.asarray(problem.target)
         is_index = problem.target_kind == "index"
         operands = Operands.of(problem, target.reshape(count) if is_index else target.reshape(count, num_classes))

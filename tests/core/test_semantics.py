@@ -241,7 +241,9 @@ def test_the_mean_of_losses_whose_sum_overflows_is_formed_by_every_namespace(nam
     ):
         losses = namespace.array(np.array(values, dtype))
         mean = semantics.mean_of_large(losses, denominator, lambda array: array.sum())
-        assert str(mean.dtype).endswith(dtype)
+        if namespace.name != "numpy" or np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+            # NumPy 1 takes a Python float beside a float32 scalar for a float64.
+            assert str(mean.dtype).endswith(dtype)
         assert float(mean) == pytest.approx(expected, rel=1e-6)
 
 
