@@ -23,4 +23,4 @@ def test_the_suite_matches(data: int, model: int) -> None:
     report = run_split(Request("jax", "jax", data, model, features=features, quick=True), timeout=580)
     assert report.ok, to_markdown(report)
     assert {result.feature for result in report.cases if result.verdict is Verdict.MATCHES} == {*features}
-    assert report.counts[Verdict.MATCHES] >= 50
+    assert report.counts[Verdict.MATCHES] >= 45
