@@ -155,6 +155,7 @@ def mean_of_large(losses: Array, denominator: Any, sum_of: Callable[[Array], Arr
         sum_of: the sum over the positions, of all processes.
 
     Example:
+        >>> import numpy as np
         >>> losses = np.array([3e38, 2e38], np.float32)
         >>> print(mean_of_large(losses, 2, lambda values: values.sum()))
         2.5e+38
