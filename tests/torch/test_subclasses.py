@@ -65,9 +65,9 @@ STRANGERS: dict[str, Make] = {"named": lambda tensor: tensor.as_subclass(Other),
 ROWS = [6, 5000]  # served at once, and by the general path
 
 
-def inputs(rows: int, kind: str) -> tuple[Tensor, Tensor]:
+def inputs(rows: int, target_kind: str) -> tuple[Tensor, Tensor]:
     x = torch.linspace(-1, 1, rows * 5).view(rows, 5)
-    return x, torch.arange(rows) % 5 if kind == "index" else x.flip(0).softmax(1)
+    return x, torch.arange(rows) % 5 if target_kind == "index" else x.flip(0).softmax(1)
 
 
 def with_gradient(x: Tensor, y: Tensor, **arguments: Any) -> tuple[Tensor, Tensor]:
@@ -79,28 +79,28 @@ def with_gradient(x: Tensor, y: Tensor, **arguments: Any) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("of_target", TYPES)
 @pytest.mark.parametrize("of_logits", TYPES)
 def test_a_subclass_beside_tensors_gives_the_loss_of_tensors(
-    of_logits: str, of_target: str, kind: str, rows: int
+    of_logits: str, of_target: str, target_kind: str, rows: int
 ) -> None:
     if {of_logits, of_target} == {"named", "wrapper"}:
         pytest.skip("these do not know each other: the next test")
-    x, y = inputs(rows, kind)
+    x, y = inputs(rows, target_kind)
     expected = with_gradient(x.clone(), y, label_smoothing=0.1)
     got = with_gradient(TYPES[of_logits](x.clone()), TYPES[of_target](y), label_smoothing=0.1)
     torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("side", ["target", "mask"])
 @pytest.mark.parametrize("types", STRANGERS)
 def test_types_that_do_not_know_each_other_are_right_or_refused_by_name(
-    types: str, side: str, kind: str, rows: int
+    types: str, side: str, target_kind: str, rows: int
 ) -> None:
-    x, y = inputs(rows, kind)
+    x, y = inputs(rows, target_kind)
     arguments = {"target": y, "mask": torch.arange(rows) % 3}
     expected = with_gradient(x.clone(), arguments["target"], mask=arguments["mask"])
     arguments[side] = STRANGERS[types](arguments[side])
