@@ -121,8 +121,8 @@ def check(library: Library, call: Call) -> None:
         largest = np.where(np.isfinite(x.astype(wide)), np.abs(x.astype(wide)), 0).max(-1)
         is_plain = target.dtype.kind == "i" and not spec.label_smoothing and not spec.z_loss and spec.softcap is None
         size = np.abs(expected) if is_plain else np.abs(expected) + 20 * (1 + largest) * (1 + largest * spec.z_loss)
-        # What float32 can't hold, as its smallest normal number.
-        near(losses, expected, (8 + logs) * u * size + np.finfo(spec.acc_dtype).tiny)
+        # A subnormal loss is rounded to a multiple of the smallest one.
+        near(losses, expected, (8 + logs) * u * size + float(np.finfo(spec.acc_dtype).smallest_subnormal))
         for grad, exact in zip(grads, expected_grads, strict=True):
             rounding = (
                 float(np.finfo(np.float32).eps if grad.dtype.itemsize > 2 else 2.0**-7) if grad.dtype != wide else u

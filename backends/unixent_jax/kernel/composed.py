@@ -32,7 +32,7 @@ def row_losses(
     v = jnp.ones((), x.dtype) if position_weight is None else jnp.expand_dims(position_weight, axis)
     active = v != 0
     cap = spec.softcap
-    x = _mask_padding(spec, x, -jnp.inf)
+    x = mask_padding(spec, x, -jnp.inf)
     if cap is not None:
         # Inactive rows are cleared first: the derivative of the cap at NaN would turn their zero gradient into NaN.
         x = where_or_zero(active, x)
@@ -52,7 +52,7 @@ def row_losses(
         coefs, coef_grad = _target_coefs(spec, x, target, weight)
         loss, grads["logits"], nll = mixed_rows.loss_and_grads(rows, logits, coefs, coef_grad, active)
         if "target" in wrt:
-            grads["target"] = _mask_padding(spec, nll * coef_grad, 0)
+            grads["target"] = mask_padding(spec, nll * coef_grad, 0)
     if cap is not None and "logits" in wrt:
         grads["logits"] = grads["logits"] * softcap_grad(cap, x)
     if grad_scale is not None:
@@ -76,12 +76,12 @@ def _target_coefs(spec: KernelSpec, x: Array, target: Array, weight: Array | Non
         # Once a row: formed class by class, XLA would write the coefficients out.
         at_target = (1 - smoothing) * w_y + smoothing / spec.num_classes * w_y
         coefs = jnp.where(is_class(x, index, classes), at_target, smoothing_coefs)
-        return _mask_padding(spec, coefs, 0), jnp.ones((), x.dtype)
+        return mask_padding(spec, coefs, 0), jnp.ones((), x.dtype)
     coefs = w * ((1 - smoothing) * target.astype(x.dtype) + smoothing / spec.num_classes)
-    return _mask_padding(spec, coefs, 0), w * (1 - smoothing)
+    return mask_padding(spec, coefs, 0), w * (1 - smoothing)
 
 
-def _mask_padding(spec: KernelSpec, x: Array, value: float) -> Array:
+def mask_padding(spec: KernelSpec, x: Array, value: float) -> Array:
     """x at the classes that exist, ``value`` at the padding beyond them."""
     classes = spec.class_axis
     if classes.num_padded_classes(x) == spec.num_classes:

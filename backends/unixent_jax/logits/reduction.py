@@ -11,7 +11,9 @@ from jax import Array
 
 from unixent import semantics
 from unixent_jax.collectives import sum_scalars
+from unixent_jax.kernel import is_index
 from unixent_jax.kernel.class_axis import target_weight
+from unixent_jax.kernel.composed import mask_padding
 from unixent_jax.logits.autograd import row_losses
 from unixent_jax.logits.problem import LossArrays, LossSpec, Positions, positions_of, prepare
 
@@ -23,8 +25,10 @@ def loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array]:
 
 def local_loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array]:
     """The same from prepared arrays, which may be a device's shard."""
-    x = arrays.logits.astype(spec.kernel.acc_dtype)
-    positions = positions_of(spec, arrays.target, arrays.mask)
+    # Here as well as in the pass, whose gradient 0 at the padding would meet the NaN of an index out of range.
+    x = mask_padding(spec.kernel, arrays.logits.astype(spec.kernel.acc_dtype), -jnp.inf)
+    target = arrays.target if is_index(arrays.target) else mask_padding(spec.kernel, arrays.target, 0)
+    positions = positions_of(spec, target, arrays.mask)
     losses = row_losses(spec.kernel, x, positions.target, arrays.weight, positions.weight)
     if spec.reduction == "none":
         return losses

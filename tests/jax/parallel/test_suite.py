@@ -12,7 +12,7 @@ from unixent_conformance.split import Request, run_split
 # equally, what differs by class.
 LAYOUTS = {
     (2, 2): ("class indices", "no positions", "normalizer"),
-    (1, 3): ("label smoothing", "plus infinity", "fused linear chunks"),
+    (1, 3): ("label smoothing", "plus infinity", "num_classes", "fused linear chunks"),
 }
 
 
@@ -23,4 +23,4 @@ def test_the_suite_matches(data: int, model: int) -> None:
     report = run_split(Request("jax", "jax", data, model, features=features, quick=True), timeout=580)
     assert report.ok, to_markdown(report)
     assert {result.feature for result in report.cases if result.verdict is Verdict.MATCHES} == {*features}
-    assert report.counts[Verdict.MATCHES] >= 45
+    assert report.counts[Verdict.MATCHES] >= 50
