@@ -23,7 +23,6 @@ OPEN = {
     ("torch", "jvp", "mask"): _DROPPED,
     ("torch", "jvp", "normalizer"): _DROPPED,
     ("torch", "export", "grad_output"): "torch.export finds no storage behind the upstream gradient",
-    ("mindspore", "jvp", "logits"): "mindspore.jvp with logits given second asks for a third derivative",
 }
 
 
