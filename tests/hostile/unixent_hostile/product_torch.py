@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from unixent_hostile.product import Inapplicable, Product, direction
+from unixent_hostile.product import Inapplicable, Product, Setting, direction
 from unixent_hostile.views import Array
 
 
@@ -32,6 +32,11 @@ class TorchProduct(Product):
 
     def read(self, value: Any) -> Array:
         return value.detach().numpy()  # type: ignore[no-any-return]
+
+    def judge(self, setting: Setting, given: Any) -> str:
+        if setting.argument == "grad_output" and setting.transform == "trace":
+            raise Inapplicable  # torch.jit.trace records no gradient: value_and_grad itself is refused
+        return super().judge(setting, given)
 
     def apply(self, transform: str, function: Callable[..., Any], arrays: list[Any], moving: int | None) -> Any:
         if transform in ("grad", "func.grad", "jvp"):
