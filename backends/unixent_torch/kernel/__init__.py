@@ -17,8 +17,9 @@ of ``wrt``. Arrays are in memory and ``spec`` is static:
 
 A row's bits depend neither on how many others there are nor on their values.
 
-Two implementations:
+Three implementations; `row_losses` chooses between the first two:
 
+- `native`: the library of `unixent_native`, where it is there, for plain tensors in host memory.
 - `composed`: framework operators over blocks of rows that stay in cache; serves every device.
 - `traced.row_losses`: the losses alone, as one composition of functional operations. A compiler fuses it, and autograd
   differentiates it to any order; it is what `Mode.TRACED` and `Mode.COMPOSED` take.
@@ -30,7 +31,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from unixent_torch.kernel import composed
+from unixent_native import load
+from unixent_torch.kernel import composed, native
 from unixent_torch.kernel.spec import KernelSpec
 
 
@@ -50,6 +52,21 @@ class RowLosses(Protocol):
     ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 
 
-row_losses: RowLosses = composed.row_losses
+def row_losses(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    position_weight: Tensor | None,
+    grad_scale: Tensor | float | None,
+    spec: KernelSpec,
+    wrt: tuple[str, ...] = (),
+    out: tuple[Tensor, ...] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Implements the contract above."""
+    operands = (x, target, weight, position_weight, grad_scale, spec, wrt, out)
+    library = load()
+    done = None if library is None else native.row_losses(library, *operands)
+    return composed.row_losses(*operands) if done is None else done
+
 
 __all__ = ["KernelSpec", "RowLosses", "row_losses"]

@@ -1,12 +1,14 @@
 """Small plain losses on the host, where a call costs more than its arithmetic: straight through, mostly in NumPy.
 
-An operator of NumPy takes a fraction of the time of one of torch's. It stands in wherever IEEE 754 leaves no choice
-(sums of two, products, quotients), so that a gradient has the bits that `kernel.rows.unshifted_index_rows` gives it:
-exp and the sum of a row stay torch's. log1p is NumPy's, since only the sum of the losses is seen.
+With the native kernel, it does the arithmetic, as everywhere. Without it, an operator of NumPy takes a fraction of the
+time of one of torch's, and stands in wherever IEEE 754 leaves no choice (sums of two, products, quotients), so that a
+gradient has the bits that `kernel.rows.unshifted_index_rows` gives it: exp and the sum of a row stay torch's. log1p is
+NumPy's, since only the sum of the losses is seen.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -17,15 +19,16 @@ from torch.autograd import Function
 from torch.nn import Parameter
 
 from unixent.options import LossOptions
+from unixent_native import load
 from unixent_torch import compat
-from unixent_torch.kernel import KernelSpec
+from unixent_torch.kernel import KernelSpec, native
 from unixent_torch.kernel.rows import MIN_EXP
 from unixent_torch.logits.autograd import gradients
 from unixent_torch.logits.reduction import LossSpec
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
 _MAX_ELEMENTS = 1 << 14
-_DTYPES = frozenset({torch.float32, torch.float64})
+_SPECS = {dtype: KernelSpec(dtype, 0.0, 0.0, None, True) for dtype in (torch.float32, torch.float64)}
 
 Array = np.ndarray[Any, Any]
 
@@ -44,7 +47,7 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         or x.is_nested
         or target.is_nested
         or target.is_neg()
-        or x.dtype not in _DTYPES
+        or x.dtype not in _SPECS
         or target.dtype != torch.int64
         or not (x.is_cpu and target.is_cpu and x.is_contiguous())
         or x.numel() > _MAX_ELEMENTS
@@ -69,14 +72,24 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
     # argmin and argmax are called in a fraction of the time of min and max, here and below.
     if index.item(index.argmin()) < 0 or index.item(index.argmax()) >= classes or 0 <= options.ignore_index < classes:
         return None
-    block = torch.exp(x.detach())
     denominator = count if options.reduction == "mean" else 1
-    losses = _row_losses(block, index, 1 / denominator if differentiated else None)
-    if losses is None:
-        return None
-    value = np.empty((), losses.dtype)
-    np.add.reduce(losses, out=value)
-    value /= denominator
+    library, scale = load(), 1 / denominator
+    if library is not None:
+        wrt = ("logits",) if differentiated else ()
+        solved = native.row_losses(library, x, target, None, None, scale, _SPECS[x.dtype], wrt)
+        if solved is None:
+            return None
+        value, block = solved[0].sum().div_(denominator).numpy(), (*solved[1], None)[0]
+        if not math.isfinite(value.item()):
+            return None
+    else:
+        block = torch.exp(x.detach())
+        losses = _row_losses(block, index, scale if differentiated else None)
+        if losses is None:
+            return None
+        value = np.empty((), losses.dtype)
+        np.add.reduce(losses, out=value)
+        value /= denominator
     if not differentiated:
         return torch.from_numpy(value)
     loss: Tensor = _record(x, value, (block, x, target, (x._version, target._version), denominator))
@@ -147,7 +160,7 @@ class FastLoss(Function):
         if torch.is_grad_enabled() or compat.transforms_active() or compat.is_legacy_batched(grad_output):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
-            spec = LossSpec(KernelSpec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
+            spec = LossSpec(_SPECS[x.dtype], 0, 0.0)
             operands = (x, target, None, None)
             (grad,) = gradients(operands, grad_output, float(denominator), spec, ("logits",))
             return grad, None, None
