@@ -61,6 +61,9 @@ def make_problem(
         if mask.info.shape != positions:
             mask = _expanded_mask(backend, mask, positions)
         check_shape_dtype(mask, positions, REALS)
+    for constant in ("weight", "mask", "normalizer"):
+        if constant in arguments and arguments[constant].info.requires_grad:
+            raise not_constant(constant)
     normalizer = common.normalizer
     if "normalizer" in arguments:
         normalizer = check_shape_dtype(arguments["normalizer"], (), NUMBERS)
@@ -68,9 +71,6 @@ def make_problem(
             _check_normalizer_value(float(normalizer), normalizer)
     elif normalizer is not None:
         normalizer = float(normalizer)
-    for constant in ("weight", "mask", "normalizer"):
-        if constant in arguments and arguments[constant].info.requires_grad:
-            raise not_constant(constant)
     reads_target = target_kind == "index" and reads_values(target.info, options)
     # Of classes that are split over processes, each narrows its own share: only the backend knows which that is.
     has_padding = classes != num_held and (split is None or split.model_group is None)

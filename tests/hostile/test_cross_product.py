@@ -17,11 +17,7 @@ PRODUCTS: list[Product] = [
 
 
 # What is not mended yet, by framework, transform and argument. Strict, so that a mend takes its line away.
-_DROPPED = "torch drops the tangent of a constant where a derivative should be refused"
 OPEN = {
-    ("torch", "jvp", "weight"): _DROPPED,
-    ("torch", "jvp", "mask"): _DROPPED,
-    ("torch", "jvp", "normalizer"): _DROPPED,
     ("torch", "export", "grad_output"): "torch.export finds no storage behind the upstream gradient",
 }
 

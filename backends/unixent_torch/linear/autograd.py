@@ -17,7 +17,15 @@ from unixent_torch import compat
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
 from unixent_torch.linear.derivatives import directional, gradients, linear_hvp
 from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
-from unixent_torch.logits.gradient import batched, given_tangents, in_order, needed, scaled, unbatched
+from unixent_torch.logits.gradient import (
+    batched,
+    given_tangents,
+    in_order,
+    needed,
+    refuse_tangents,
+    scaled,
+    unbatched,
+)
 from unixent_torch.logits.reduction import Denominator, expand_to, grad_scale_of, reduce
 
 # classifier, bias and weight: what all positions of one call have in common.
@@ -97,13 +105,16 @@ class TransformedLinear(Function):
         save_with_denominator(ctx, operands, denominator)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor | None) -> Any:
+        if grad_output is None:
+            return (None,) * 8
         tensors, denominator = saved_with_denominator(ctx)
         wrt = needed(ctx, NAMES)
         return in_order(wrt, _gradients(LinearOperands(*tensors), grad_output, denominator, ctx.spec, wrt), 4, NAMES)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        refuse_tangents(*tangents[4:7])
         tensors, denominator = saved_with_denominator(ctx)
         loss = ctx.spec.loss
         kept = loss.kept_axes
@@ -136,6 +147,7 @@ class LinearGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.spec, ctx.wrt = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -143,13 +155,16 @@ class LinearGradient(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         *tensors, grad_scale = ctx.saved_tensors
         operands, wrt = LinearOperands(*tensors), needed(ctx, NAMES)
-        tangents = dict(zip(ctx.wrt, grad_outputs, strict=True))
+        tangents = given_tangents(grad_outputs, ctx.wrt)
+        if not tangents:
+            return (None,) * 9
         grads = cast_like(wrt, linear_hvp(operands, grad_scale, ctx.spec, tangents, wrt), operands)
         for_scale = directional(operands, ctx.spec, tangents) if ctx.needs_input_grad[6] else None
         return (*in_order(wrt, grads, 2, NAMES), for_scale, None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        refuse_tangents(*tangents[4:6])
         *tensors, grad_scale = ctx.saved_tensors
         operands, along, wrt = LinearOperands(*tensors), given_tangents(tangents, NAMES), ctx.wrt
         change = linear_hvp(operands, grad_scale, ctx.spec, along, wrt) if along else ()

@@ -24,6 +24,7 @@ from unixent_torch.logits.gradient import (
     in_order,
     inner,
     needed,
+    refuse_tangents,
     scaled,
     unbatched,
 )
@@ -31,8 +32,8 @@ from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, gra
 
 
 def is_transformed(grad_output: Tensor) -> bool:
-    """Whether a backward pass runs under a transform, or under the vmap behind ``is_grads_batched``."""
-    return compat.transforms_active() or compat.is_legacy_batched(grad_output)
+    """Whether a backward pass runs under a transform, in forward mode, or under the vmap of ``is_grads_batched``."""
+    return compat.transforms_active() or compat.in_forward_mode() or compat.is_legacy_batched(grad_output)
 
 
 class ReverseLoss(Function):
@@ -120,13 +121,16 @@ class TransformedLoss(Function):
         save_with_denominator(ctx, operands, denominator)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Any:
+    def backward(ctx: Any, grad_output: Tensor | None) -> Any:
+        if grad_output is None:
+            return (None,) * 6
         operands, denominator = saved_with_denominator(ctx)
         wrt = needed(ctx)
         return in_order(wrt, gradients(operands, grad_output, denominator, ctx.spec, wrt), 4)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        refuse_tangents(*tangents[2:5])
         operands, denominator = saved_with_denominator(ctx)
         spec, positions = ctx.spec, operands[0].shape[:-1]
         kept, along = spec.kept_axes, given_tangents(tangents)
@@ -146,7 +150,11 @@ class TransformedLoss(Function):
 
 
 def save_with_denominator(ctx: Any, tensors: list[Any], denominator: Denominator) -> None:
-    """Save tensors and the denominator, which may be a number, for both directions of autograd."""
+    """Save tensors and the denominator, which may be a number, for both directions of autograd.
+
+    What has no tangent or no upstream gradient is None there, not zeros.
+    """
+    ctx.set_materialize_grads(False)
     is_number = isinstance(denominator, float)
     ctx.number = denominator if is_number else None
     saved = (*tensors, None if is_number else denominator)

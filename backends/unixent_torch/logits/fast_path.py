@@ -23,7 +23,7 @@ from unixent_native import load
 from unixent_torch import compat
 from unixent_torch.kernel import KernelSpec, native
 from unixent_torch.kernel.rows import MIN_EXP
-from unixent_torch.logits.autograd import gradients
+from unixent_torch.logits.autograd import gradients, is_transformed
 from unixent_torch.logits.reduction import LossSpec
 
 # Beyond these many logits torch's threads are worth more than cheap calls.
@@ -157,7 +157,7 @@ class FastLoss(Function):
                 "Trying to backward through the graph a second time: use retain_graph=True the first time"
             )
         grad, x, target, versions, denominator = ctx.saved
-        if torch.is_grad_enabled() or compat.transforms_active() or compat.is_legacy_batched(grad_output):
+        if torch.is_grad_enabled() or is_transformed(grad_output):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
             spec = LossSpec(_SPECS[x.dtype], 0, 0.0)

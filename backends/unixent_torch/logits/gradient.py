@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from unixent.arguments import not_constant
 from unixent.errors import BackendError
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.kernel.mode import Mode
@@ -40,6 +41,13 @@ def given_tangents(tangents: tuple[Any, ...], names: tuple[str, ...] = NAMES) ->
     return {name: tangent for name, tangent in zip(names, tangents, strict=False) if tangent is not None}
 
 
+def refuse_tangents(*constants: Any) -> None:
+    """Raise where forward mode asks for a derivative along weight, mask or normalizer, whose tangents these are."""
+    for name, tangent in zip(("weight", "mask", "normalizer"), constants, strict=False):
+        if tangent is not None:
+            raise not_constant(name)
+
+
 class RowGradient(Function):
     """The gradient of ``sum(grad_scale * losses)`` for each of ``wrt``, with ``grad_scale`` of shape P."""
 
@@ -58,6 +66,7 @@ class RowGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.spec, ctx.wrt = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -65,11 +74,13 @@ class RowGradient(Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         x, target, weight, position_weight, grad_scale = ctx.saved_tensors
         operands = (x, target, weight, position_weight)
-        tangents = dict(zip(ctx.wrt, grad_outputs, strict=True))
+        tangents = given_tangents(grad_outputs, ctx.wrt)
+        if not tangents:
+            return (None,) * 7
         for_x, for_target = hvp(operands, grad_scale, ctx.spec, tangents)
         for_scale = None
         if ctx.needs_input_grad[4]:
-            unscaled = RowGradient.apply(*operands, torch.ones_like(grad_scale), ctx.spec, ctx.wrt)
+            unscaled = RowGradient.apply(*operands, torch.ones_like(grad_scale), ctx.spec, tuple(tangents))
             for_scale = inner(unscaled, tangents, grad_scale.dtype)
         return (
             for_x.to(x.dtype) if ctx.needs_input_grad[0] else None,
@@ -83,6 +94,7 @@ class RowGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        refuse_tangents(*tangents[2:4])
         x, target, weight, position_weight, grad_scale = ctx.saved_tensors
         operands, scale_tangent = (x, target, weight, position_weight), tangents[4]
         for_x, for_target = hvp(operands, grad_scale, ctx.spec, given_tangents(tangents))

@@ -17,7 +17,15 @@ from unixent.errors import BackendError
 from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, sum_over_processes
 from unixent_torch.logits.autograd import is_transformed, save_with_denominator, saved_with_denominator
-from unixent_torch.logits.gradient import Operands, given_tangents, in_order, inner, needed, scaled
+from unixent_torch.logits.gradient import (
+    Operands,
+    given_tangents,
+    in_order,
+    inner,
+    needed,
+    refuse_tangents,
+    scaled,
+)
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 from unixent_torch.vocab_parallel.gradients import shard_gradients
 from unixent_torch.vocab_parallel.hvp import shard_hvp
@@ -95,7 +103,9 @@ class TransformedShardLoss(Function):
         save_with_denominator(ctx, [*operands, *output[1:]], denominator)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, grad_output: Tensor | None, *_: Any) -> Any:
+        if grad_output is None:
+            return (None,) * 7
         saved, denominator = saved_with_denominator(ctx)
         wrt, shape = needed(ctx), saved[0].shape[:-1]
         scale = expand_to(grad_scale_of(grad_output, denominator, ctx.spec), shape)
@@ -103,6 +113,7 @@ class TransformedShardLoss(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
+        refuse_tangents(*tangents[2:5])
         saved, denominator = saved_with_denominator(ctx)
         spec, positions, along = ctx.spec, saved[0].shape[:-1], given_tangents(tangents)
         kept = spec.kept_axes
@@ -155,18 +166,21 @@ class ShardGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, ctx.spec, ctx.shard, ctx.wrt = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         saved, spec, shard = ctx.saved_tensors, ctx.spec, ctx.shard
-        tangents = dict(zip(ctx.wrt, grad_outputs, strict=True))
+        tangents = given_tangents(grad_outputs, ctx.wrt)
+        if not tangents:
+            return (None,) * (_NUM_STATS + 8)
         for_x, for_target = ShardHvp.apply(*saved, tangents.get("logits"), tangents.get("target"), spec, shard)
         for_scale = None
         if ctx.needs_input_grad[4]:
             ones = torch.ones_like(saved[4])
-            unscaled = ShardGradient.apply(*saved[:4], ones, *saved[5:], spec, shard, ctx.wrt)
+            unscaled = ShardGradient.apply(*saved[:4], ones, *saved[5:], spec, shard, tuple(tangents))
             for_scale = sum_over_processes(inner(unscaled, tangents, saved[4].dtype), shard.model_groups)
         return (
             for_x if ctx.needs_input_grad[0] else None,
@@ -179,6 +193,7 @@ class ShardGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        refuse_tangents(*tangents[2:4])
         saved, spec, shard = ctx.saved_tensors, ctx.spec, ctx.shard
         for_x, for_target = ShardHvp.apply(*saved, tangents[0], tangents[1], spec, shard)
         change = {"logits": for_x, "target": for_target}
