@@ -142,12 +142,16 @@ def grad_scale(xp: Any, grad_output: Array, denominator: Any, empty: float, host
     return xp.where(is_empty, empty, grad_output / xp.where(is_empty, 1, denominator))
 
 
+LARGE_MEAN_SCALE = 2.0**-64
+
+
 def mean_of_large(losses: Array, denominator: Any, sum_of: Callable[[Array], Array]) -> Array:
     """``sum_of(losses) / denominator`` where that sum is beyond the accumulation dtype, though the mean is not.
 
     A power of two scales the losses, so that nothing but what is far below the sum is rounded; the mean of a loss that
     is infinite itself stays infinite. It takes the place of `mean_of` where ``sum_of(losses)`` is infinite and the
-    denominator is not 0: a check of two numbers where they can be read, and ``xp.where`` elsewhere.
+    denominator is not 0: a check of two numbers where they can be read. Elsewhere a backend adds the losses times
+    `LARGE_MEAN_SCALE` up beside the losses, and selects.
 
     Args:
         losses: the positions' losses, in the accumulation dtype.
@@ -160,7 +164,7 @@ def mean_of_large(losses: Array, denominator: Any, sum_of: Callable[[Array], Arr
         >>> print(mean_of_large(losses, 2, lambda values: values.sum()))
         2.5e+38
     """
-    return sum_of(losses * 2.0**-64) / denominator * 2.0**64
+    return sum_of(losses * LARGE_MEAN_SCALE) / denominator / LARGE_MEAN_SCALE
 
 
 class RowStats(NamedTuple):

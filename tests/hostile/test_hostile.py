@@ -15,14 +15,8 @@ from unixent_hostile.sweep import sweep
 
 BACKENDS = ["numpy", *(name for name in ("torch", "jax", "mindspore") if find_spec(name))]
 
-OPEN = {
-    "jax": pytest.mark.xfail(
-        reason="gradients are NaN where 0 is due under a normalizer whose reciprocal is no float32", strict=True
-    )
-}
 
-
-@pytest.mark.parametrize("backend", [pytest.param(name, marks=OPEN.get(name, ())) for name in BACKENDS])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_hostile_calls_give_the_exact_value_or_an_error_that_names_the_argument(backend: str) -> None:
     result = sweep(backend, seed=20261129, first=0, count=500)
     assert result.counts["calls"] == 500

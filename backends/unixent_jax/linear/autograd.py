@@ -1,4 +1,4 @@
-"""The sum of a chunked loss, as a JAX custom derivative.
+"""The sums of a chunked loss, as a JAX custom derivative.
 
 The scalar reductions differentiate as the loss of a row does: the rule of the sum forms its gradients chunk by chunk in
 the forward pass, while the chunk's logits are at hand, and returns <gradient, tangent>. That is three matrix products
@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from unixent.semantics import LARGE_MEAN_SCALE
 from unixent_jax import kernel
 from unixent_jax.collectives import sum_scalars
 from unixent_jax.kernel import ClassAxis
 from unixent_jax.kernel.rows import inner_with_tangent, is_known
 from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, split_rows
 from unixent_jax.linear.problem import LinearRows, LinearSpec
+from unixent_jax.logits.reduction import sums_of
 
 # The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
 _NUM_PARTS = 8
@@ -38,17 +40,17 @@ def losses(spec: LinearSpec, rows: LinearRows) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def sum_of_losses(spec: LinearSpec, rows: LinearRows) -> Array:
-    return jnp.sum(losses(spec, rows))
+def sums_of_losses(spec: LinearSpec, rows: LinearRows) -> tuple[Array, Array]:
+    return sums_of(losses(spec, rows))
 
 
-@partial(sum_of_losses.defjvp, symbolic_zeros=True)
-def _sum_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: tuple[Any]) -> tuple[Array, Array]:
+@partial(sums_of_losses.defjvp, symbolic_zeros=True)
+def _sums_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: tuple[Any]) -> Any:
     (rows,), (given,) = primals, tangents
     names = ("hidden", "classifier", "bias", "target")
     wrt = tuple(name for name in names if is_known(getattr(given, name)))
-    total, grads = _sum_and_grads(spec, wrt, rows)
-    tangent = jnp.zeros((), total.dtype)
+    sums, grads = _sums_and_grads(spec, wrt, rows)
+    tangent = jnp.zeros((), sums[0].dtype)
     for name, grad in grads.items():
         if name == "target":
             product = inner_with_tangent(grad, getattr(given, name), ClassAxis(1))
@@ -61,12 +63,15 @@ def _sum_of_losses_jvp(spec: LinearSpec, primals: tuple[LinearRows], tangents: t
             # The same where no row is active at all, so that a NaN mean over nothing has no gradient.
             product = jnp.where(jnp.any(rows.active), product, 0)
         tangent = tangent + jnp.sum(product)
-    return total, sum_scalars(spec.loss.model_axes, tangent)[0]
+    (tangent,) = sum_scalars(spec.loss.model_axes, tangent)
+    return sums, (tangent, tangent * LARGE_MEAN_SCALE)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _sum_and_grads(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tuple[Array, dict[str, Array]]:
-    """The sum of the losses and its gradients, as one function with a rule.
+def _sums_and_grads(
+    spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
+    """The sums of the losses and the gradients of the first, as one function with a rule.
 
     Where JAX linearizes a rule that holds a bare scan, it inlines the rules of what the scan calls, without which
     reverse over reverse meets 0 * inf at a logit of -inf.
@@ -74,12 +79,14 @@ def _sum_and_grads(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> 
     return _scan_chunks(spec, wrt, rows)
 
 
-@_sum_and_grads.defjvp
-def _sum_and_grads_jvp(spec: LinearSpec, wrt: tuple[str, ...], primals: Any, tangents: Any) -> Any:
+@_sums_and_grads.defjvp
+def _sums_and_grads_jvp(spec: LinearSpec, wrt: tuple[str, ...], primals: Any, tangents: Any) -> Any:
     return jax.jvp(partial(_scan_chunks, spec, wrt), primals, tangents)
 
 
-def _scan_chunks(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tuple[Array, dict[str, Array]]:
+def _scan_chunks(
+    spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows
+) -> tuple[tuple[Array, Array], dict[str, Array]]:
     def step(sums: dict[str, Any], chunk: Chunk) -> tuple[dict[str, Any], dict[str, Array]]:
         by_row = {}
         by_row["losses"], (logits_grad, *target_grad) = kernel.row_losses(
@@ -120,9 +127,9 @@ def _scan_chunks(spec: LinearSpec, wrt: tuple[str, ...], rows: LinearRows) -> tu
     if "classifier" in sums:
         parts, remainder = sums["classifier"]
         sums["classifier"] = jnp.concatenate([parts.reshape(_NUM_PARTS * size, width), remainder])
-    total = jnp.sum(results.pop("losses"))
+    losses_sums = sums_of(results.pop("losses"))
     results.update(sums)
-    return total, {name: results[name] for name in wrt}
+    return losses_sums, {name: results[name] for name in wrt}
 
 
 def _add_product(sums: tuple[Array, Array], logits_grad: Array, hidden: Array) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unixent_jax.linear.autograd import losses, sum_of_losses
+from unixent_jax.linear.autograd import losses, sums_of_losses
 from unixent_jax.linear.problem import LinearArrays, LinearSpec, positions_by_row, rows_of
 from unixent_jax.logits.problem import LossSpec, Positions, prepare
 from unixent_jax.logits.reduction import denominators, reduce
@@ -27,14 +27,14 @@ def local_loss(spec: LinearSpec, arrays: LinearArrays) -> Array | tuple[Array, A
         return losses(spec, rows).reshape(arrays.hidden.shape[:-1])
     parts = _denominators(spec.loss, positions, arrays.weight)
     unweighted = arrays.mask is None and arrays.weight is None
-    return reduce(spec.loss, sum_of_losses(spec, rows), parts, arrays.normalizer, unweighted)
+    return reduce(spec.loss, sums_of_losses(spec, rows), parts, arrays.normalizer, unweighted)
 
 
 @partial(jax.jit, static_argnames="spec")
 def is_empty(spec: LinearSpec, arrays: LinearArrays) -> Array:
     """Whether the denominator of the mean is 0."""
     if arrays.normalizer is not None:
-        return jnp.all(jnp.asarray(arrays.normalizer) == 0)
+        return jnp.any(jnp.asarray(arrays.normalizer) == 0)
     arrays = prepare(spec.loss._replace(validate="off"), arrays)
     return jnp.sum(_denominators(spec.loss, positions_by_row(spec.loss, arrays), arrays.weight)) == 0
 

@@ -61,13 +61,20 @@ class LossArrays(NamedTuple):
 
 
 def normalizer_of(problem: LossProblem) -> Any:
-    """The normalizer; one that the accumulation dtype would round to 0 or infinity as a divisor and a factor, (2,)."""
+    """The normalizer; one that the accumulation dtype may round to 0 or infinity as a divisor and a factor, (2,)."""
     value, limits = problem.normalizer, jnp.finfo(problem.acc_dtype)
     smallest, largest = float(limits.tiny), float(limits.max)
-    if not isinstance(value, float) or value == 0 or smallest <= value <= largest:
+    if isinstance(value, float):
+        if value == 0 or smallest <= value <= largest:
+            return value
+        divisor = min(max(value, smallest), largest)
+        return np.array([divisor, min(max(divisor / value, smallest), largest)], problem.acc_dtype)
+    if value is None or value.dtype != "float64" or problem.acc_dtype == "float64":
         return value
-    divisor = min(max(value, smallest), largest)
-    return np.array([divisor, min(max(divisor / value, smallest), largest)], problem.acc_dtype)
+    positive = value > 0
+    divisor = jnp.where(positive, jnp.clip(value, smallest, largest), value)
+    factor = jnp.clip(divisor / jnp.where(positive, value, 1), smallest, largest)
+    return jnp.stack([divisor, jnp.where(positive, factor, 1)]).astype(problem.acc_dtype)
 
 
 class Positions(NamedTuple):

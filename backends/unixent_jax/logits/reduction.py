@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +34,14 @@ def local_loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array
     if spec.reduction == "none":
         return losses
     parts = _denominators(spec, x, positions, arrays.weight)
-    return reduce(spec, jnp.sum(losses), parts, arrays.normalizer, arrays.mask is None and arrays.weight is None)
+    return reduce(spec, sums_of(losses), parts, arrays.normalizer, arrays.mask is None and arrays.weight is None)
 
 
 @partial(jax.jit, static_argnames="spec")
 def is_empty(spec: LossSpec, arrays: LossArrays) -> Array:
     """Whether the denominator of the mean is 0."""
     if arrays.normalizer is not None:
-        return jnp.all(jnp.asarray(arrays.normalizer) == 0)
+        return jnp.any(jnp.asarray(arrays.normalizer) == 0)
     arrays = prepare(spec._replace(validate="off"), arrays)
     positions = positions_of(spec, arrays.target, arrays.mask)
     return jnp.sum(_denominators(spec, arrays.logits, positions, arrays.weight)) == 0
@@ -60,26 +61,49 @@ def denominators(spec: LossSpec, positions: Positions, target_weights: Array | N
     return jnp.ones(shape, spec.kernel.acc_dtype) if parts is None else parts
 
 
+def sums_of(losses: Array) -> tuple[Array, Array]:
+    """The sum of the losses, and that of the losses scaled down, which does not overflow."""
+    return jnp.sum(losses), jnp.sum(losses * semantics.LARGE_MEAN_SCALE)
+
+
 def reduce(
-    spec: LossSpec, numerator: Array, denominators: Array, normalizer: Array | None, unweighted: bool
+    spec: LossSpec, sums: tuple[Array, Array], denominators: Array, normalizer: Array | None, unweighted: bool
 ) -> Array | tuple[Array, Array]:
-    """The reduction to a scalar, from the sum of the losses; both sums where the spec asks for terms.
+    """The reduction to a scalar, from `sums_of` the losses; both terms of the mean where the spec asks for them.
 
     With ``unweighted``, positions have neither a mask nor class weights.
     """
-    axes = spec.token_axes
+    axes, (numerator, scaled) = spec.token_axes, sums
     if spec.return_terms:
         return sum_scalars(axes, numerator, jnp.sum(denominators))
     if spec.reduction == "sum":
         return sum_scalars(axes, numerator)[0]
     if normalizer is None:
-        numerator, denominator = sum_scalars(axes, numerator, jnp.sum(denominators))
+        numerator, scaled, denominator = sum_scalars(axes, numerator, scaled, jnp.sum(denominators))
     else:
-        (numerator,), denominator = sum_scalars(axes, numerator), normalizer
-        if normalizer.ndim:
-            numerator, denominator = numerator * normalizer[1], normalizer[0]
-    if unweighted and normalizer is None and spec.on_empty == "zero":
-        # Empty where every position is ignored: the numerator is 0 then, and a look at NaN would cost XLA a row.
-        is_empty = denominator == 0
-        return jnp.where(is_empty, 0, numerator / jnp.where(is_empty, 1, denominator))
-    return semantics.mean_of(jnp, numerator, denominator, 0.0 if spec.on_empty == "zero" else math.nan)
+        (numerator, scaled), denominator = sum_scalars(axes, numerator, scaled), normalizer
+    # Nothing to divide by where every position is ignored: the numerator is 0 then, and a look at NaN costs XLA a row.
+    skip_nan = unweighted and normalizer is None
+    return _mean(0.0 if spec.on_empty == "zero" else math.nan, skip_nan, numerator, scaled, denominator)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _mean(empty: float, skip_nan: bool, numerator: Array, scaled: Array, denominator: Array) -> Array:
+    """The quotient of the sums; where the first overflows, of the second. One division: two would cost XLA memory."""
+    overflows = jnp.isinf(numerator)
+    mean = _quotient(empty, skip_nan, jnp.where(overflows, scaled, numerator), denominator)
+    return mean / jnp.where(overflows, semantics.LARGE_MEAN_SCALE, 1)
+
+
+@_mean.defjvp
+def _mean_jvp(empty: float, skip_nan: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    numerator, _, denominator = primals
+    of_numerator = partial(_quotient, empty, skip_nan, denominator=denominator)
+    return _mean(empty, skip_nan, *primals), jax.jvp(of_numerator, (numerator,), tangents[:1])[1]
+
+
+def _quotient(empty: float, skip_nan: bool, numerator: Array, denominator: Array) -> Array:
+    if math.isnan(empty) or not skip_nan:
+        return semantics.mean_of(jnp, numerator, denominator, empty)
+    is_empty = denominator == 0
+    return jnp.where(is_empty, 0, numerator / jnp.where(is_empty, 1, denominator))

@@ -200,7 +200,7 @@ def messages(compiled: Any) -> list[tuple[str, int]]:
     [("index", {}, 3), ("index", {"label_smoothing": 0.1}, 7), ("probability", {}, 7)],
 )
 def test_a_position_reduces_three_numbers_or_seven(mesh, axes, call, target_kind, options, numbers):
-    """3 numbers a position with class indices, 7 for a mixed target; none for the gradient, and two for the mean."""
+    """3 numbers a position with class indices, 7 for a mixed target; none for the gradient, and three for the mean."""
     given = replace(call(target_kind, "plain"), options=options)
 
     def own(arrays: Any) -> Any:
@@ -211,7 +211,7 @@ def test_a_position_reduces_three_numbers_or_seven(mesh, axes, call, target_kind
     sent = messages(jax.jit(mapped).lower(arrays).compile())
     positions = given.logits.shape[0] * given.logits.shape[1] // 2
     assert {name for name, _ in sent} == {"all-reduce"}
-    assert sum(size for _, size in sent) == numbers * positions + 2
+    assert sum(size for _, size in sent) == numbers * positions + 3
 
 
 def test_classes_over_two_axes_and_an_axis_of_one(call):
