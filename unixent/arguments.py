@@ -8,7 +8,7 @@ import numpy as np
 
 from unixent.errors import BackendError, DTypeError, OptionError, ShapeError
 from unixent.options import FLOAT_DTYPES
-from unixent.protocol import Array, ArrayInfo, Backend, NumpyTracingBackend
+from unixent.protocol import Array, ArrayInfo, Backend, TracingBackend
 
 FLOATS = frozenset(FLOAT_DTYPES)
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
@@ -92,8 +92,8 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
     of ``like``."""
     if backend.owns(value):
         return value
-    if backend.capabilities.traces_numpy:
-        array = cast(NumpyTracingBackend, backend).traced_asarray(name, value, like)
+    if backend.capabilities.traces_values:
+        array = cast(TracingBackend, backend).traced_asarray(name, value, like)
         if array is not None:
             return array
     if isinstance(value, PYTHON_TYPES):

@@ -15,7 +15,7 @@ its own array. What the loss means is in ``docs/semantics.md``; run ``unixent co
 case by case, whether yours matches.
 
 Every backend provides `Backend`. What it declares in its capabilities asks for more: ``fast_path`` for
-`FastPathBackend`, ``traces_numpy`` for `NumpyTracingBackend`, ``parallel`` for `ParallelBackend`.
+`FastPathBackend`, ``traces_values`` for `TracingBackend`, ``parallel`` for `ParallelBackend`.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Capabilities:
         parallel: a `ParallelConfig` of degree above 1 is served.
         batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
         fast_path: calls without arrays beside logits and target are offered to the backend before they are checked.
-        traces_numpy: NumPy arrays and lists in a program that the framework compiles are the backend's to hand over.
+        traces_values: what is no array of the framework in a program that it traces (symbolic sizes, NumPy arrays and
+            lists whose dtype cannot be asked there) is the backend's to hand over.
     """
 
     dtypes: frozenset[str]
@@ -87,7 +88,7 @@ class Capabilities:
     parallel: bool = False
     batch_invariant: bool = False
     fast_path: bool = False
-    traces_numpy: bool = False
+    traces_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +275,13 @@ class FastPathBackend(Backend, Protocol):
         ...
 
 
-class NumpyTracingBackend(Backend, Protocol):
-    """What a backend provides besides where it declares ``capabilities.traces_numpy``."""
+class TracingBackend(Backend, Protocol):
+    """What a backend provides besides where it declares ``capabilities.traces_values``."""
 
     def traced_asarray(self, name: str, value: object, like: Array | None) -> Array | None:
-        """A NumPy array, number or nested list while the framework's compiler traces it, whose dtype cannot be asked
-        then; None where that is not so, and `asarray` takes it."""
+        """A number that is a symbol under a trace (the size of an array), or a NumPy array, number or nested list while
+        the framework's compiler traces it, whose dtype cannot be asked then; None where it is neither, and `asarray`
+        takes it."""
         ...
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.export import is_symbolic_dim
 
 from unixent import validation
 from unixent.errors import BackendError
@@ -37,6 +38,7 @@ class JaxBackend:
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
         linear=True,
         parallel=True,
+        traces_values=True,
     )
 
     def devices(self) -> tuple[str, ...]:
@@ -58,6 +60,10 @@ class JaxBackend:
                     f"in [{value.min()}, {value.max()}]"
                 )
         return jnp.asarray(value)
+
+    def traced_asarray(self, name: str, value: object, like: Array | None) -> Array | None:
+        # A size that `jax.export` leaves open, or an expression of such sizes.
+        return jnp.asarray(value) if is_symbolic_dim(value) else None
 
     def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:
         return jnp.broadcast_to(array, shape)

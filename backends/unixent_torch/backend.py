@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class TorchBackend:
         parallel=True,
         batch_invariant=True,
         fast_path=True,
-        traces_numpy=True,
+        traces_values=True,
     )
     try_fast_cross_entropy = staticmethod(try_fast_cross_entropy)
 
@@ -110,6 +110,9 @@ class TorchBackend:
         return tensor if like is None else tensor.to(like.device)
 
     def traced_asarray(self, name: str, value: object, like: Tensor | None) -> Tensor | None:
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            device = None if like is None else like.device
+            return torch.scalar_tensor(cast(float, value), dtype=torch.float64, device=device)
         if not torch.compiler.is_dynamo_compiling() or not isinstance(value, (np.ndarray, np.generic, *PYTHON_TYPES)):
             return None
         from_python = isinstance(value, PYTHON_TYPES)

@@ -159,6 +159,34 @@ def test_export_round_trip_with_a_symbolic_batch(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(grad, grad_expected, rtol=1e-5)
 
 
+SIZES: dict[str, Callable[[Any], Any]] = {
+    "size": lambda x: x.shape[0],
+    "product": lambda x: 2 * x.shape[0] * x.shape[1] + 1,
+    "all": lambda x: x.size,
+    "whole quotient": lambda x: x.shape[1] // 2,
+    "quotient": lambda x: x.shape[1] / 2,
+}
+
+
+def linear(x: jax.Array, y: jax.Array, **options: Any) -> jax.Array:
+    return unixent.linear_cross_entropy(x, jnp.eye(C, dtype=x.dtype), y, **options)
+
+
+@pytest.mark.parametrize("form", [unixent.cross_entropy, linear, unixent.CrossEntropyLoss()])
+def test_symbolic_sizes_and_expressions_of_them_are_normalizers(form: Callable[..., Any]) -> None:
+    from jax import export
+
+    rows, columns = export.symbolic_shape("rows, columns")
+    shapes = jax.ShapeDtypeStruct((rows, columns, C), "float32"), jax.ShapeDtypeStruct((rows, columns), "int32")
+    x, y = jnp.arange(12.0 * C, dtype="float32").reshape(3, 4, C) % 5, jnp.arange(12, dtype="int32").reshape(3, 4) % C
+
+    def losses(x: jax.Array, y: jax.Array) -> Any:
+        return {name: jax.value_and_grad(form)(x, y, normalizer=size(x)) for name, size in SIZES.items()}
+
+    got = export.export(jax.jit(losses))(*shapes).call(x, y)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, losses(x, y))
+
+
 def test_one_trace_per_shape_and_options() -> None:
     count = 0
 

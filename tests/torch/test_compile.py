@@ -221,6 +221,35 @@ def test_a_size_may_be_the_normalizer_of_a_compiled_loss() -> None:
         torch.testing.assert_close(compiled(*inputs(rows)), call(*inputs(rows)))
 
 
+SIZES: dict[str, Callable[[Any], Any]] = {
+    "size": lambda x: x.shape[0],
+    "product": lambda x: 2 * x.shape[0] * x.shape[1] + 1,
+    "all": lambda x: x.numel(),
+    "whole quotient": lambda x: x.shape[1] // 2,
+    "quotient": lambda x: x.shape[1] / 2,
+}
+
+
+@pytest.mark.parametrize("tracer", ["compile", "strict export", "export"])
+@pytest.mark.parametrize("size", SIZES)
+def test_symbolic_sizes_and_expressions_of_them_are_normalizers(size: str, tracer: str) -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return unixent.cross_entropy(x, y, normalizer=SIZES[size](x))
+
+    x, y = torch.arange(84.0).reshape(3, 4, 7) % 5, torch.arange(12).reshape(3, 4) % 7
+    if tracer == "compile":
+        traced: Any = torch.compile(Loss(), dynamic=True, fullgraph=True, backend="eager")
+    else:
+        sizes = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim("columns", min=2)}
+        exported = torch.export.export(
+            Loss(), (x, y), dynamic_shapes={"x": sizes, "y": sizes}, strict=tracer == "strict export"
+        )
+        traced = exported.module()
+    for part in (slice(None), slice(2)):
+        torch.testing.assert_close(traced(x[part], y[part]), Loss()(x[part], y[part]))
+
+
 def test_compiled_value_and_grad_asks_for_no_gradient() -> None:
     x, y = inputs(4)
     assert x.requires_grad
