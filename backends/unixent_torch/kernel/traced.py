@@ -1,5 +1,7 @@
 """The losses as one plain composition, for tracers: a compiler fuses it, and autograd differentiates it to any order.
 
+The gradient has one of its own, since torch.export records no autograd.
+
 The scalars of a row are those of `unixent_torch.kernel.rows`, so written that no derivative cancels.
 """
 
@@ -11,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import product, two_diff
-from unixent_torch.kernel.rows import class_weight
+from unixent.semantics import product, row_stats, two_diff
+from unixent_torch.kernel.rows import class_weight, scale_infinite_
 from unixent_torch.kernel.spec import KernelSpec
 
 
@@ -39,6 +41,61 @@ def row_losses(
     if position_weight is not None:
         loss = torch.where(position_weight == 0, 0, position_weight * loss)
     return loss
+
+
+def row_gradients(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    position_weight: Tensor | None,
+    grad_scale: Tensor,
+    spec: KernelSpec,
+    wrt: tuple[str, ...],
+) -> tuple[Tensor, ...]:
+    """What `unixent_torch.kernel.row_losses` returns second, by functional operations alone; see `rows.mixed_rows`."""
+    dtypes, scale, inactive = {"logits": x.dtype, "target": target.dtype}, grad_scale.unsqueeze(-1), None
+    x = x.to(spec.acc_dtype)
+    if position_weight is not None:
+        inactive, scale = (position_weight == 0).unsqueeze(-1), scale * position_weight.unsqueeze(-1)
+        x, scale = torch.where(inactive, 0, x), torch.where(inactive, 0, scale)
+    softcap_grad: Tensor | float = 1.0
+    if spec.softcap is not None:
+        w = torch.exp(-2 * (x / spec.softcap).abs())
+        softcap_grad, x = 4 * w / (1 + w).square(), _softcapped(x, spec.softcap)
+    is_index = not (target.is_floating_point() or spec.label_smoothing)
+    is_pivot = _is_class(x, target if is_index else x.argmax(-1))
+    pivot_logit, others = torch.where(is_pivot, x, 0).sum(-1, keepdim=True), torch.where(is_pivot, -math.inf, x)
+    shift = others.amax(-1, keepdim=True)
+    shift = torch.where(shift == -math.inf, pivot_logit, shift)
+    exps = torch.exp(others - shift)
+    stats = row_stats(torch, shift, pivot_logit, exps.sum(-1, keepdim=True))
+    grads: dict[str, Tensor] = {}
+    if "target" in wrt:
+        k: Tensor | float = (1 - spec.label_smoothing) * (1.0 if weight is None else weight)
+        gaps = torch.where(is_pivot, 0, pivot_logit - x) + stats.loss
+        grads["target"] = scale_infinite_(torch.where(torch.as_tensor(k == 0), 0, k * gaps), scale, False)
+    if "logits" in wrt:
+        coefs = _coefs(x, target, weight, spec, inactive)
+        rest_coefs = torch.where(is_pivot, 0, coefs)
+        rest, pivot = rest_coefs.sum(-1, keepdim=True), torch.where(is_pivot, coefs, 0).sum(-1, keepdim=True)
+        z_loss_grad = 2 * spec.z_loss * stats.logsumexp if spec.z_loss else 0.0
+        grad = (rest + pivot + z_loss_grad) * stats.exp_scale * exps - rest_coefs
+        pivot_grad = (rest + z_loss_grad) * stats.p - pivot * stats.one_minus_p
+        grads["logits"] = torch.where(is_pivot, pivot_grad, grad) * softcap_grad * scale
+    if inactive is not None:
+        grads = {name: torch.where(inactive, 0, grad) for name, grad in grads.items()}
+    return tuple(grads[name].to(dtypes[name]) for name in wrt)
+
+
+def _coefs(x: Tensor, target: Tensor, weight: Tensor | None, spec: KernelSpec, inactive: Tensor | None) -> Tensor:
+    """The target's coefficients t_c."""
+    one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
+    if target.is_floating_point():
+        target = target.to(x.dtype)
+        coefs = one_minus_smoothing * (target if inactive is None else torch.where(inactive, 0, target)) + smoothing
+    else:
+        coefs = smoothing + one_minus_smoothing * _is_class(x, target).to(x.dtype)
+    return coefs if weight is None else weight * coefs
 
 
 def _is_class(x: Tensor, index: Tensor) -> Tensor:
@@ -85,18 +142,11 @@ def _mixed(
     is_pivot = _is_class(x, x.detach().argmax(-1))
     pivot = _pivot(x, is_pivot)
     gaps = torch.where(is_pivot, 0, pivot.logit.unsqueeze(-1) - x)
-    one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
-    if target.is_floating_point():
-        target = target.to(x.dtype)
-        coefs = one_minus_smoothing * (target if inactive is None else torch.where(inactive, 0, target)) + smoothing
-    else:
-        coefs = smoothing + one_minus_smoothing * _is_class(x, target).to(x.dtype)
-    if weight is not None:
-        coefs = weight * coefs
+    coefs = _coefs(x, target, weight, spec, inactive)
     # The zero comes before the product, so that an infinite gap has no derivative either.
     is_zero = coefs == 0
     products = coefs * torch.where(is_zero, 0, gaps)
-    if target.is_floating_point() and one_minus_smoothing:
+    if target.is_floating_point() and spec.label_smoothing != 1:
         # The loss still rises with a probability of 0, unless its weight is 0.
         rise = coefs - coefs.detach()
         if weight is not None:

@@ -149,7 +149,7 @@ class LogitsCall(LossCall):
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands, kernel = self.operands, self.spec.kernel
-        if self.mode in PLAIN_OPERATIONS or self.mode is Mode.TRACED:
+        if self.mode in PLAIN_OPERATIONS:
             sources = {"logits": operands[0], "target": operands[1]}
 
             def loss_of(*values: Tensor) -> Tensor:
@@ -162,5 +162,7 @@ class LogitsCall(LossCall):
             grads = RowGradient.apply(*operands, scale, kernel, wrt)
             return TransformedLoss.apply(*operands, self.denominator, self.spec), grads
         with torch.no_grad():
+            if self.mode is Mode.TRACED:
+                return self._composition(*operands[:2]), traced.row_gradients(*operands, scale, kernel, wrt)
             losses, grads = row_losses(*operands, scale, kernel, wrt)
             return reduce(losses, self.denominator, self.spec, self._readable), grads
