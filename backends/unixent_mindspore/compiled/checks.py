@@ -5,6 +5,7 @@ A function marked `compile_time` runs as ordinary Python, on constants, of which
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -172,6 +173,11 @@ def loss_options(keywords: dict[str, Any]) -> LossOptions:
     for name, value in keywords.items():
         if isinstance(value, Tensor):  # one of the graph, in whose place stands one of zeros
             raise OptionError(f"{name}: expected a constant of Python; got a tensor of {value.dtype}")
+        if isinstance(value, float) and (value == math.inf or (name == "softcap" and value == 0)):
+            raise OptionError(
+                f"{name}: expected a number that float32 holds, since MindSpore compiles a Python float as one; got "
+                f"{value} (a module made outside of the function keeps its options as they are)"
+            )
     return LossOptions(**keywords)
 
 

@@ -5,7 +5,8 @@ Forward mode gives a gradient one element at a time. Second derivatives are take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,11 @@ from mindspore import Tensor, ops
 
 from unixent_conformance.harness import EAGER, Derivative, Harness, Mode, Unsupported
 from unixent_conformance.model import Array, Tier
+
+_CANNOT_COMPILE = {
+    "Unable to cast Python instance of type <class 'int'>": "MindSpore compiles no int beyond 64 bits",
+    "MindSpore compiles a Python float as one": "MindSpore compiles a Python float as a float32",
+}
 
 
 class MindSporeHarness(Harness):
@@ -48,16 +54,10 @@ class MindSporeHarness(Harness):
         return isinstance(value, Tensor)
 
     def call(self, function: Callable[..., Any], arrays: Sequence[Any], mode: Mode) -> Any:
-        if mode.batched:
-            return ms.vmap(function)(*arrays)
         if not mode.traced:
             return function(*arrays)
-        try:
-            return ms.jit(function)(*arrays)
-        except RuntimeError as error:
-            if "Unable to cast Python instance of type <class 'int'>" in str(error):
-                raise Unsupported("MindSpore compiles no int beyond 64 bits") from error
-            raise
+        with _compiler():
+            return (ms.vmap if mode.batched else ms.jit)(function)(*arrays)
 
     def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
@@ -83,6 +83,18 @@ class MindSporeHarness(Harness):
         return tuple(products[i] for i in of.wrt)
 
 
+@contextmanager
+def _compiler() -> Iterator[None]:
+    """What MindSpore's compiler cannot represent is a refusal."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        for words, reason in _CANNOT_COMPILE.items():
+            if words in str(error):
+                raise Unsupported(reason) from error
+        raise
+
+
 def _pullback(of: Derivative) -> Any:
     return ops.GradOperation(get_all=True, sens_param=of.grad_output is not None)
 
@@ -93,7 +105,8 @@ def _jvp(of: Derivative, i: int, direction: Tensor) -> Tensor:
     def of_moving(moving: Any) -> Any:
         return function(*before, moving, *after)
 
-    return ms.jvp(of_moving, of.arrays[i], direction)[1]
+    with _compiler():
+        return ms.jvp(of_moving, of.arrays[i], direction)[1]
 
 
 harness = MindSporeHarness()

@@ -7,6 +7,7 @@ from typing import Any
 
 import mindspore as ms
 from mindspore import Parameter, Tensor
+from mindspore.common.api import _pynative_executor
 
 from unixent_hostile.product import Inapplicable, Product, Setting, direction
 from unixent_hostile.views import Array
@@ -44,7 +45,12 @@ class MindSporeProduct(Product):
             if moving is None:
                 raise Inapplicable
             if transform == "grad":
-                return tuple(ms.value_and_grad(function, moving)(*arrays))
+                try:
+                    return tuple(ms.value_and_grad(function, moving)(*arrays))
+                except BaseException:
+                    # After an error within it MindSpore takes all that follows for part of the derivative.
+                    _pynative_executor.clear_res()
+                    raise
             before, after = tuple(arrays[:moving]), tuple(arrays[moving + 1 :])
 
             def of_moving(array: Any) -> Any:
