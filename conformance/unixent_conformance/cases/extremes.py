@@ -1,4 +1,4 @@
-"""What a plausible shortcut gets wrong: confident rows under a softcap, a NaN above 0, a mask of fewer elements."""
+"""What lies at the ends of an option's range, and what a plausible shortcut gets wrong there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from unixent_conformance.cases.inputs import DTYPES, Recipe, dtype_of
 from unixent_conformance.cases.linear import Linear
 from unixent_conformance.model import Call, Case, Tier
 
-CAPPED, EMPTY = "confident softcap", "empty mean of NaN"
+CAPPED, EXTREME, EMPTY = "confident softcap", "extreme options", "empty mean of NaN"
 MASK, FUSED = "broadcast mask", "fused linear broadcast mask"
 
 
 def cases() -> Iterator[Case]:
     yield from _capped()
+    yield from _extreme()
     yield from _empty()
     yield from _masks()
 
@@ -51,6 +52,42 @@ def _confident(dtype: str, target: str, softcap: float) -> Call:
     if target == "index":
         return Call(x, np.zeros(16, np.int64), options=options)
     return Call(x, np.zeros(16, np.int64), np.eye(5)[0].astype(x.dtype), options={**options, "label_smoothing": 0.1})
+
+
+def _extreme() -> Iterator[Case]:
+    """A softcap or a normalizer that the accumulation dtype cannot hold, and a mean whose sum it cannot hold."""
+    for dtype in DTYPES:
+        quick = dtype == "float32"
+        for softcap in (1e300, 1e39, 1e30, 1e-30, 1e-40, 1e-50, 1e-300):
+            for target in ("index", "probability"):
+                build = partial(_with_zeros, Recipe(dtype=dtype, target=target, softcap=softcap, reduction="none"))
+                stem, needs = f"{EXTREME}/softcap {softcap}/{target}-{dtype}", build().needs()
+                yield make(f"{stem}/value", EXTREME, build, needs=needs, quick=quick)
+                yield from gradients(stem, EXTREME, build, needs, quick=quick)
+        for normalizer in (1e300, 1e50, 1e-30, 1e-50, 1e-300):
+            build = partial(_normalized, dtype, normalizer)
+            yield from each(f"{EXTREME}/normalizer {normalizer}/{dtype}", EXTREME, build, quick=quick)
+        build = partial(_huge, dtype)
+        yield from each(f"{EXTREME}/a sum that overflows/{dtype}", EXTREME, build, quick=quick)
+
+
+def _with_zeros(recipe: Recipe) -> Call:
+    """A 0 in every row, whose quotient by the cap is 0 whatever the cap is."""
+    call = recipe.call()
+    return replace(call, logits=np.where(np.arange(call.logits.shape[1]) == 3, call.logits.dtype.type(0), call.logits))
+
+
+def _normalized(dtype: str, normalizer: float) -> Call:
+    call = Recipe(dtype=dtype, positions=(16,), ignore="default").call()
+    return replace(call, options={"normalizer": normalizer})
+
+
+def _huge(dtype: str) -> Call:
+    """Losses of half the largest number: eight of them are beyond it, their mean is not."""
+    floating = dtype_of(dtype)
+    largest = 6e4 if dtype == "float16" else 3e38 if floating.itemsize < 8 else 1.7e308
+    logits = np.array([[largest / 2, 0.0]] * 8).astype(floating)
+    return Call(logits, np.ones(8, np.int64))
 
 
 def _empty() -> Iterator[Case]:

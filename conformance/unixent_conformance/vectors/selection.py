@@ -43,6 +43,7 @@ REASONS = {
     "minus infinity padding": "Logits of -inf are classes of probability 0 under every option, a softcap included.",
     "num_classes": "What lies beyond the classes that exist is as if it were not there, whatever it holds.",
     "confident softcap": "A capped logit must have the same bits wherever it enters, or a small loss is lost.",
+    "extreme options": "What the accumulation dtype cannot hold, of an option or of a sum, is not taken for 0 or NaN.",
     "empty mean of NaN": "A mean over nothing hides no NaN.",
     "broadcast mask": "A mask with 1 where it is the same for all counts as if it were written out.",
     "fused linear broadcast mask": "The same of a fused form, whose chunks each take their part of such a mask.",

@@ -1,4 +1,4 @@
-"""Wrong at the ends: about classes that do not exist, infinities and confident rows under a softcap."""
+"""Wrong at the ends: about classes that do not exist, infinities under a softcap, options that no float32 holds."""
 
 from __future__ import annotations
 
@@ -151,6 +151,31 @@ class CapRoundedTwice(Plain):
             return right
         apart = self.again.max(axis=1) - x.max(axis=1)
         return Stats(right.p, right.one_minus_p, right.nll + apart[:, None], right.lse)
+
+
+@mutant("extreme options")
+class CapRoundedToTheDtype(Plain):
+    """A softcap of 1e300 is infinite in float32, one of 1e-50 is 0."""
+
+    def representable(self, a: float, dtype: np.dtype[Any]) -> Any:
+        return dtype.type(a)
+
+
+@mutant("extreme options")
+class NormalizerRoundedToTheDtype(Plain):
+    """A normalizer of 1e-50 is 0 in float32, and the mean empty."""
+
+    def denominator(self, d: Array) -> Any:
+        normalizer = self.options["normalizer"]
+        return super().denominator(d) if normalizer is None else d.dtype.type(normalizer)
+
+
+@mutant("extreme options")
+class MeanOfAnOverflowingSum(Plain):
+    """The sum of finite losses is infinite, and so is their mean."""
+
+    def mean_of(self, losses: Array, denominator: Any) -> tuple[Any, Any]:
+        return self.mean(self.sum_positions(losses), denominator)
 
 
 @mutant("empty mean of NaN")
