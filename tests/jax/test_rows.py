@@ -59,6 +59,26 @@ def truth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return loss, np.where(own, -(rest * scale)[:, None], e * scale[:, None])
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3, 512])
+@pytest.mark.parametrize("offset", [-3, -0.1, 0, 0.1])
+def test_the_log_normaliser_of_a_z_loss_is_accurate_where_it_is_near_zero(
+    formulation: str, classes: int, offset: float
+) -> None:
+    rng = np.random.default_rng(classes)
+    x = np.asarray(rng.normal(size=(64, classes)) * 0.1 + offset, np.float32)
+    x[rng.random(x.shape) < 0.3] = -np.inf
+    x[:, 0] = offset
+    y = rng.integers(0, classes, 64)
+    top = x.max(1, keepdims=True).astype(float)
+    odds = np.exp(x - top)
+    logsumexp = top + np.log(odds.sum(1, keepdims=True))
+    exact = logsumexp * odds / odds.sum(1, keepdims=True)
+    _, grad = unixent.value_and_grad(jnp.asarray(x), y, z_loss=0.5, weight=jnp.zeros(classes), reduction="none")
+    # The sum of the exponentials holds a 1, of which it is rounded.
+    error = (abs(exact) * (16 + 2 * np.log2(classes)) + (1 + np.log2(classes)) * (odds.sum(1, keepdims=True) != 1)) * U
+    assert np.all(abs(np.asarray(grad, float) - exact) <= error)
+
+
 @pytest.mark.parametrize("position", ["target", "first other", "last"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

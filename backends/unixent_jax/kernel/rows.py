@@ -66,9 +66,16 @@ def shifted_exp(x: Array, shift: Array) -> Array:
 def exp_and_stats(x: Array, pivot: Array, classes: ClassAxis) -> tuple[Array, RowStats]:
     """e with the pivot's entry 0, and the scalars."""
     pivot_logit = take(x, pivot, classes)
-    shift = shift_below(max_over_classes(x, classes))
+    top = max_over_classes(x, classes)
+    shift = shift_below(top)
     e = zero_at(shifted_exp(x, shift), pivot, classes)
-    return e, row_stats(shift, pivot_logit, sum_over_classes(e, classes))
+    sum_rest = sum_over_classes(e, classes)
+    stats = row_stats(shift, pivot_logit, sum_rest)
+    # A shift so far below, or a pivot, would cost lse a rounding of its own size: relative to the maximum it has none.
+    exp_top = shifted_exp(top, shift)
+    sum_below = (sum_rest - exp_top) + shifted_exp(pivot_logit, shift)
+    logsumexp = jnp.where(pivot_logit < top, top + jnp.log1p(sum_below / exp_top), stats.logsumexp)
+    return e, stats._replace(logsumexp=logsumexp)
 
 
 def row_stats(shift: Array, pivot_logit: Array, sum_rest: Array) -> RowStats:
