@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from unixent_jax.kernel.class_axis import ClassAxis, can_gather, is_class
-from unixent_jax.kernel.rows import RowStats, exp_and_stats, row_stats
+from unixent_jax.kernel.rows import RowStats, exp_and_stats, opaque, row_stats
 
 
 def stats_by_blocks(x: Array, pivot: Array, classes: ClassAxis) -> RowStats:
@@ -26,7 +26,7 @@ def stats_by_blocks(x: Array, pivot: Array, classes: ClassAxis) -> RowStats:
     is_pivot_block = is_class(tops, block_index, ClassAxis(axis))
     top = jnp.max(jnp.where(is_pivot_block, -jnp.inf, tops), axis, keepdims=True)
     top = jnp.maximum(top, jnp.max(jnp.where(is_pivot, -jnp.inf, pivot_block), inner, keepdims=True))
-    shift = jnp.where(top == -jnp.inf, pivot_logit, top)
+    shift = opaque(jnp.where(top == -jnp.inf, pivot_logit, top))
 
     # The pivot's block may overflow here, which is why it is dropped by a mask and not subtracted.
     sums = jnp.sum(jnp.exp(blocks - shift), inner, keepdims=True)

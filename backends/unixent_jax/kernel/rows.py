@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from unixent_jax.kernel.class_axis import (
@@ -51,7 +51,12 @@ class RowStats(NamedTuple):
 
 def shift_below(top: Array) -> Array:
     """The shift of a row whose pivot holds its maximum."""
-    return jnp.floor(top) - jnp.asarray(_HEADROOM[top.dtype.name], top.dtype)
+    return opaque(jnp.floor(top) - jnp.asarray(_HEADROOM[top.dtype.name], top.dtype))
+
+
+def opaque(shift: Array) -> Array:
+    """The shift, never a constant to XLA: it would reorder the sums that find the rounding error of a difference."""
+    return shift + lax.optimization_barrier(jnp.zeros((), shift.dtype))
 
 
 def shifted_exp(x: Array, shift: Array) -> Array:
