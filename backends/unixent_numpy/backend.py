@@ -15,6 +15,7 @@ from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem
 from unixent_numpy.collectives import group_of
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import row_losses
+from unixent_numpy.kernel.blocks import num_threads
 from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
@@ -39,6 +40,7 @@ class NumpyBackend:
         return isinstance(array, (np.ndarray, np.generic)) and not isinstance(array, np.ma.MaskedArray)
 
     def describe(self, arrays: tuple[Array, ...]) -> tuple[ArrayInfo, ...]:
+        num_threads()  # refused here if it is no number, where a process's refusal reaches the others
         return tuple([ArrayInfo(array.shape, array.dtype.name) for array in arrays])
 
     def asarray(self, value: Array, like: Array | None) -> Array:

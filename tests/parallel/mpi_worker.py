@@ -158,6 +158,9 @@ def check_faults() -> None:
     assert_refused(unixent.OptionError, "options", logits, target, label_smoothing=0.1 if last else 0.0)
     assert_refused(unixent.OptionError, "options", logits, target, weight=WEIGHT if last else None)
     assert_refused(unixent.DTypeError, "logits", logits.astype(int) if last else logits, target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIXENT_NUM_THREADS", "many" if last else "1")
+        assert_refused(unixent.OptionError, "UNIXENT_NUM_THREADS", logits, target)
     if MODEL > 1:
         assert_refused(unixent.ShapeError, "positions", logits[1:] if last else logits, target[1:] if last else target)
     elif DATA > 1:
