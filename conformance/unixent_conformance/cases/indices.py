@@ -103,6 +103,8 @@ def _out_of_range() -> Iterator[Case]:
                 off = partial(made, reduction=reduction, validate="off")
                 yield make(f"{stem}/off-{reduction}/{word}", RANGE, off, quantity, quick=quick)
         yield make(f"{stem}/off-mean/value", RANGE, partial(made, validate="off"))
+        weighted = partial(made, validate="off", weight=np.array([0.5, 2, 1, 3, 0.25], np.float32))
+        yield make(f"{stem}/off-weighted/terms", RANGE, weighted, "terms", quick=quick)
         smoothed = partial(made, validate="off", reduction="none", label_smoothing=0.1, z_loss=0.1)
         yield from each(f"{stem}/off-smoothed", RANGE, smoothed)
     mask = np.array([1.0, 0.0, 1.0], dtype=np.float32)

@@ -173,7 +173,7 @@ def solve_rows(
             safe_index = np.where(ignored | out_of_range, 0, y).astype(np.int64)
             v = np.where(ignored, 0, v)
             q = (np.arange(width) == safe_index[:, None]).astype(np.longdouble)
-            denominators = v * w[safe_index]
+            denominators = v * np.where(out_of_range, 1, w[safe_index])
         else:
             q = np.moveaxis(target.astype(acc_dtype), axis, -1).astype(np.longdouble).reshape(-1, width)
             q = np.where(exists, q, 0)
