@@ -83,6 +83,15 @@ _missing += [] if _has_level else ["autograd.forward_ad._current_level"]
 _missing += [] if hasattr(Tensor, "_version") else ["Tensor._version"]
 
 
+def statically_known(condition: Any) -> bool:
+    """Whether a condition holds. An exported program must not depend on its symbols: there, whether it always does."""
+    if not getattr(torch.compiler, "is_exporting", bool)():
+        return bool(condition)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(condition))
+
+
 def in_forward_mode() -> bool:
     """Whether a level of forward-mode differentiation is open."""
     if _has_level:

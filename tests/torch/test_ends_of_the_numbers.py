@@ -10,12 +10,36 @@ from torch import Tensor
 
 import unixent
 
+
+def compiled(form: Any) -> Any:
+    def call(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+        torch.compiler.reset()
+        return torch.compile(lambda x, y: form(x, y, **options), fullgraph=True, backend="aot_eager")(x, y)
+
+    return call
+
+
+def exported(x: Tensor, y: Tensor, **options: Any) -> Tensor:
+    class Program(torch.nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return unixent.cross_entropy(x, y, **options)
+
+    return torch.export.export(Program(), (x, y)).module()(x, y)
+
+
 X, Y = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0]]), torch.tensor([0, 1])
 FORMS: dict[str, Any] = {
     "logits": unixent.cross_entropy,
     "linear": lambda x, y, **options: unixent.linear_cross_entropy(x, torch.eye(x.shape[-1]), y, **options),
     "value_and_grad": lambda x, y, **options: unixent.value_and_grad(x, y, **options)[0],
     "autograd": lambda x, y, **options: unixent.cross_entropy(x.clone().requires_grad_(), y, **options).detach(),
+    "vmap": lambda x, y, **o: torch.func.vmap(lambda x: unixent.cross_entropy(x, y, **o))(x.expand(2, *x.shape))[1],
+    "compile": compiled(unixent.cross_entropy),
+    "compiled gradient": compiled(lambda x, y, **options: unixent.value_and_grad(x, y, **options)[0]),
+    "compiled linear": compiled(
+        lambda x, y, **options: unixent.linear_cross_entropy(x, torch.eye(x.shape[-1]), y, **options)
+    ),
+    "export": exported,
     "torch.func": lambda x, y, **o: torch.func.grad_and_value(lambda x: unixent.cross_entropy(x, y, **o))(x)[1],
 }
 
@@ -32,6 +56,26 @@ def test_the_mean_of_finite_losses_is_finite(call: Any) -> None:
     y = torch.tensor([1, 1])
     torch.testing.assert_close(call(huge, y), torch.tensor(3e38))
     torch.testing.assert_close(call(huge, y, normalizer=4.0), torch.tensor(1.5e38))
+
+
+@pytest.mark.parametrize("rows", [2, 1])
+def test_its_gradient_is_that_of_any_mean(rows: int) -> None:
+    huge, y, due = (
+        torch.tensor([[3e38, 0.0]] * rows),
+        torch.tensor([1] * rows),
+        torch.tensor([[1.0, -1.0]] * rows) / rows,
+    )
+
+    def loss(x: Tensor) -> Tensor:
+        return unixent.cross_entropy(x, y)
+
+    torch.compiler.reset()
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        x = huge.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(call(x), x)[0], due)
+    torch.testing.assert_close(torch.func.grad(loss)(huge), due)
+    torch.testing.assert_close(torch.func.jacfwd(loss)(huge), due)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(huge[None])[0], due)
 
 
 def test_the_mean_of_an_infinite_loss_is_infinite() -> None:

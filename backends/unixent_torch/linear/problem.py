@@ -13,7 +13,7 @@ from unixent_torch.linear.autograd import LinearGradient, ReverseLinear, Transfo
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses
 from unixent_torch.linear.traced import opaque_loss, opaque_row_losses
 from unixent_torch.logits.gradient import composed_vjp
-from unixent_torch.logits.problem import LossCall
+from unixent_torch.logits.problem import LossCall, with_room_for_normalizer
 from unixent_torch.logits.reduction import reduce
 
 
@@ -30,11 +30,14 @@ class LinearCall(LossCall):
     """A call of the fused linear form."""
 
     def __init__(self, problem: LinearProblem, token_groups: Groups = ()) -> None:
+        autocast_dtype = _autocast_dtype(problem)
+        if problem.normalizer is not None:
+            problem = with_room_for_normalizer(problem)
         hidden, classifier, bias = problem.hidden, problem.classifier, problem.bias
         super().__init__(problem, hidden, problem.target, token_groups)
         target, position_weight, _ = self.positions
         self.operands = LinearOperands(hidden, classifier, bias, target, self.weight, position_weight)
-        self.linear_spec = LinearSpec(self.spec, problem.chunk, _autocast_dtype(problem))
+        self.linear_spec = LinearSpec(self.spec, problem.chunk, autocast_dtype)
 
     def _loss(self) -> Tensor:
         operands, denominator, spec, mode = self.operands, self.denominator, self.linear_spec, self.mode

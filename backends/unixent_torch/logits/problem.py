@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from unixent.protocol import LossProblem, LossTerms, Problem
 from unixent.semantics import representable_softcap
 from unixent.validation import empty_mean
+from unixent_torch import compat
 from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
 from unixent_torch.kernel import KernelSpec, row_losses, traced
 from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode, current_mode
@@ -18,6 +20,23 @@ from unixent_torch.logits.autograd import ReverseLoss, TransformedLoss
 from unixent_torch.logits.gradient import RowGradient, composed_vjp
 from unixent_torch.logits.positions import Positions
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
+
+ProblemT = TypeVar("ProblemT", bound=LossProblem)
+
+
+def with_room_for_normalizer(problem: ProblemT) -> ProblemT:
+    """The problem, accumulated in float64 where float32 might not hold the normalizer, or its reciprocal.
+
+    A float64 tensor whose value can't be read may hold such a number.
+    """
+    normalizer: Any = problem.normalizer
+    if isinstance(normalizer, Tensor):
+        readable = normalizer.is_cpu and current_mode() is Mode.EAGER
+        normalizer = normalizer.item() if readable else math.inf if normalizer.dtype is torch.float64 else 1.0
+    known = compat.statically_known
+    if known(normalizer > 2.0**64) or (known(normalizer < 2.0**-64) and known(normalizer != 0)):
+        problem = replace(problem, acc_dtype="float64")
+    return problem
 
 
 class LossCall:
@@ -72,10 +91,7 @@ class LossCall:
             else:
                 value = self.denominator_sum()
         if isinstance(value, Tensor):
-            if self._readable:
-                value = float(value.item())
-            elif value.dtype is not torch.float64:  # which may hold one that is 0 in float32
-                value = value.to(self.spec.kernel.acc_dtype)
+            value = float(value.item()) if self._readable else value.to(self.spec.kernel.acc_dtype)
         if self._problem.check_empty and value == 0:
             raise empty_mean()
         return value
@@ -117,6 +133,8 @@ class LogitsCall(LossCall):
     """A call of the logits-level form."""
 
     def __init__(self, problem: Problem, token_groups: Groups = ()) -> None:
+        if problem.normalizer is not None:
+            problem = with_room_for_normalizer(problem)
         x, target, axis = problem.logits, problem.target, problem.axis
         self._axis = axis
         if axis != x.ndim - 1:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from unixent.semantics import grad_scale, mean_of, mean_of_large
+from unixent.semantics import LARGE_MEAN_SCALE, grad_scale, mean_of, mean_of_large
 from unixent_torch.kernel.spec import KernelSpec
 
 Denominator: TypeAlias = "Tensor | float | None"
@@ -34,19 +34,23 @@ class LossSpec:
 def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: bool = False) -> Tensor:
     """Sum over all but the kept axes, divided by the denominator.
 
-    Where values are ``readable``, a sum that overflows though its mean does not is formed anew.
+    Where a sum overflows though its mean does not, the losses are scaled first: by a number that is selected, or read
+    where values are ``readable``.
     """
-    kept = spec.kept_axes
-    total = losses.sum(tuple(range(kept, losses.ndim))) if kept < losses.ndim else losses
+    kept, axes = spec.kept_axes, tuple(range(spec.kept_axes, losses.ndim))
+    total = losses.sum(axes) if axes else losses
     if denominator is None:
         return total
-    if readable and not kept and math.isinf(total.item()) and denominator != 0:
-        return mean_of_large(losses, denominator, torch.sum).to(total.dtype)
-    if not isinstance(denominator, float):
-        return mean_of(torch, total, denominator, spec.empty).to(total.dtype)
-    if 0 < denominator < torch.finfo(total.dtype).tiny:
-        return (total.double() / denominator).to(total.dtype)
-    return mean_of(torch, total, denominator, spec.empty, host=True)
+    scale: Tensor | None = None
+    if readable and not kept:
+        if math.isinf(total.item()) and denominator != 0:
+            return mean_of_large(losses, denominator, torch.sum).to(total.dtype)
+    elif axes:
+        scale = torch.where(total.detach().isinf(), LARGE_MEAN_SCALE, torch.ones_like(total))
+        total = (losses * expand_to(scale, losses.shape)).sum(axes)
+    on_host = isinstance(denominator, float)
+    mean: Tensor = mean_of(torch, total, denominator, spec.empty, on_host).to(total.dtype)
+    return mean if scale is None else mean / scale
 
 
 def grad_scale_of(grad_output: Tensor | float, denominator: Denominator, spec: LossSpec) -> Any:

@@ -74,6 +74,11 @@ def transforms(config: unixent.ParallelConfig) -> None:
         )(LOGITS[:, columns])
         close(other, change[:, columns])
     x, y = LOGITS[:, columns], INDEX
+    for name, constant in {"weight": WEIGHT, "mask": torch.ones(N), "normalizer": torch.tensor(2.0)}.items():
+        with forward_ad.dual_level():
+            moving = {name: forward_ad.make_dual(constant, constant)}
+            with pytest.raises(unixent.OptionError, match=f"{name}: expected a constant"):
+                unixent.cross_entropy(x, y, parallel=config, **moving)
     with pytest.raises(RuntimeError, match="vmap"):
         torch.func.vmap(lambda x: unixent.cross_entropy(x, y, parallel=config))(torch.stack([x, x]))
     hidden, classifier = torch.ones(N, 3), torch.ones(columns.stop - columns.start, 3)
