@@ -8,6 +8,8 @@ Importing unixent imports NumPy and no framework.
 
 from __future__ import annotations
 
+from functools import partial
+
 from unixent.errors import (
     BackendError,
     BackendUnavailableError,
@@ -19,6 +21,7 @@ from unixent.errors import (
     TargetRangeError,
     UnixentError,
     UnknownBackendError,
+    refuse_script,
 )
 from unixent.functions import (
     cross_entropy,
@@ -30,6 +33,10 @@ from unixent.module import CrossEntropyLoss
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, Problem
 from unixent.registry import BackendStatus, backends, get_backend
+
+for _function in (cross_entropy, loss_terms, value_and_grad, linear_cross_entropy, linear_value_and_grad):
+    _function.__dict__["__prepare_scriptable__"] = partial(refuse_script, _function.__name__)
+del _function, partial, refuse_script
 
 __version__ = "0.1.0"
 

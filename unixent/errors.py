@@ -6,6 +6,8 @@ Every error is a `UnixentError` and also the built-in exception that Python prog
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 
 class UnixentError(Exception):
     """Base class of every error that unixent raises on purpose."""
@@ -45,6 +47,14 @@ class UnknownBackendError(UnixentError, LookupError):
 
 class BackendUnavailableError(UnixentError, ImportError):
     """A registered backend cannot be imported, usually because its framework is not installed."""
+
+
+def refuse_script(name: str) -> NoReturn:
+    """Raise for a function or a module that torch.jit.script is to compile. It asks for ``__prepare_scriptable__``."""
+    raise BackendError(
+        f"torch.jit.script: {name} is Python, which TorchScript does not compile; use torch.compile or torch.export, "
+        "or torch.jit.trace"
+    )
 
 
 def option_error(name: str, expected: str, value: object) -> OptionError:

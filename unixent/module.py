@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
 from unixent import dispatch
 from unixent.arguments import CommonArguments, describe_arguments
-from unixent.errors import NonFiniteError, option_error
+from unixent.errors import NonFiniteError, option_error, refuse_script
 from unixent.keywords import ArrayT, LossKeywords, shows_keywords
 from unixent.options import LossOptions, ParallelConfig
 from unixent.protocol import Array, LossTerms
@@ -113,6 +113,9 @@ class CrossEntropyLoss(Generic[PerToken]):
                 self._refuse_beside_terms(name, getattr(self.options, name), getattr(LossOptions(), name))
         # The terms of a mean are sums.
         self._evaluated = replace(self.options, reduction="sum") if self.calculate_per_token_loss else self.options
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(type(self).__name__)
 
     @staticmethod
     def _refuse_beside_terms(name: str, value: object, default: object) -> None:

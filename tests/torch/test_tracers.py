@@ -79,6 +79,24 @@ class Model(nn.Module):
         return self.loss(x, y)
 
 
+FUNCTIONS = [getattr(unixent, name) for name in unixent.__all__ if name.endswith(("entropy", "_grad", "_terms"))]
+
+
+def calls_the_function(x: Tensor, y: Tensor) -> Tensor:
+    return unixent.cross_entropy(x, y)
+
+
+class CallsTheFunction(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return unixent.cross_entropy(x, y)
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS, calls_the_function, CallsTheFunction(), unixent.CrossEntropyLoss()])
+def test_jit_script_of_a_function_is_refused_by_name(function: Any) -> None:
+    with pytest.raises(unixent.BackendError, match=r"torch\.jit\.script: \w+ is Python.*; use torch\.compile"):
+        torch.jit.script(function)
+
+
 @pytest.mark.parametrize("loss", [CrossEntropyLoss(), LinearCrossEntropyLoss(C, C)], ids=["logits", "linear"])
 def test_jit_script_is_refused_by_name(loss: nn.Module) -> None:
     for module in (loss, Model(loss)):

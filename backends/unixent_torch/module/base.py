@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unixent.arguments import CommonArguments, as_backend_array
-from unixent.errors import BackendError
+from unixent.errors import BackendError, refuse_script
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.registry import get_backend
 
@@ -86,11 +86,8 @@ class LossModule(nn.Module):
             changes["ignore_index"] = DEFAULT_IGNORE_INDEX  # a negative one has nothing to say of probabilities
         return replace(options, **changes) if changes else options
 
-    def __prepare_scriptable__(self) -> None:
-        raise BackendError(
-            f"torch.jit.script: {type(self).__name__} is Python, which TorchScript does not compile; use torch.compile "
-            "or torch.export, or torch.jit.trace"
-        )
+    def __prepare_scriptable__(self) -> NoReturn:
+        refuse_script(type(self).__name__)
 
     def _shown(self, first: list[str], last: list[str]) -> str:
         """The arguments that differ from their defaults, between others."""
