@@ -22,6 +22,16 @@ from unixent_torch.collectives import LocalShard
 Placements = tuple[Any, ...]
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def call_eagerly(function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)`` outside a program that is being compiled.
+
+    To torch's compiler placements are constants: it can neither compare them nor make one of a dimension, and what it
+    makes for one placement fails for another.
+    """
+    return function(*arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class PositionLayout:
     """How the positions of a problem lie on its mesh.

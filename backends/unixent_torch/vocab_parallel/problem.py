@@ -94,6 +94,10 @@ def cross_entropy(problem: Problem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.cross_entropy` of this process."""
     if not is_dtensor(problem.logits):
         return _logits_call(problem, _shard_of(problem)).result()
+    return _dtensor().call_eagerly(_global_cross_entropy, problem)
+
+
+def _global_cross_entropy(problem: Problem) -> Tensor | LossTerms:
     local, shard, layout = _dtensor().localize(problem)
     return _wrapped(_logits_call(local, shard).result(), layout)
 
@@ -104,6 +108,12 @@ def value_and_grad(
     """`unixent.protocol.Backend.value_and_grad` of this process."""
     if not is_dtensor(problem.logits):
         return _logits_call(problem, _shard_of(problem)).value_and_grad(grad_output, wrt)
+    return _dtensor().call_eagerly(_global_value_and_grad, problem, grad_output, wrt)
+
+
+def _global_value_and_grad(
+    problem: Problem, grad_output: Tensor | None, wrt: tuple[str, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     dtensor = _dtensor()
     local, shard, layout = dtensor.localize(problem)
     loss, grads = _logits_call(local, shard).value_and_grad(layout.local_grad_output(grad_output), wrt)
@@ -114,6 +124,10 @@ def linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
     """`unixent.protocol.Backend.linear_cross_entropy` of this process."""
     if not _is_linear_dtensor(problem):
         return _linear_call(problem, _shard_of(problem)).result()
+    return _dtensor().call_eagerly(_global_linear_cross_entropy, problem)
+
+
+def _global_linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
     local, shard, layout = _dtensor().localize_linear(problem)
     return _wrapped(_linear_call(local, shard).result(), layout)
 
@@ -124,6 +138,12 @@ def linear_value_and_grad(
     """`unixent.protocol.Backend.linear_value_and_grad` of this process."""
     if not _is_linear_dtensor(problem):
         return _linear_call(problem, _shard_of(problem)).value_and_grad(grad_output, wrt)
+    return _dtensor().call_eagerly(_global_linear_value_and_grad, problem, grad_output, wrt)
+
+
+def _global_linear_value_and_grad(
+    problem: LinearProblem, grad_output: Tensor | None, wrt: tuple[str, ...]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     dtensor = _dtensor()
     local, shard, layout = dtensor.localize_linear(problem)
     loss, grads = _linear_call(local, shard).value_and_grad(layout.local_grad_output(grad_output), wrt)

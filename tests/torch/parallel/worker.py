@@ -1,6 +1,6 @@
 """Run by test_processes.py on each of two processes: what threads of one process can't stand for.
 
-torchrun ... tests/torch/parallel/worker.py transforms|compiled
+torchrun ... tests/torch/parallel/worker.py transforms|compiled|dtensors
 python tests/torch/parallel/worker.py lost RANK STORE exits|hangs
 """
 
@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import unixent
 
@@ -110,6 +112,43 @@ def compiled(config: unixent.ParallelConfig) -> None:
     ).isnan()
 
 
+def dtensors(config: unixent.ParallelConfig) -> None:
+    """Of a compiled program, whatever the placement of a call and whether a DTensor holds a gradient; broken graphs."""
+    mesh, index = init_device_mesh("cpu", (2,)), INDEX.clamp(0)
+    whole, eye = LOGITS.clone().requires_grad_(), torch.eye(C, dtype=LOGITS.dtype)
+    expected = unixent.cross_entropy(whole, index)
+    expected.backward()
+    placed = {
+        "logits": [(Shard(1),), (Shard(0),), (Replicate(),), (Shard(1),)],
+        "linear": [
+            (Shard(0), Replicate()),
+            (Replicate(), Shard(0)),
+            (Replicate(), Replicate()),
+            (Shard(0), Replicate()),
+        ],
+    }
+    for form, layouts in placed.items():
+        torch.compiler.reset()
+        function, gradient = unixent.cross_entropy, unixent.value_and_grad
+        if form == "linear":
+            function, gradient = unixent.linear_cross_entropy, unixent.linear_value_and_grad
+        loss = torch.compile(lambda *arguments: function(*arguments), backend="aot_eager")  # noqa: B023
+        for layout in layouts:
+            arrays = [
+                distribute_tensor(each.clone(), mesh, [placement]).requires_grad_()
+                for each, placement in zip((LOGITS, eye), layout, strict=False)
+            ]
+            for _ in range(2):
+                value = loss(*arrays, index)
+                close(value.full_tensor(), expected)
+                value.backward()
+            close(arrays[0].grad.full_tensor(), 2 * whole.grad)
+            both = torch.compile(lambda *arguments: gradient(*arguments), backend="aot_eager")  # noqa: B023
+            value, gradients = both(*arrays, index)
+            close(value.full_tensor(), expected)
+            close((gradients[0] if form == "linear" else gradients).full_tensor(), whole.grad)
+
+
 def lost(rank: int, store: str, how: str) -> None:
     """The second process is gone after a first loss; the first raises, within the limit of five seconds."""
     limit = timedelta(seconds=5)
@@ -136,7 +175,7 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     torch.set_num_threads(1)
     config = unixent.ParallelConfig(model_parallel=2, model_group=dist.group.WORLD)
-    {"transforms": transforms, "compiled": compiled}[sys.argv[1]](config)
+    {"transforms": transforms, "compiled": compiled, "dtensors": dtensors}[sys.argv[1]](config)
     print(f"every check passed on rank {dist.get_rank()}", flush=True)
     dist.destroy_process_group()
 
