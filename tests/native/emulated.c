@@ -1,0 +1,59 @@
+/* Calls of the library read from stdin, made, and their memory written to stdout: for machines that are emulated. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "call.h"
+
+int unixent_rows(const Call *call, int64_t isa);
+const char *unixent_isa(int64_t i);
+
+/* Memory of the other process. */
+typedef struct {
+    int64_t address, size;
+    char *copy;
+} Memory;
+
+static void take(void *out, size_t size) {
+    if (size && fread(out, size, 1, stdin) != 1) exit(feof(stdin) ? 0 : 1);
+}
+
+static void *here(const Memory *memory, int64_t count, const void *there) {
+    int64_t address = (int64_t)(intptr_t)there;
+    for (int64_t i = 0; i < count; i++)
+        if (address >= memory[i].address && address < memory[i].address + memory[i].size)
+            return memory[i].copy + (address - memory[i].address);
+    return NULL;
+}
+
+int main(void) {
+    printf("%s\n", unixent_isa(0));
+    fflush(stdout);
+    for (;;) {
+        int64_t count, status;
+        Memory memory[16];
+        Call call;
+        take(&count, sizeof count);
+        for (int64_t i = 0; i < count; i++) {
+            take(&memory[i], 2 * sizeof(int64_t));
+            /* As far from a multiple of 64 as there. */
+            memory[i].copy = (char *)aligned_alloc(64, (size_t)(memory[i].size + 191) / 64 * 64) + memory[i].address % 64;
+            take(memory[i].copy, (size_t)memory[i].size);
+        }
+        take(&call, sizeof call);
+        Array *arrays[] = {&call.x, &call.probabilities, &call.x_grad, &call.probabilities_grad};
+        for (int i = 0; i < 4; i++) arrays[i]->data = here(memory, count, arrays[i]->data);
+        call.index = here(memory, count, call.index);
+        call.weight = here(memory, count, call.weight);
+        call.position_weight = here(memory, count, call.position_weight);
+        call.grad_scale = here(memory, count, call.grad_scale);
+        call.losses = here(memory, count, call.losses);
+        status = unixent_rows(&call, 0);
+        fwrite(&status, sizeof status, 1, stdout);
+        for (int64_t i = 0; i < count; i++) {
+            fwrite(memory[i].copy, (size_t)memory[i].size, 1, stdout);
+            free(memory[i].copy - memory[i].address % 64);
+        }
+        fflush(stdout);
+    }
+}

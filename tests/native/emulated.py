@@ -1,0 +1,89 @@
+"""The kernel's calls, made by a library for another processor in an emulator: memory goes there and back."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+import subprocess
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+from unixent_native.call import MAX_AXES
+
+ITEMSIZES = (2, 2, 4, 8)  # of the dtypes' codes
+ARRAY = 3 + MAX_AXES  # fields: address, dtype, strides
+FIELDS = struct.Struct(f"{4 * ARRAY}q 9q {MAX_AXES}q 2q 3d")
+
+Range = tuple[int, int]  # the first address and the one behind the last
+
+
+class Emulator:
+    """A process that makes the calls of `unixent_native.library.Library.rows`."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.isa = self.output.readline().decode().strip()
+
+    @property
+    def output(self) -> BinaryIO:
+        assert self.process.stdout is not None
+        return self.process.stdout  # type: ignore[return-value]
+
+    def rows(self, call: bytes, isa: int) -> int:
+        memory = merged(ranges_of(call))
+        message = [struct.pack("q", len(memory))]
+        for first, end in memory:
+            message += [struct.pack("2q", first, end - first), ctypes.string_at(first, end - first)]
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"".join([*message, call]))
+        self.process.stdin.flush()
+        (status,) = struct.unpack("q", self.output.read(8))
+        for first, end in memory:
+            ctypes.memmove(first, self.output.read(end - first), end - first)
+        return int(status)
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)
+
+
+def ranges_of(call: bytes) -> Iterator[Range]:
+    """The memory that a call reads and writes."""
+    fields = iter(FIELDS.unpack(call))
+    arrays = [list(islice(fields, ARRAY)) for _ in range(4)]
+    index, weight, position_weight, grad_scale, losses, step, dtype, num_classes, num_axes = islice(fields, 9)
+    shape = list(islice(fields, MAX_AXES))[:num_axes]
+    count = math.prod(shape)
+    for address, array_dtype, class_stride, *strides in arrays:
+        spans = [(size - 1) * stride for size, stride in zip((num_classes, *shape), (class_stride, *strides))]  # noqa: B905
+        if address:
+            yield (
+                address + sum(span for span in spans if span < 0),
+                address + sum(span for span in spans if span > 0) + ITEMSIZES[array_dtype],
+            )
+    size = ITEMSIZES[dtype]
+    columns = [(index, 8 * count), (weight, size * num_classes), (position_weight, size * count)]
+    columns += [(grad_scale, size * (count if step else 1)), (losses, size * count)]
+    yield from ((address, address + length) for address, length in columns if address)
+
+
+def merged(ranges: Iterator[Range]) -> list[Range]:
+    """The same memory in ranges that do not overlap."""
+    disjoint: list[Range] = []
+    for first, end in sorted(ranges):
+        if disjoint and first < disjoint[-1][1]:
+            disjoint[-1] = (disjoint[-1][0], max(end, disjoint[-1][1]))
+        else:
+            disjoint.append((first, end))
+    return disjoint
+
+
+def build(folder: Path, source: Path, compiler: list[str], flags: list[str]) -> Path:
+    """The library and what makes its calls, as one program without shared libraries."""
+    program = folder / "emulated"
+    sources = [str(source / "library.c"), str(source / "rows.c"), str(Path(__file__).with_name("emulated.c"))]
+    options = [*flags, "-DISA=plain", f"-I{source}", "-static", "-pthread", "-o", str(program)]
+    subprocess.run([*compiler, *options, *sources, "-lm"], check=True)
+    return program
