@@ -133,3 +133,18 @@ def test_second_derivatives_are_multiplied_by_an_extreme_normalizer_once() -> No
     x, y = jnp.array([[80.0, 0.0]]), np.array([0])
     hessian = jax.hessian(lambda x: unixent.cross_entropy(x, y, normalizer=1e-50))(x).reshape(2, 2)
     np.testing.assert_allclose(hessian[1], np.exp(-80) / 1e-50 * np.array([-1, 1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", [1e-39, 1e-50, 1e-300])
+def test_no_product_of_scales_is_formed_that_meets_a_zero(normalizer: float) -> None:
+    """XLA joins the scales of a gradient where it can: their product is infinite."""
+    hidden, classifier, bias = jnp.ones((2, 3)), jnp.eye(4, 3), jnp.array([0.0, 1.0, 2.0, -jnp.inf])
+
+    def loss(target: Any, *arrays: jax.Array) -> jax.Array:
+        return unixent.linear_cross_entropy(*arrays[:2], target, bias=arrays[2], normalizer=normalizer)
+
+    grads = jax.jit(jax.grad(lambda *arrays: loss(np.array([0, 1]), *arrays), (0, 1, 2)))(hidden, classifier, bias)
+    assert not any(np.isnan(grad).any() for grad in grads)
+    assert not grads[1][3].any()
+    assert grads[2][3] == 0
+    assert jax.jit(lambda *arrays: loss(np.array([-100, -100]), *arrays))(hidden, classifier, bias) == 0

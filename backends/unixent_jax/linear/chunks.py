@@ -50,7 +50,7 @@ def join_rows(chunks: Array, rows: LinearRows) -> Array:
 
 def chunk_logits(rows: LinearRows, chunk: Chunk) -> Array:
     logits = chunk.hidden @ rows.classifier.T
-    return logits if rows.bias is None else logits + rows.bias
+    return logits if rows.bias is None else logits + rows.bias[None]
 
 
 def chunk_losses(spec: KernelSpec, rows: LinearRows, chunk: Chunk, logits: Array, target: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from unixent_jax.kernel.rows import is_known
 
@@ -56,9 +56,10 @@ def _result(loss: Callable[..., Any], spec: Any, arrays: Any) -> Any:
 def _times(loss: Callable[..., Any], spec: Any, arrays: Any, factor: Array) -> Array:
     """The loss times a factor, whose product with the upstream gradient may be infinite.
 
-    So it meets the gradients last, where 0 is 0: the tangents are multiplied by it before the loss is.
+    So it meets the gradients last, where 0 is 0: the tangents are multiplied by it before the loss is. XLA, which would
+    multiply it by the upstream gradient, is kept from that.
     """
-    return loss(spec, arrays) * factor
+    return lax.optimization_barrier(loss(spec, arrays)) * factor
 
 
 @partial(_times.defjvp, symbolic_zeros=True)
@@ -72,7 +73,7 @@ def _times_jvp(loss: Callable[..., Any], spec: Any, primals: Any, tangents: Any)
     # In the accumulation dtype, so that the gradient is rounded after it is multiplied.
     primal = {name: getattr(arrays, name).astype(factor.dtype) for name in moving}
     scaled = {name: tangent.astype(factor.dtype) * factor for name, tangent in moving.items()}
-    value, tangent = jax.jvp(of, (primal,), (scaled,))
+    value, tangent = jax.jvp(of, (primal,), (lax.optimization_barrier(scaled),))
     return value * factor, tangent
 
 

@@ -67,14 +67,19 @@ def normalizer_of(problem: LossProblem) -> Any:
     if isinstance(value, float):
         if value == 0 or smallest <= value <= largest:
             return value
-        divisor = min(max(value, smallest), largest)
-        return np.array([divisor, min(max(divisor / value, smallest), largest)], problem.acc_dtype)
+        return _split(np, value, smallest, largest).astype(problem.acc_dtype)
     if value is None or value.dtype != "float64" or problem.acc_dtype == "float64":
         return value
-    positive = value > 0
-    divisor = jnp.where(positive, jnp.clip(value, smallest, largest), value)
-    factor = jnp.clip(divisor / jnp.where(positive, value, 1), smallest, largest)
-    return jnp.stack([divisor, jnp.where(positive, factor, 1)]).astype(problem.acc_dtype)
+    fits = ~(value > 0) | ((smallest <= value) & (value <= largest))
+    one = jnp.ones_like(value)
+    split = _split(jnp, jnp.where(fits, one, value), smallest, largest)
+    return jnp.where(fits, jnp.stack([value, one]), split).astype(problem.acc_dtype)
+
+
+def _split(xp: Any, value: Any, smallest: float, largest: float) -> Any:
+    """Of like magnitude, so that sums of what one of them has multiplied do not overflow before the other is met."""
+    divisor = xp.clip(xp.sqrt(value), smallest, largest)
+    return xp.stack([divisor, xp.clip(divisor / value, smallest, largest)])
 
 
 class Positions(NamedTuple):
