@@ -164,7 +164,7 @@ class TorchBackend:
         try:
             return LogitsCall(problem).value_and_grad(grad_output, wrt)
         except TypeError as error:
-            _refuse_unrelated_types(problem, error)
+            _refuse_unrelated_types(problem, error, grad_output)
             raise
 
     def linear_cross_entropy(self, problem: LinearProblem) -> Tensor | LossTerms:
@@ -184,7 +184,7 @@ class TorchBackend:
         try:
             return LinearCall(problem).value_and_grad(grad_output, wrt)
         except TypeError as error:
-            _refuse_unrelated_types(problem, error)
+            _refuse_unrelated_types(problem, error, grad_output)
             raise
 
     def _share(self, problem: P) -> P:
@@ -226,11 +226,13 @@ def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
     return problem.sharding is not None
 
 
-def _refuse_unrelated_types(problem: LossProblem, error: TypeError) -> None:
+def _refuse_unrelated_types(problem: LossProblem, error: TypeError, grad_output: Tensor | None = None) -> None:
     """Name the arguments whose types torch could not combine in an operation, if that is the error."""
-    if "__torch_function__" not in str(error) and "__torch_dispatch__" not in str(error):
+    signs = ("__torch_function__", "__torch_dispatch__", "unsupported operand type(s)")
+    if not any(sign in str(error) for sign in signs):
         return
     arrays = {field.name: getattr(problem, field.name) for field in fields(problem)}
+    arrays["grad_output"] = grad_output
     types = {name: type(array) for name, array in arrays.items() if isinstance(array, Tensor)}
     special = {name: each.__name__ for name, each in types.items() if each not in (Tensor, torch.nn.Parameter)}
     raise BackendError(

@@ -41,3 +41,31 @@ def test_every_integer_of_numpy_is_taken(dtype: np.typing.DTypeLike) -> None:
     fields["index"] = INDEX.numpy()
     for target in (INDEX.numpy().astype(dtype), fields["index"]):
         torch.testing.assert_close(unixent.cross_entropy(LOGITS, target), unixent.cross_entropy(LOGITS, INDEX))
+
+
+def refused_pairs(x: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
+    return {
+        "logits": lambda: unixent.cross_entropy(x, y),
+        "target": lambda: unixent.cross_entropy(LOGITS, y),
+        "mask": lambda: unixent.cross_entropy(LOGITS, INDEX, mask=y),
+        "weight": lambda: unixent.value_and_grad(LOGITS, INDEX, weight=y),
+        "grad_output": lambda: unixent.value_and_grad(LOGITS, INDEX, grad_output=y, reduction="none"),
+        "hidden": lambda: unixent.linear_value_and_grad(x, torch.eye(3), y),
+        "bias": lambda: unixent.linear_cross_entropy(LOGITS, torch.eye(3), INDEX, bias=y),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor.*:UserWarning")
+def test_a_jagged_pair_is_refused_and_its_values_have_the_loss_of_its_positions() -> None:
+    cuts = (slice(0, 3), slice(3, 3), slice(3, 4))
+    x = torch.nested.nested_tensor([LOGITS[cut] for cut in cuts], layout=torch.jagged, requires_grad=True)
+    y = torch.nested.nested_tensor([INDEX[cut] for cut in cuts], layout=torch.jagged)
+    for name, call in refused_pairs(x, y).items():
+        with pytest.raises(unixent.BackendError, match=f"{name}: expected a dense array; got one of layout nested"):
+            call()
+    loss = unixent.cross_entropy(x.values(), y.values())
+    loss.backward()
+    assert x.grad is not None
+    value, gradient = unixent.value_and_grad(LOGITS, INDEX)
+    torch.testing.assert_close(loss, value)
+    torch.testing.assert_close(x.grad.values(), gradient)

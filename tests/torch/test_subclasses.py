@@ -115,16 +115,42 @@ def test_types_that_do_not_know_each_other_are_right_or_refused_by_name(
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("form", [unixent.value_and_grad, unixent.linear_cross_entropy, unixent.linear_value_and_grad])
+# Of each form, what may be of a type that the scores do not know.
+SIDES = {
+    "value_and_grad": ("target", "weight", "mask", "grad_output"),
+    "linear_cross_entropy": ("classifier", "target", "weight", "bias", "mask"),
+    "linear_value_and_grad": ("classifier", "target", "bias", "grad_output"),
+    "cross_entropy": ("target", "weight", "mask", "normalizer"),
+    "loss_terms": ("target", "weight", "mask"),
+}
+VALUES = {
+    "classifier": torch.eye(5),
+    "target": torch.arange(6) % 5,
+    "weight": torch.linspace(0.5, 2, 5),
+    "mask": torch.arange(6.0) % 3,
+    "bias": torch.arange(5.0),
+    "normalizer": torch.tensor(2.5),
+    "grad_output": torch.tensor(0.5),
+}
+
+
+@pytest.mark.parametrize(("form", "side"), [(form, side) for form, names in SIDES.items() for side in names])
 @pytest.mark.parametrize("types", STRANGERS)
-def test_they_are_right_or_refused_by_name_in_every_form(types: str, form: Callable[..., Any]) -> None:
-    x, y = inputs(6, "index")
-    name, others = ("logits", ()) if form is unixent.value_and_grad else ("hidden", (torch.eye(5),))
-    due, refused = form(x, *others, y), ""
-    got = due
-    try:
-        got = form(TYPES[types](x), *others, STRANGERS[types](y))
-    except unixent.BackendError as error:
-        refused = str(error)
-    assert not refused or f"target, {name}: expected tensors of types that torch can combine" in refused
-    torch.testing.assert_close(tree_map(plain, got), due)
+def test_they_are_right_or_refused_by_name_in_every_form(types: str, form: str, side: str) -> None:
+    first = "hidden" if "linear" in form else "logits"
+    names = {"target", side, *(("classifier",) if "linear" in form else ())}
+    function, values = getattr(unixent, form), {name: VALUES[name] for name in names}
+    values[first] = inputs(6, "index")[0]
+    due, refused = function(**values), ""
+    for of_first, of_side in ((TYPES, STRANGERS), (STRANGERS, TYPES)):
+        given = {**values, first: of_first[types](values[first]), side: of_side[types](values[side])}
+        got = due
+        try:
+            got = function(**given)
+        except unixent.BackendError as error:
+            refused = str(error)
+        names_both = {side, first} <= set(
+            refused.split(": expected tensors of types that torch can combine")[0].split(", ")
+        )
+        assert not refused or names_both, refused
+        torch.testing.assert_close(tree_map(plain, got), due)
