@@ -206,7 +206,7 @@ def without_undefined(array: Array, solution: oracle.Solution) -> Array:
     above = np.broadcast_to(1 if call.grad_output is None else call.grad_output, rows.positions).reshape(-1, 1)
     undefined = rows.to_shape((rows.nan_rows[:, None] & (rows.target_coef == 0)) | (np.isinf(rows.nll) & (above == 0)))
     array = array.copy()
-    array[undefined & (array == 0)] = np.nan
+    array[undefined.astype(bool) & (array == 0)] = np.nan
     return array
 
 
