@@ -114,3 +114,19 @@ def test_second_derivatives_divide_by_it_too() -> None:
 
     x = LOGITS[[0, 1, 3, 3]]
     torch.testing.assert_close(second(x), second(x.double()).float(), rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("way", ["reverse", "grad", "compile"])
+def test_a_softcap_is_rounded_as_without_it(way: str) -> None:
+    """Below float32's smallest normal number a softcap is that, in whatever dtype the call accumulates."""
+
+    def capped(softcap: float) -> tuple[Tensor, Tensor]:
+        x = torch.tensor([[3e-38, 0.0, -1e-38], [2e-38, 0.0, 0.0]])
+
+        def loss(x: Tensor, y: Tensor, n: Any) -> Tensor:
+            return unixent.cross_entropy(x, y, softcap=softcap, normalizer=n)
+
+        return WAYS[way](loss, x, INDEX[:2], 1e-30)
+
+    torch.testing.assert_close(capped(1e-50), capped(2.0**-126), rtol=0, atol=0)
+    assert capped(1e-50)[1].any()

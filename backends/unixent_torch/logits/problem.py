@@ -35,7 +35,8 @@ def with_room_for_normalizer(problem: ProblemT) -> ProblemT:
         normalizer = normalizer.item() if readable else math.inf if normalizer.dtype is torch.float64 else 1.0
     known = compat.statically_known
     if known(normalizer > 2.0**64) or (known(normalizer < 2.0**-64) and known(normalizer != 0)):
-        problem = replace(problem, acc_dtype="float64")
+        softcap = representable_softcap(problem.options.softcap, problem.acc_dtype)  # as without the normalizer
+        problem = replace(problem, acc_dtype="float64", options=replace(problem.options, softcap=softcap))
     return problem
 
 
