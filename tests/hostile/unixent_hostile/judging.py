@@ -204,7 +204,8 @@ def without_undefined(array: Array, solution: oracle.Solution) -> Array:
     an infinite loss that is multiplied by 0 upstream."""
     rows, call = solution.rows, solution.call
     above = np.broadcast_to(1 if call.grad_output is None else call.grad_output, rows.positions).reshape(-1, 1)
-    undefined = rows.to_shape((rows.nan_rows[:, None] & (rows.target_coef == 0)) | (np.isinf(rows.nll) & (above == 0)))
+    undefined = (rows.nan_rows[:, None] & (rows.target_coef == 0)) | (np.isinf(rows.nll) & (above == 0))
+    undefined = rows.to_shape(undefined & ~rows.inactive[:, None])
     array = array.copy()
     array[undefined.astype(bool) & (array == 0)] = np.nan
     return array
