@@ -120,4 +120,6 @@ def target_gradient(s: Solution) -> Estimate:
             moved = abs(rows.logits) + times(rows.p, abs(rows.logits)).sum(axis=1, keepdims=True)
             bound = bound + SOFTCAP_ROUNDINGS * u * scale * times(abs(rows.target_coef), moved)
         floor = tiny * rows.classes * np.where(rows.target_coef == 0, 0, 1 + scale * abs(rows.target_coef))
-        return Estimate(s.gradient(rows.target_gradients()), abs(s.gradient(bound + floor)))
+        value = s.gradient(rows.target_gradients())
+        # As for the logits: the last product, with what comes from upstream, may be flushed as well.
+        return Estimate(value, abs(s.gradient(bound + floor)) + np.where(value == 0, 0, tiny))

@@ -107,7 +107,8 @@ class Plain:
         return np.asarray(w * ((1 - s) * q + s / q.dtype.type(q.shape[1])))
 
     def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
-        return v * (q @ w) if indices else v
+        # A class that does not exist has weight 1.
+        return v * np.where(q.any(axis=1), q @ w, 1) if indices else v
 
     # Steps of the arithmetic
 
