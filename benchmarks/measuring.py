@@ -1,13 +1,22 @@
-"""What the benchmarks share: the machine's name, and how much memory a step took."""
+"""What the benchmarks share: the machine's name, busy processes beside it, and how much memory a step took."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import subprocess
+import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Ends with the benchmark, however that ends.
+_BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
 
 
 def processor() -> str:
@@ -25,6 +34,32 @@ def machine() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     busy = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"{processor()}, {cores} cores, {platform.system()} {platform.machine()}{busy}"
+
+
+def add_busy_option(parser: argparse.ArgumentParser) -> None:
+    """The option ``--busy N``, for `by_load`."""
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also measure beside N busy processes")
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes beside this one that keep a core busy each, as data loaders or a build would."""
+    running = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def by_load(busy: int, measure: Callable[[], T]) -> dict[str, T]:
+    """What ``measure`` returns on the machine as it is ("") and, where ``busy`` is not 0, beside so many processes."""
+    measured = {"": measure()}
+    if busy:
+        with busy_processes(busy):
+            measured[f", {busy} busy"] = measure()
+    return measured
 
 
 def status(field: str) -> int:

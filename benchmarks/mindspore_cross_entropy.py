@@ -1,6 +1,6 @@
 """Loss and gradient on MindSpore: time and peak memory against `mindspore.ops.cross_entropy`, eagerly and under jit.
 
-    python benchmarks/mindspore_cross_entropy.py [--rows 1024] [--classes 32000] [--rounds 7]
+    python benchmarks/mindspore_cross_entropy.py [--rows 1024] [--classes 32000] [--rounds 7] [--busy 2]
 
 Both sides run in turn in one process, and what is reported is the median of the rounds' ratios: a machine that is busy
 for a while slows both sides of a round. Two lines are of small eager calls, where dispatch is all there is. Memory is
@@ -26,7 +26,7 @@ from mindspore import Tensor, ops
 
 import unixent
 import unixent_mindspore  # noqa: F401 - tells MindSpore's compiler of unixent
-from measuring import machine, resident_peak
+from measuring import add_busy_option, by_load, machine, resident_peak
 
 Step = Callable[[Tensor, Tensor], Any]
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=32000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak", choices=list(FORMS), help=argparse.SUPPRESS)
+    add_busy_option(parser)
     chosen = parser.parse_args()
     ms.set_device("CPU")
     rng = np.random.default_rng(0)
@@ -127,16 +128,22 @@ def main() -> None:
     np.testing.assert_allclose(gradient.asnumpy(), their_gradient.asnumpy(), rtol=1e-2, atol=1e-9)
     del gradient, their_gradient
 
-    print(f"{'':14} {'ours, ms':>10} {'stock, ms':>10} {'ratio':>8}")
-    compare("eager", eager, eager_stock, *large, chosen.rounds)
-    compare("jit", FORMS["ours, jit"], FORMS["stock, jit"], *large, chosen.rounds)
-    if find_spec("torch") is not None:
-        theirs = stock_of_torch(*large)
-        compare("eager, torch", eager, theirs, *large, chosen.rounds)
-        compare("jit, torch", FORMS["ours, jit"], theirs, *large, chosen.rounds)
+    theirs = stock_of_torch(*large) if find_spec("torch") is not None else None
     small = problem(32, 100)
-    compare("eager [32,100]", eager, eager_stock, *small, chosen.rounds, 50)
-    compare("loss [32,100]", lambda *a: (ours(*a),) * 2, lambda *a: (stock(*a),) * 2, *small, chosen.rounds, 50)
+
+    def measure() -> None:
+        print(f"{'':14} {'ours, ms':>10} {'stock, ms':>10} {'ratio':>8}")
+        compare("eager", eager, eager_stock, *large, chosen.rounds)
+        compare("jit", FORMS["ours, jit"], FORMS["stock, jit"], *large, chosen.rounds)
+        if theirs is not None:
+            compare("eager, torch", eager, theirs, *large, chosen.rounds)
+            compare("jit, torch", FORMS["ours, jit"], theirs, *large, chosen.rounds)
+        compare("eager [32,100]", eager, eager_stock, *small, chosen.rounds, 50)
+        compare("loss [32,100]", lambda *a: (ours(*a),) * 2, lambda *a: (stock(*a),) * 2, *small, chosen.rounds, 50)
+
+    if chosen.busy:
+        print(f"first on the machine as it is, then beside {chosen.busy} busy processes")
+    by_load(chosen.busy, measure)
 
     print(f"\n{'peak / logits':14} {'ours':>10} {'stock':>10}")
     for name in ("eager", "jit"):

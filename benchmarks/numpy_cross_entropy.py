@@ -1,6 +1,6 @@
 """Loss and gradient on NumPy: time and peak memory of `unixent.value_and_grad` against the form that SciPy users write.
 
-    python benchmarks/numpy_cross_entropy.py [--rows 1024] [--classes 32000] [--rounds 15]
+    python benchmarks/numpy_cross_entropy.py [--rows 1024] [--classes 32000] [--rounds 15] [--busy 2]
 
 Both sides run in turn in one process, and what is reported is the median of the rounds' ratios: a machine that is
 busy for a while slows both sides of a round. Memory is what the call allocates beyond its inputs, result included.
@@ -20,7 +20,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 import unixent
-from measuring import machine, traced_peak
+from measuring import add_busy_option, by_load, machine, traced_peak
 
 Array = np.ndarray[Any, Any]
 Loss = Callable[[Array, Array], tuple[Any, Array]]
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--classes", type=int, default=32000)
     parser.add_argument("--rounds", type=int, default=15)
+    add_busy_option(parser)
     chosen = parser.parse_args()
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((chosen.rows, chosen.classes), np.float32)
@@ -57,19 +58,24 @@ def main() -> None:
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3)
     del ours, theirs
-    rounds = [
-        (seconds(unixent.value_and_grad, logits, target), seconds(scipy_form, logits, target))
-        for _ in range(chosen.rounds)
-    ]
-    ratios = sorted(ours / theirs for ours, theirs in rounds)
+
+    def measure() -> list[tuple[float, float]]:
+        return [
+            (seconds(unixent.value_and_grad, logits, target), seconds(scipy_form, logits, target))
+            for _ in range(chosen.rounds)
+        ]
+
+    measured = by_load(chosen.busy, measure)
 
     print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, NumPy {np.__version__}, Python {platform.python_version()}")
     print(f"problem   [{chosen.rows}, {chosen.classes}] float32, mean loss and gradient, {chosen.rounds} rounds\n")
     print("                    unixent   SciPy form   ratio")
-    own, other = (1e3 * statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"time (ms)          {own:8.1f}   {other:10.1f}   {statistics.median(ratios):5.2f}", end="")
-    print(f"   (quartiles {ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f})")
+    for load, rounds in measured.items():
+        ratios = sorted(ours / theirs for ours, theirs in rounds)
+        own, other = (1e3 * statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"{'time (ms)' + load:18} {own:8.1f}   {other:10.1f}   {statistics.median(ratios):5.2f}", end="")
+        print(f"   (quartiles {ratios[len(ratios) // 4]:.2f} to {ratios[-1 - len(ratios) // 4]:.2f})")
     own, other = (
         traced_peak(partial(form, logits, target)) / logits.nbytes for form in (unixent.value_and_grad, scipy_form)
     )

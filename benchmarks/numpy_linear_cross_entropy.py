@@ -1,6 +1,6 @@
 """The fused linear form on NumPy against its unfused form: time, and peak memory.
 
-    python benchmarks/numpy_linear_cross_entropy.py [--positions 2048 --width 512 --classes 32000 --rounds 7]
+    python benchmarks/numpy_linear_cross_entropy.py [--positions 2048 --width 512 --classes 32000 --rounds 7 --busy 2]
 
 Loss and gradients for hidden states and classifier. Both sides run in turn in one process, and what is reported is the
 median of the rounds' ratios. Memory is what NumPy held at its peak beyond the inputs, results included.
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import unixent
-from measuring import machine, traced_peak
+from measuring import add_busy_option, by_load, machine, traced_peak
 
 Array = np.ndarray[Any, Any]
 Form = Callable[[Array, Array, Array], tuple[Any, tuple[Array, Array]]]
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--classes", type=int, default=32000)
     parser.add_argument("--rounds", type=int, default=7)
+    add_busy_option(parser)
     chosen = parser.parse_args()
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((chosen.positions, chosen.width), np.float32)
@@ -67,18 +68,25 @@ def main() -> None:
     for own, other in zip(own_gradients, gradients, strict=True):
         np.testing.assert_allclose(own, other, atol=1e-5 * float(abs(other).max()))
     del gradients, own_gradients, own, other
-    rounds = [{name: seconds(form, inputs) for name, form in FORMS.items()} for _ in range(chosen.rounds)]
+
+    def measure() -> list[dict[str, float]]:
+        return [{name: seconds(form, inputs) for name, form in FORMS.items()} for _ in range(chosen.rounds)]
+
+    measured = by_load(chosen.busy, measure)
 
     print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, NumPy {np.__version__}, Python {platform.python_version()}")
     print(f"problem   {chosen.positions} positions, width {chosen.width}, {chosen.classes} classes, float32\n")
-    print("| form | seconds | multiple of unfused | peak memory / logits |\n|---|---|---|---|")
+    columns = " | ".join(f"seconds{load} | multiple of unfused{load}" for load in measured)
+    print(f"| form | {columns} | peak memory / logits |\n|---|{'---|---|' * len(measured)}---|")
     first, logits = next(iter(FORMS)), chosen.positions * chosen.classes * hidden.itemsize
     for name, form in FORMS.items():
-        ratio = statistics.median(times[name] / times[first] for times in rounds)
-        time_taken = statistics.median(times[name] for times in rounds)
+        cells = []
+        for rounds in measured.values():
+            cells.append(f"{statistics.median(times[name] for times in rounds):.2f}")
+            cells.append(f"{statistics.median(times[name] / times[first] for times in rounds):.2f}")
         memory = traced_peak(partial(form, *inputs)) / logits
-        print(f"| {name} | {time_taken:.2f} | {ratio:.2f} | {memory:.2f} |")
+        print(f"| {name} | {' | '.join(cells)} | {memory:.2f} |")
 
 
 if __name__ == "__main__":

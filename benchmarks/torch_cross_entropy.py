@@ -1,6 +1,6 @@
 """Time and peak memory of `unixent.cross_entropy` on torch against `torch.nn.functional.cross_entropy`.
 
-    python benchmarks/torch_cross_entropy.py [--compiled] [--rounds 15] [--markdown]
+    python benchmarks/torch_cross_entropy.py [--compiled] [--rounds 15] [--busy 2] [--markdown]
 
 Both sides run in turn in one process, and a ratio is the median of the rounds' ratios: a machine that is busy for a
 while slows both sides of a round. "exp" is one pass of ``torch.exp(x, out=buffer)`` over the logits, in the same
@@ -21,7 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import unixent
-from measuring import machine
+from measuring import add_busy_option, by_load, machine
 
 Call = Callable[[], Any]
 
@@ -50,32 +50,39 @@ PROBLEMS = (
 COMPILED = (Problem(1024, 32000), Problem(256, 128256), Problem(65536, 512))
 
 
-@dataclass(frozen=True)
-class Row:
-    """Seconds of both sides and of one exp pass, a round each, and the peaks of both sides."""
-
-    problem: Problem
-    ours: list[float]
-    stock: list[float]
-    exp: list[float]
-    memory: tuple[float, float]
-
-    def cells(self) -> list[str]:
-        ratios = sorted(a / b for a, b in zip(self.ours, self.stock, strict=True))
-        passes = statistics.median(a / b for a, b in zip(self.ours, self.exp, strict=True))
-        quarter = len(ratios) // 4
-        return [
-            str(self.problem),
-            f"{1e3 * statistics.median(self.ours):.3g}",
-            f"{1e3 * statistics.median(self.stock):.3g}",
-            f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})",
-            f"{passes:.1f}",
-            f"{self.memory[0]:.2f}",
-            f"{self.memory[1]:.2f}",
-        ]
+# Seconds of unixent, of the stock loss and of one exp pass.
+Times = tuple[float, float, float]
 
 
-HEADER = ["problem", "unixent ms", "stock ms", "ratio (quartiles)", "in exp passes", "memory", "stock memory"]
+def ratio(rounds: list[Times]) -> str:
+    """The median of the rounds' ratios, and their quartiles."""
+    ratios = sorted(ours / stock for ours, stock, _ in rounds)
+    quarter = len(ratios) // 4
+    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f})"
+
+
+def cells(problem: Problem, measured: dict[str, list[Times]], memory: list[float]) -> list[str]:
+    """A row of the table."""
+    idle, *busy = measured.values()
+    ours, stock, _ = zip(*idle, strict=True)
+    passes = statistics.median(ours / exp for ours, _, exp in idle)
+    times = [f"{1e3 * statistics.median(side):.3g}" for side in (ours, stock)]
+    ratios = [ratio(idle), f"{passes:.1f}", *map(ratio, busy)]
+    return [str(problem), *times, *ratios, *(f"{each:.2f}" for each in memory)]
+
+
+def header(busy: int) -> list[str]:
+    beside = [f"ratio, {busy} busy"] if busy else []
+    return [
+        "problem",
+        "unixent ms",
+        "stock ms",
+        "ratio (quartiles)",
+        "in exp passes",
+        *beside,
+        "memory",
+        "stock memory",
+    ]
 
 
 def calls(problem: Problem, compiled: bool) -> tuple[Call, Call, Call, torch.Tensor]:
@@ -123,32 +130,33 @@ def peak(call: Call) -> int:
     return highest
 
 
-def measure(problem: Problem, rounds: int, compiled: bool) -> Row:
+def measure(problem: Problem, rounds: int, compiled: bool, busy: int) -> list[str]:
     ours, stock, exp, logits = calls(problem, compiled)
     size = logits.numel() * logits.element_size()
     rounds = rounds if size > 1 << 20 else 100 * rounds
-    for call in (ours, stock, exp) * 3:  # warm: compilers, allocators, caches
-        call()
-    times = [(seconds(ours), seconds(stock), seconds(exp)) for _ in range(rounds)]
-    columns = [list(column) for column in zip(*times, strict=True)]
+
+    def times() -> list[Times]:
+        for call in (ours, stock, exp) * 3:  # warm: compilers, allocators, caches
+            call()
+        return [(seconds(ours), seconds(stock), seconds(exp)) for _ in range(rounds)]
+
+    measured = by_load(busy, times)
     memory = []
     for call in (ours, stock):
         logits.grad = None
         memory.append(peak(call) / size)
-    return Row(problem, columns[0], columns[1], columns[2], (memory[0], memory[1]))
+    return cells(problem, measured, memory)
 
 
 def show(rows: list[list[str]], markdown: bool) -> None:
+    """A table whose first row is its head."""
     if markdown:
-        print("| " + " | ".join(HEADER) + " |")
-        print("|---" + "|---:" * (len(HEADER) - 1) + "|")
-        for row in rows:
-            print("| " + " | ".join(row) + " |")
+        rows = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+        print(*("| " + " | ".join(row) + " |" for row in rows), sep="\n")
         return
-    widths = [max(map(len, column)) for column in zip(HEADER, *rows, strict=True)]
-    for row in [HEADER, *rows]:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        print("  ".join([row[0].ljust(len(first)), *rest]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print("  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]))
 
 
 def main() -> None:
@@ -156,12 +164,14 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="both sides under torch.compile(fullgraph=True)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--markdown", action="store_true")
+    add_busy_option(parser)
     chosen = parser.parse_args()
     unixent.get_backend("torch")
     print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     problems = COMPILED if chosen.compiled else PROBLEMS
-    show([measure(problem, chosen.rounds, chosen.compiled).cells() for problem in problems], chosen.markdown)
+    rows = [measure(problem, chosen.rounds, chosen.compiled, chosen.busy) for problem in problems]
+    show([header(chosen.busy), *rows], chosen.markdown)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The fused linear form on torch against F.cross_entropy(F.linear(...)) and torch's own chunked form.
 
-    python benchmarks/torch_linear_cross_entropy.py [--positions 2048 --width 512 --classes 32000 --dtype float32]
+    python benchmarks/torch_linear_cross_entropy.py [--positions 2048 --width 512 --classes 32000 --busy 2]
 
 Forward and backward, interleaved in one process: the median of the rounds' seconds, and the medians of their ratios to
 the unfused form, of wall-clock and of processor time. On a busy machine, trust the latter with --threads 1. Peak memory
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import unixent
-from measuring import resident_peak
+from measuring import add_busy_option, by_load, resident_peak
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--peak", help=argparse.SUPPRESS)
+    add_busy_option(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
@@ -105,23 +106,26 @@ def main() -> None:
         return
     hidden, classifier, _ = inputs
     logits = options.positions * options.classes * hidden.element_size()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in FORMS}
-    for _ in range(options.rounds + 1):
-        for name, seconds in times.items():
-            seconds.append(run(name, inputs))
+
+    def measure() -> dict[str, list[tuple[float, float]]]:
+        rounds = [{name: run(name, inputs) for name in FORMS} for _ in range(options.rounds + 1)]
+        return {name: [times[name] for times in rounds[1:]] for name in FORMS}  # the first round warms up
+
+    measured = by_load(options.busy, measure)
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"positions {options.positions}, width {options.width}, classes {options.classes}, {options.dtype}\n")
-    print("| form | seconds | / unfused | processor time / unfused | peak memory / logits |\n|---|---|---|---|---|")
-    first = next(iter(times.values()))
-    for name, seconds in times.items():
-        # The first round warms up.
-        ratios = [(a / b, c / d) for (a, c), (b, d) in zip(seconds[1:], first[1:], strict=True)]
-        wall, processor = (statistics.median(ratio) for ratio in zip(*ratios, strict=True))
+    columns = " | ".join(f"seconds{load} | / unfused{load} | processor time / unfused{load}" for load in measured)
+    print(f"| form | {columns} | peak memory / logits |\n|---|{'---|---|---|' * len(measured)}---|")
+    for name in FORMS:
+        cells = []
+        for times in measured.values():
+            ratios = [(a / b, c / d) for (a, c), (b, d) in zip(times[name], next(iter(times.values())), strict=True)]
+            wall, processor = (statistics.median(ratio) for ratio in zip(*ratios, strict=True))
+            cells += [statistics.median(wall for wall, _ in times[name]), wall, processor]
         memory = peak_elsewhere(name, sys.argv[1:]) / logits
-        median = statistics.median(wall for wall, _ in seconds[1:])
-        print(f"| `{name}` | {median:.2f} | {wall:.2f} | {processor:.2f} | {memory:.2f} |", flush=True)
+        print(f"| `{name}` | {' | '.join(f'{cell:.2f}' for cell in cells)} | {memory:.2f} |", flush=True)
     gradients = sum(x.numel() * x.element_size() for x in (hidden, classifier))
-    print(f"| the gradients themselves | | | | {gradients / logits:.2f} |")
+    print(f"| the gradients themselves | {'| | | ' * len(measured)}| {gradients / logits:.2f} |")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,13 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+_DEFAULT_OPTIONS = LossOptions()
+
+
 def make_options(common: CommonArguments, scores: tuple[Any, ...], **keywords: Any) -> LossOptions:
     """The validated options of a call."""
+    if not keywords:
+        return _DEFAULT_OPTIONS
     try:
         return LossOptions(**keywords)
     except Exception:

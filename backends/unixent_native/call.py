@@ -1,11 +1,14 @@
-"""A call of the library: arrays as addresses and strides, packed the way ``source/call.h`` reads them."""
+"""A call of the library: arrays as addresses and strides, packed the way ``source/call.h`` reads them.
+
+What is not an address stays the same from call to call of a program; it is packed once.
+"""
 
 from __future__ import annotations
 
 import math
 import struct
 from collections.abc import Sequence
-from operator import attrgetter
+from functools import lru_cache
 from typing import NamedTuple
 
 from unixent_native.library import Library
@@ -14,11 +17,11 @@ from unixent_native.library import Library
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
 MAX_AXES = 8
-# Below so many numbers a thread, a call is over before another thread has started.
-NUMBERS_PER_THREAD = 1 << 15
+# Below so many numbers a thread, a call is over before another thread has started: 0.1 ms.
+NUMBERS_PER_THREAD = 1 << 16
 
-_pack = struct.Struct(f"{4 * (3 + MAX_AXES)}q 9q {MAX_AXES}q 2q 3d").pack
-_data, _strides = attrgetter("data"), attrgetter("strides")
+_pack_addresses = struct.Struct("9q").pack
+_pack_call = struct.Struct(f"{4 * (3 + MAX_AXES)}q 9q {MAX_AXES}q 2q 3d").pack
 _ABSENT = (0,) * (3 + MAX_AXES)
 
 
@@ -79,31 +82,50 @@ def row_losses(
     Raises:
         MemoryError: no memory for a row of each thread.
     """
-    arrays = (x, probabilities, x_grad, probabilities_grad)
-    given = list(filter(None, arrays))
-    sizes, steps = merged_axes(shape[:-1], list(zip(*map(_strides, given), strict=True)))
-    if len(sizes) > MAX_AXES:
+    addresses: tuple[int, ...] = ()
+    strides: tuple[tuple[int, tuple[int, ...]] | None, ...] = ()
+    everywhere = bool(losses)
+    for array in (x, probabilities, x_grad, probabilities_grad):
+        addresses += (0 if array is None else array.data,)
+        strides += (None if array is None else array[1:],)
+        everywhere &= array is None or array.data != 0
+    options = (label_smoothing, z_loss, softcap or 0.0)
+    count, rest = _packed(shape, strides, grad_scale_step, acc_dtype, options, threads)
+    if rest is None:
         return False
-    count, num_classes = math.prod(sizes), shape[-1]
     if not count:
         return True
-    if not losses or not all(map(_data, given)):
+    if not everywhere:
         return False
+    packed = _pack_addresses(*addresses, index, weight, position_weight, grad_scale, losses)
+    if library.rows(packed, rest, library.isa):
+        raise MemoryError("unixent: no memory for a row of logits")
+    return True
+
+
+@lru_cache(maxsize=256)
+def _packed(
+    shape: tuple[int, ...],
+    arrays: tuple[tuple[int, tuple[int, ...]] | None, ...],
+    grad_scale_step: int,
+    acc_dtype: int,
+    options: tuple[float, float, float],
+    threads: int,
+) -> tuple[int, bytes | None]:
+    """The number of positions, and a call without its addresses; None where positions have too many axes."""
+    given = [array for array in arrays if array]
+    sizes, steps = merged_axes(shape[:-1], list(zip(*[strides for _, strides in given], strict=True)))
+    count, num_classes = math.prod(sizes), shape[-1]
+    if len(sizes) > MAX_AXES:
+        return count, None
     pad = (0,) * (MAX_AXES - len(sizes))
     fields: list[int] = []
     by_array = zip(*steps, strict=True)
     for array in arrays:
-        if array is None:
-            fields += _ABSENT
-        else:
-            fields += (array.data, array.dtype, array.strides[-1], *next(by_array, ()), *pad)
-    fields += (index, weight, position_weight, grad_scale, losses)
-    fields += (grad_scale_step, acc_dtype, num_classes, len(sizes), *sizes, *pad)
+        fields += _ABSENT if array is None else (0, array[0], array[1][-1], *next(by_array, ()), *pad)
+    fields += (0, 0, 0, 0, 0, grad_scale_step, acc_dtype, num_classes, len(sizes), *sizes, *pad)
     threads = max(1, min(threads, count * num_classes // NUMBERS_PER_THREAD))
-    packed = _pack(*fields, count, threads, label_smoothing, z_loss, softcap or 0.0)
-    if library.rows(packed, library.isa):
-        raise MemoryError("unixent: no memory for a row of logits")
-    return True
+    return count, _pack_call(*fields, count, threads, *options)
 
 
 def merged_axes(

@@ -22,16 +22,20 @@ _logger = logging.getLogger("unixent")
 
 
 class Library(NamedTuple):
-    """The library's functions, and what they run on here.
+    """The library's functions, all of which let go of the interpreter lock, and what they run on here.
 
     Attributes:
-        rows: ``(call, isa) -> status``, the pass over the logits; lets go of the interpreter lock.
+        rows: ``(addresses, rest of the call, isa) -> status``, the pass over the logits.
+        in_range: ``(index, n, num_classes) -> whether``, of int64 class indices.
+        sum: ``(x, n, dtype) -> sum``, of finite numbers, in double.
         exp: ``(isa, x, out, n, type)``, exponentials of numbers <= 0, for tests.
         isas: names of the instruction sets of this machine, the default first.
         isa: index of the one that is used.
     """
 
     rows: Callable[..., int]
+    in_range: Callable[..., int]
+    sum: Callable[..., float]
     exp: Callable[..., None]
     isas: tuple[str, ...]
     isa: int
@@ -52,17 +56,24 @@ def load() -> Library | None:
         # Once: the result is kept.
         _logger.info("native kernel not available, using the framework's own operators: %s", error)
         return None
-    address, number = ctypes.c_void_p, ctypes.c_int64
-    shared.unixent_isa.argtypes, shared.unixent_isa.restype = [number], ctypes.c_char_p
-    shared.unixent_rows.argtypes, shared.unixent_rows.restype = [ctypes.c_char_p, number], ctypes.c_int
-    shared.unixent_exp.argtypes, shared.unixent_exp.restype = [number, address, address, number, number], None
+    packed, address, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
+    for name, result, arguments in (
+        ("isa", packed, [number]),
+        ("rows", ctypes.c_int, [packed, packed, number]),
+        ("in_range", ctypes.c_int, [address, number, number]),
+        ("sum", ctypes.c_double, [address, number, number]),
+        ("exp", None, [number, address, address, number, number]),
+    ):
+        function = getattr(shared, f"unixent_{name}")
+        function.restype, function.argtypes = result, arguments
     isas: tuple[str, ...] = ()
-    while (name := shared.unixent_isa(len(isas))) is not None:
-        isas += (name.decode(),)
+    while (isa := shared.unixent_isa(len(isas))) is not None:
+        isas += (isa.decode(),)
     chosen = os.environ.get("UNIXENT_NATIVE_ISA", isas[0])
     if chosen not in isas:
         raise OptionError(f"UNIXENT_NATIVE_ISA: expected one of {', '.join(isas)}; got {chosen!r}")
-    return Library(shared.unixent_rows, shared.unixent_exp, isas, isas.index(chosen))
+    functions = (shared.unixent_rows, shared.unixent_in_range, shared.unixent_sum, shared.unixent_exp)
+    return Library(*functions, isas, isas.index(chosen))
 
 
 def instruction_set() -> str | None:

@@ -5,7 +5,7 @@
 
 #include "call.h"
 
-int unixent_rows(const Call *call, int64_t isa);
+int unixent_rows(const Addresses *at, const Call *rest, int64_t isa);
 const char *unixent_isa(int64_t i);
 
 /* Memory of the other process. */
@@ -32,7 +32,9 @@ int main(void) {
     for (;;) {
         int64_t count, status;
         Memory memory[16];
-        Call call;
+        void *there[9];
+        Addresses at;
+        Call rest;
         take(&count, sizeof count);
         for (int64_t i = 0; i < count; i++) {
             take(&memory[i], 2 * sizeof(int64_t));
@@ -40,15 +42,11 @@ int main(void) {
             memory[i].copy = (char *)aligned_alloc(64, (size_t)(memory[i].size + 191) / 64 * 64) + memory[i].address % 64;
             take(memory[i].copy, (size_t)memory[i].size);
         }
-        take(&call, sizeof call);
-        Array *arrays[] = {&call.x, &call.probabilities, &call.x_grad, &call.probabilities_grad};
-        for (int i = 0; i < 4; i++) arrays[i]->data = here(memory, count, arrays[i]->data);
-        call.index = here(memory, count, call.index);
-        call.weight = here(memory, count, call.weight);
-        call.position_weight = here(memory, count, call.position_weight);
-        call.grad_scale = here(memory, count, call.grad_scale);
-        call.losses = here(memory, count, call.losses);
-        status = unixent_rows(&call, 0);
+        take(there, sizeof there);
+        take(&rest, sizeof rest);
+        for (int i = 0; i < 9; i++) there[i] = here(memory, count, there[i]);
+        memcpy(&at, there, sizeof at);
+        status = unixent_rows(&at, &rest, 0);
         fwrite(&status, sizeof status, 1, stdout);
         for (int64_t i = 0; i < count; i++) {
             fwrite(memory[i].copy, (size_t)memory[i].size, 1, stdout);

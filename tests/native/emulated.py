@@ -32,13 +32,13 @@ class Emulator:
         assert self.process.stdout is not None
         return self.process.stdout  # type: ignore[return-value]
 
-    def rows(self, call: bytes, isa: int) -> int:
-        memory = merged(ranges_of(call))
+    def rows(self, addresses: bytes, rest: bytes, isa: int) -> int:
+        memory = merged(ranges_of(addresses, rest))
         message = [struct.pack("q", len(memory))]
         for first, end in memory:
             message += [struct.pack("2q", first, end - first), ctypes.string_at(first, end - first)]
         assert self.process.stdin is not None
-        self.process.stdin.write(b"".join([*message, call]))
+        self.process.stdin.write(b"".join([*message, addresses, rest]))
         self.process.stdin.flush()
         (status,) = struct.unpack("q", self.output.read(8))
         for first, end in memory:
@@ -49,14 +49,15 @@ class Emulator:
         self.process.communicate(timeout=60)
 
 
-def ranges_of(call: bytes) -> Iterator[Range]:
+def ranges_of(addresses: bytes, rest: bytes) -> Iterator[Range]:
     """The memory that a call reads and writes."""
-    fields = iter(FIELDS.unpack(call))
+    *at_arrays, index, weight, position_weight, grad_scale, losses = struct.unpack("9q", addresses)
+    fields = iter(FIELDS.unpack(rest))
     arrays = [list(islice(fields, ARRAY)) for _ in range(4)]
-    index, weight, position_weight, grad_scale, losses, step, dtype, num_classes, num_axes = islice(fields, 9)
+    *_, step, dtype, num_classes, num_axes = islice(fields, 9)
     shape = list(islice(fields, MAX_AXES))[:num_axes]
     count = math.prod(shape)
-    for address, array_dtype, class_stride, *strides in arrays:
+    for address, (_, array_dtype, class_stride, *strides) in zip(at_arrays, arrays, strict=True):
         spans = [(size - 1) * stride for size, stride in zip((num_classes, *shape), (class_stride, *strides))]  # noqa: B905
         if address:
             yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -122,6 +123,17 @@ def test_an_index_out_of_range_reads_nothing_and_is_nan(native_library):
     losses, (grad,) = native.row_losses(native_library, x, target, None, None, np.ones((), "f4"), spec, ("logits",))
     assert np.isnan(losses).all()
     assert np.isnan(grad).all()
+
+
+def test_sums_and_ranges_are_those_of_python(native_library):
+    rng = np.random.default_rng(7)
+    for dtype, code in (("f4", 2), ("f8", 3)):
+        for n in (0, 1, 5, 1000):
+            x = (rng.normal(size=n) * 10.0 ** rng.integers(-20, 20, n)).astype(dtype)
+            assert native_library.sum(x.ctypes.data, n, code) == pytest.approx(math.fsum(x), rel=1e-15, abs=1e-15)
+    for index in ([0, 4, 2], [0, 5, 2], [-1, 4, 2], [0, 1, -(2**63)], [2**63 - 1, 0, 0], []):
+        at = np.array(index, np.int64)
+        assert native_library.in_range(at.ctypes.data, len(index), 5) == all(0 <= i < 5 for i in index)
 
 
 def test_calls_from_many_threads_do_not_meet(native_library):

@@ -1,4 +1,4 @@
-"""Small losses take a path of their own, with the bits of the general one and everything that autograd may ask."""
+"""Plain losses take a path of their own to the native kernel: the bits of the general one, and all of autograd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import torch
 
 import unixent
 import unixent_native
-from unixent_torch.logits import fast_path
+from unixent_torch import compat
+
+needs_kernel = pytest.mark.skipif(
+    unixent_native.load() is None, reason="without the native kernel every loss takes the general path"
+)
 
 
 def problem(rows: int = 32, classes: int = 100, dtype: torch.dtype = torch.float32) -> Any:
@@ -22,6 +26,11 @@ def problem(rows: int = 32, classes: int = 100, dtype: torch.dtype = torch.float
 
 def gradient(loss: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss, x)[0]
+
+
+def expected_fast_path(loss: torch.Tensor) -> bool:
+    """Whether the loss took the fast path exactly if there is a native kernel for it to go to."""
+    return took_fast_path(loss) == (unixent_native.load() is not None)
 
 
 def took_fast_path(loss: torch.Tensor) -> bool:
@@ -36,7 +45,7 @@ def test_both_paths_give_a_gradient_of_the_same_bits(
 ) -> None:
     x, y = problem(rows, classes, dtype)
     loss = unixent.cross_entropy(x, y, reduction=reduction)
-    assert took_fast_path(loss)
+    assert expected_fast_path(loss)
     grad = gradient(loss, x)
     with torch.no_grad():
         assert torch.equal(unixent.cross_entropy(x, y, reduction=reduction), loss)
@@ -45,13 +54,31 @@ def test_both_paths_give_a_gradient_of_the_same_bits(
     shaped = x.detach().view(1, rows, 1, classes).requires_grad_()
     same = unixent.cross_entropy(shaped, y.view(1, rows, 1), reduction=reduction)
     assert torch.equal(gradient(same, shaped), grad.view(shaped.shape))
-    monkeypatch.setattr(fast_path, "_MAX_ELEMENTS", 0)
+    monkeypatch.setattr(compat, "complete", False)
     general = unixent.cross_entropy(x, y, reduction=reduction)
     assert not took_fast_path(general)
     assert torch.equal(gradient(general, x), grad)
     torch.testing.assert_close(loss, general, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
+def test_a_mean_of_losses_whose_sum_overflows_is_finite() -> None:
+    x, y = torch.full((8, 2), 3e38), torch.zeros(8, dtype=torch.int64)
+    x[:, 0] = 0
+    loss = unixent.cross_entropy(x.requires_grad_(), y)
+    assert expected_fast_path(loss)
+    torch.testing.assert_close(loss.detach(), torch.tensor(3e38))
+    assert unixent.cross_entropy(x, y, reduction="sum").isinf()
+
+
+def test_one_position_has_the_bits_of_its_loss() -> None:
+    x, y = problem(7, 100)
+    for row, loss in enumerate(unixent.cross_entropy(x, y, reduction="none")):
+        alone = unixent.cross_entropy(x[row : row + 1], y[row : row + 1])
+        assert expected_fast_path(alone)
+        assert torch.equal(alone, loss)
+
+
+@needs_kernel
 def test_a_gradient_does_not_share_memory_with_the_graph() -> None:
     x, y = problem()
     due = unixent.value_and_grad(x, y)[1]
@@ -65,7 +92,7 @@ def test_a_gradient_does_not_share_memory_with_the_graph() -> None:
 
 def test_small_losses_have_second_derivatives() -> None:
     x, y = problem(4, 5, torch.float64)
-    assert took_fast_path(unixent.cross_entropy(x, y))
+    assert expected_fast_path(unixent.cross_entropy(x, y))
     assert torch.autograd.gradcheck(unixent.cross_entropy, (x, y))
     assert torch.autograd.gradgradcheck(lambda x: unixent.cross_entropy(x, y), (x,))
     upstream = torch.arange(3, dtype=torch.float64)
@@ -73,6 +100,7 @@ def test_small_losses_have_second_derivatives() -> None:
     torch.testing.assert_close(batched[2], 2 * unixent.value_and_grad(x, y)[1])
 
 
+@needs_kernel
 def test_changes_after_the_call_have_no_effect_or_raise() -> None:
     x, y = problem()
     due = unixent.value_and_grad(x, y)[1]
@@ -120,10 +148,13 @@ def test_logits_far_from_zero_are_right_without_warnings() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             loss = unixent.cross_entropy(x, y)
-        # The native kernel takes any finite loss.
-        assert took_fast_path(loss) == (finite and unixent_native.load() is not None)
-        assert torch.equal(loss, unixent.cross_entropy(x, y, reduction="none").mean()) or not finite
         assert bool(loss.isfinite()) == finite
+        if finite:
+            assert expected_fast_path(loss)
+            exact = unixent.cross_entropy(x, y, reduction="none").double().mean()
+            torch.testing.assert_close(loss.double(), exact, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+        else:
+            assert not took_fast_path(loss)
         assert torch.equal(gradient(loss, x).nan_to_num(7), unixent.value_and_grad(x, y)[1].nan_to_num(7))
 
     def put(row: int, value: float) -> Any:
@@ -147,7 +178,7 @@ def test_ignored_and_out_of_range_targets_take_the_general_path() -> None:
     torch.testing.assert_close(loss, unixent.cross_entropy(x[kept], y[kept]))
     assert not gradient(loss, x)[5].any()
     y[5] = 3
-    assert took_fast_path(unixent.cross_entropy(x, y))
+    assert expected_fast_path(unixent.cross_entropy(x, y))
     assert not took_fast_path(unixent.cross_entropy(x, y, ignore_index=3))
     y[5] = 100
     with pytest.raises(unixent.TargetRangeError, match=r"got 100 at position \(5,\)"):
@@ -203,7 +234,7 @@ def test_the_loss_is_on_the_device_of_the_logits() -> None:
         loss = unixent.cross_entropy(x, y)
         with torch.no_grad():
             value = unixent.cross_entropy(x, y)
-    assert took_fast_path(loss)
+    assert expected_fast_path(loss)
     assert loss.device == value.device == x.device
     assert torch.equal(loss, value)
 

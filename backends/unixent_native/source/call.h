@@ -33,6 +33,14 @@ typedef struct {
     double label_smoothing, z_loss, softcap; /* softcap: 0 where there is none */
 } Call;
 
+/* The addresses of a call in its order. unixent_native/call.py packs them apart from the rest, which it packs once. */
+typedef struct {
+    char *x, *probabilities, *x_grad, *probabilities_grad;
+    const int64_t *index;
+    const void *weight, *position_weight, *grad_scale;
+    void *losses;
+} Addresses;
+
 /* Positions that the threads have taken so far, and how many each takes at a time. */
 typedef struct {
     int64_t next, block;

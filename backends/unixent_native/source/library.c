@@ -48,7 +48,10 @@ typedef struct {
 static int isas(Isa *list) {
     int n = 0;
 #if defined(__x86_64__)
-    int level = x86_level();
+    /* Asked once: on a virtual machine the answer takes as long as a small loss. */
+    static int known = -1;
+    int level = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (level < 0) __atomic_store_n(&known, level = x86_level(), __ATOMIC_RELAXED);
     if (level >= 1) list[n++] = (Isa){"avx2", rows_avx2_work, rows_avx2_exp};
     if (level >= 2) list[n++] = (Isa){"avx512", rows_avx512_work, rows_avx512_exp};
     list[n++] = (Isa){"plain", rows_plain_work, rows_plain_exp};
@@ -72,6 +75,25 @@ EXPORT void unixent_exp(int64_t isa, const void *x, void *out, int64_t n, int64_
     list[isa].exp(x, out, n, type);
 }
 
+/* Whether all of n class indices are in [0, num_classes). */
+EXPORT int unixent_in_range(const int64_t *index, int64_t n, int64_t num_classes) {
+    int out = 0;
+    for (int64_t i = 0; i < n; i++) out |= index[i] < 0 || index[i] >= num_classes;
+    return !out;
+}
+
+/* Sum of n finite numbers, rounded once or twice: each addition's rounding error is added up too. */
+EXPORT double unixent_sum(const void *x, int64_t n, int64_t type) {
+    double high[4] = {0}, low[4] = {0}; /* four sums, so that no addition waits for the last */
+    for (int64_t i = 0; i < n; i++) {
+        double value = type == FLOAT64 ? ((const double *)x)[i] : ((const float *)x)[i];
+        double sum = high[i % 4] + value, back = sum - high[i % 4];
+        low[i % 4] += (high[i % 4] - (sum - back)) + (value - back);
+        high[i % 4] = sum;
+    }
+    return (high[0] + high[1]) + (high[2] + high[3]) + ((low[0] + low[1]) + (low[2] + low[3]));
+}
+
 typedef struct {
     const Call *call;
     Queue *queue;
@@ -87,8 +109,13 @@ THREAD_FUNCTION run_share(void *argument) {
 
 enum { MAX_THREADS = 256, BLOCK_NUMBERS = 1 << 15 };
 
-/* 0, or -1 where memory ran out: then the outputs are incomplete. */
-EXPORT int unixent_rows(const Call *call, int64_t isa) {
+/* rest: a call without its addresses. 0, or -1 where memory ran out: then the outputs are incomplete. */
+EXPORT int unixent_rows(const Addresses *at, const Call *rest, int64_t isa) {
+    Call filled = *rest, *call = &filled;
+    call->x.data = at->x, call->probabilities.data = at->probabilities;
+    call->x_grad.data = at->x_grad, call->probabilities_grad.data = at->probabilities_grad;
+    call->index = at->index, call->weight = at->weight, call->position_weight = at->position_weight;
+    call->grad_scale = at->grad_scale, call->losses = at->losses;
     Isa list[4];
     isas(list);
     int64_t tile = tile_size(call), block = BLOCK_NUMBERS / call->num_classes;

@@ -23,7 +23,7 @@ static inline void OF(set)(char *p, int64_t type, T value) {
 /* n numbers of any dtype, step bytes apart, to numbers pitch apart; and back. */
 static void OF(read)(T *restrict out, int64_t pitch, const char *in, int64_t step, int64_t type, int64_t n) {
     if (pitch == 1 && step == (int64_t)size_of(type)) {
-        if (sizeof(T) == size_of(type)) { memcpy(out, in, (size_t)n * sizeof(T)); return; }
+        if (sizeof(T) == size_of(type)) { copy(out, in, (size_t)n * sizeof(T)); return; }
         if (sizeof(T) == 4 && type == FLOAT16) { floats_from_float16((float *)out, (const Half *)in, n); return; }
         if (type == BFLOAT16) {
             const Half *half = (const Half *)in;
@@ -40,7 +40,7 @@ static void OF(read)(T *restrict out, int64_t pitch, const char *in, int64_t ste
 
 static void OF(write)(char *out, int64_t step, int64_t type, const T *restrict in, int64_t pitch, int64_t n) {
     if (pitch == 1 && step == (int64_t)size_of(type)) {
-        if (sizeof(T) == size_of(type)) { memcpy(out, in, (size_t)n * sizeof(T)); return; }
+        if (sizeof(T) == size_of(type)) { copy(out, in, (size_t)n * sizeof(T)); return; }
         if (sizeof(T) == 4 && type == FLOAT16) { float16_from_floats((Half *)out, (const float *)in, n); return; }
         if (sizeof(T) == 4 && type == BFLOAT16) {
             Half *half = (Half *)out;
@@ -137,7 +137,7 @@ static void OF(statistics)(OF(Context) *w, const T *x, T *row, const char *sourc
             in = buffer = row + start;
         } else if (has_pivot || whole != n) {
             buffer = scratch->chunk;
-            memcpy(buffer, in, (size_t)n * sizeof(T));
+            copy(buffer, in, (size_t)n * sizeof(T));
             for (int64_t i = n; i < whole; i++) buffer[i] = -(T)INFINITY;
             in = buffer;
         }
@@ -164,7 +164,7 @@ static void OF(statistics)(OF(Context) *w, const T *x, T *row, const char *sourc
         T *target = out && whole != n && out != row + start ? scratch->chunk : out;
         double chunk_sum = target ? OF(sum_exp)(in, target, whole, shift == -(T)INFINITY ? 0 : shift)
                                   : OF(sum_exp)(in, NULL, whole, shift == -(T)INFINITY ? 0 : shift);
-        if (target != out) memcpy(out, target, (size_t)n * sizeof(T));
+        if (target != out) copy(out, target, (size_t)n * sizeof(T));
         scratch->shifts[chunks] = shift, scratch->sums[chunks] = chunk_sum;
         largest = shift > largest ? shift : largest;
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def num_threads() -> int:
     return min(threads, len(os.sched_getaffinity(0))) if threads > 1 and hasattr(os, "sched_getaffinity") else threads
 
 
-def have_memory(*given: Tensor | float | None) -> bool:
+def have_memory(*given: Any) -> bool:
     """Whether those of them that are tensors hold their numbers in host memory as they stand.
 
     Not so: subclasses, what a transform wraps (or has wrapped, long after it), and zeros without memory.

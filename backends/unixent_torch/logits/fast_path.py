@@ -1,58 +1,61 @@
-"""Small plain losses on the host, where a call costs more than its arithmetic: straight through, mostly in NumPy.
-
-With the native kernel, it does the arithmetic, as everywhere. Without it, an operator of NumPy takes a fraction of the
-time of one of torch's, and stands in wherever IEEE 754 leaves no choice (sums of two, products, quotients), so that a
-gradient has the bits that `kernel.rows.unshifted_index_rows` gives it: exp and the sum of a row stay torch's. log1p is
-NumPy's, since only the sum of the losses is seen.
-"""
+"""Plain losses on the host straight to the native kernel: a small one takes less time than the checks of its call."""
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
-from typing import Any
+import ctypes
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Parameter
 
 from unixent.options import LossOptions
-from unixent_native import load
+from unixent_native import DTYPES, Strided, load, row_losses
 from unixent_torch import compat
-from unixent_torch.kernel import KernelSpec, native
-from unixent_torch.kernel.rows import MIN_EXP
+from unixent_torch.kernel import KernelSpec
+from unixent_torch.kernel.blocks import on_huge_pages
+from unixent_torch.kernel.native import have_memory, num_threads
 from unixent_torch.logits.autograd import gradients, is_transformed
 from unixent_torch.logits.reduction import LossSpec
-
-# Beyond these many logits torch's threads are worth more than cheap calls.
-_MAX_ELEMENTS = 1 << 14
-_SPECS = {dtype: KernelSpec(dtype, 0.0, 0.0, None, True) for dtype in (torch.float32, torch.float64)}
 
 Array = np.ndarray[Any, Any]
 
 
+class _Number(NamedTuple):
+    """A dtype: the native kernel's code, what holds one number in memory, NumPy's name, and the largest number."""
+
+    code: int
+    of: Any
+    dtype: np.dtype[Any]
+    largest: float
+
+
+_NUMBERS = {
+    torch.float32: _Number(DTYPES["float32"], ctypes.c_float, np.dtype("f4"), torch.finfo(torch.float32).max),
+    torch.float64: _Number(DTYPES["float64"], ctypes.c_double, np.dtype("f8"), torch.finfo(torch.float64).max),
+}
+
+
 def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor | None:
-    """The loss where it is small and plain and nothing is wrong with the call; None where it has to be checked."""
+    """The loss where it is plain and nothing is wrong with the call; None where it has to be checked."""
     if (
         torch.compiler.is_dynamo_compiling()
+        or (library := load()) is None
         or compat.is_jit_tracing()
         or not compat.complete
         or compat.num_dispatch_modes()
         or compat.transforms_active()
-        or not (type(x) is Tensor or type(x) is Parameter)
-        or type(target) is not Tensor
-        or not (x.layout is target.layout is torch.strided)
+        or not (isinstance(x, Tensor) and type(target) is Tensor and have_memory(x, target))
         or x.is_nested
         or target.is_nested
-        or target.is_neg()
-        or x.dtype not in _SPECS
+        or x.dtype not in _NUMBERS
         or target.dtype != torch.int64
-        or not (x.is_cpu and target.is_cpu and x.is_contiguous())
-        or x.numel() > _MAX_ELEMENTS
+        or not (x.is_contiguous() and target.is_contiguous())
+        or not x.ndim
         or x.shape[:-1] != target.shape
         or not (options.axis == -1 or options.axis == x.ndim - 1)
+        or 0 <= options.ignore_index < x.shape[-1]
         or options.reduction == "none"
         or options.label_smoothing
         or options.z_loss
@@ -64,78 +67,44 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
     differentiated = x.requires_grad and torch.is_grad_enabled()
     if differentiated and compat.saved_tensors_hooks() is not None:
         return None  # what is saved below does not go through save_for_backward
-    index = target.numpy().reshape(-1)
-    count = len(index)
-    if count < 2:  # the value of one position is its loss, whose bits are seen
-        return None
-    classes = x.shape[-1]
-    # argmin and argmax are called in a fraction of the time of min and max, here and below.
-    if index.item(index.argmin()) < 0 or index.item(index.argmax()) >= classes or 0 <= options.ignore_index < classes:
+    logits, indices = x.resolve_neg(), target.resolve_neg()  # held by name: what goes in is addresses
+    count, classes, index = target.numel(), x.shape[-1], indices.data_ptr()
+    if not count or not library.in_range(index, count, classes):
         return None
     denominator = count if options.reduction == "mean" else 1
-    library, scale = load(), 1 / denominator
-    if library is not None:
-        wrt = ("logits",) if differentiated else ()
-        solved = native.row_losses(library, x, target, None, None, scale, _SPECS[x.dtype], wrt)
-        if solved is None:
-            return None
-        value, block = solved[0].sum().div_(denominator).numpy(), (*solved[1], None)[0]
-        if not math.isfinite(value.item()):
-            return None
-    else:
-        block = torch.exp(x.detach())
-        losses = _row_losses(block, index, scale if differentiated else None)
-        if losses is None:
-            return None
-        value = np.empty((), losses.dtype)
-        np.add.reduce(losses, out=value)
-        value /= denominator
-    if not differentiated:
-        return torch.from_numpy(value)
-    loss: Tensor = _record(x, value, (block, x, target, (x._version, target._version), denominator))
-    return loss
-
-
-@lru_cache(maxsize=256)
-def _row_starts(rows: int, classes: int) -> Array:
-    """Where each row starts in a flat block."""
-    starts = np.arange(0, rows * classes, classes)
-    starts.flags.writeable = False
-    return starts
-
-
-def _row_losses(block: Tensor, index: Array, grad_scale: float | None) -> Array | None:
-    """The losses of rows whose exponentials ``block`` holds; with a ``grad_scale`` they become the gradient.
-
-    None where a row may have to be shifted, or NumPy would warn: within these bounds all that follows is far from the
-    ends of float32, and no row is one of `kernel.rows._rows_to_shift`.
-    """
-    rows = block if block.ndim == 2 else block.view(len(index), -1)
-    exps = rows.numpy()
-    flat, pivots = exps.reshape(-1), _row_starts(*exps.shape) + index
-    pivot_exp = flat[pivots]
-    flat[pivots] = 0
-    sum_rest = rows.sum(1).numpy()
-    total = sum_rest + pivot_exp
-    # argmin and argmax stop at a NaN.
-    if not (
-        sum_rest.item(sum_rest.argmin()) >= 1e-10
-        and pivot_exp.item(pivot_exp.argmin()) >= 1e-12
-        and total.item(total.argmax()) <= 1e15
-    ):
+    code, number, dtype, largest = _NUMBERS[x.dtype]
+    size = dtype.itemsize
+    strides = (classes * size, size)
+    grad = on_huge_pages(torch.empty_like(logits)) if differentiated else None
+    scale, losses = number(1 / denominator), bytearray(count * size)
+    at_losses = ctypes.addressof(number.from_buffer(losses))
+    row_losses(
+        library,
+        (count, classes),
+        Strided(logits.data_ptr(), code, strides),
+        index,
+        None,
+        0,
+        0,
+        ctypes.addressof(scale),
+        0,
+        at_losses,
+        None if grad is None else Strided(grad.data_ptr(), code, strides),
+        None,
+        code,
+        0.0,
+        0.0,
+        None,
+        num_threads(),
+    )
+    mean = library.sum(at_losses, count, code) / denominator
+    if not mean <= largest:
         return None
-    if not total.item(total.argmin()) >= 1:
-        flat[pivots] = 1
-        if flat.item(flat.argmin()) < MIN_EXP:
-            return None
-    if grad_scale is not None:
-        flat[pivots] = -sum_rest
-        nll_grad = 1 / total
-        nll_grad *= grad_scale
-        exps *= nll_grad[:, None]
-    sum_rest /= pivot_exp
-    losses: Array = np.log1p(sum_rest, out=sum_rest)
-    return losses
+    value = np.array(mean, dtype)
+    if grad is None:
+        return torch.from_numpy(value)
+    loss: Tensor = _record(x, value, (grad, x, target, (x._version, target._version), denominator))
+    return loss
 
 
 class FastLoss(Function):
@@ -160,7 +129,7 @@ class FastLoss(Function):
         if torch.is_grad_enabled() or is_transformed(grad_output):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
-            spec = LossSpec(_SPECS[x.dtype], 0, 0.0)
+            spec = LossSpec(KernelSpec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
             operands = (x, target, None, None)
             (grad,) = gradients(operands, grad_output, float(denominator), spec, ("logits",))
             return grad, None, None
