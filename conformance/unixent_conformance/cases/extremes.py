@@ -67,6 +67,9 @@ def _extreme() -> Iterator[Case]:
         for normalizer in (1e300, 1e50, 1e-30, 1e-50, 1e-300):
             build = partial(_normalized, dtype, normalizer)
             yield from each(f"{EXTREME}/normalizer {normalizer}/{dtype}", EXTREME, build, quick=quick)
+        for softcap in (1e300, 1e-50):
+            build = partial(_normalized, dtype, 1e30, softcap=softcap)
+            yield from each(f"{EXTREME}/softcap {softcap} and normalizer 1e30/{dtype}", EXTREME, build, quick=quick)
         build = partial(_huge, dtype)
         yield from each(f"{EXTREME}/a sum that overflows/{dtype}", EXTREME, build, quick=quick)
 
@@ -77,9 +80,9 @@ def _with_zeros(recipe: Recipe) -> Call:
     return replace(call, logits=np.where(np.arange(call.logits.shape[1]) == 3, call.logits.dtype.type(0), call.logits))
 
 
-def _normalized(dtype: str, normalizer: float) -> Call:
+def _normalized(dtype: str, normalizer: float, **options: Any) -> Call:
     call = Recipe(dtype=dtype, positions=(16,), ignore="default").call()
-    return replace(call, options={"normalizer": normalizer})
+    return replace(call, options={"normalizer": normalizer, **options})
 
 
 def _huge(dtype: str) -> Call:

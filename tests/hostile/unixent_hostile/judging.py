@@ -156,9 +156,7 @@ class Judge:
                 worst = part.compare(without_undefined(array, solution))
             if np.isnan(worst.bound) and np.isfinite([worst.got, worst.expected]).all():
                 continue  # the error model has no bound for a fused form whose soft-cap is beyond the dtype
-            if not worst.ok and not (
-                _is_undefined(part, drawn.call) or _honest(part, worst.got, worst.expected, drawn.call)
-            ):
+            if not worst.ok and not _honest(part, worst, drawn.call):
                 where = f" at {worst.index}" if worst.index else ""
                 said = worst.reason or (
                     f"{part.name}{where}: got {worst.got!r}, expected {worst.expected!r} +- {worst.bound:.3g}"
@@ -204,7 +202,8 @@ def without_undefined(array: Array, solution: oracle.Solution) -> Array:
     an infinite loss that is multiplied by 0 upstream."""
     rows, call = solution.rows, solution.call
     above = np.broadcast_to(1 if call.grad_output is None else call.grad_output, rows.positions).reshape(-1, 1)
-    undefined = (rows.nan_rows[:, None] & (rows.target_coef == 0)) | (np.isinf(rows.nll) & (above == 0))
+    no_weight = rows.target_coef == 0
+    undefined = np.where(no_weight, rows.nan_rows[:, None], np.isinf(rows.nll) & (above == 0))
     undefined = rows.to_shape(undefined & ~rows.inactive[:, None])
     array = array.copy()
     array[undefined.astype(bool) & (array == 0)] = np.nan
@@ -219,16 +218,12 @@ def overflows(call: Call) -> bool:
     return any(((abs(each) > largest) & np.isfinite(each)).any() for each in magnitudes)
 
 
-def _honest(part: Part, got: float, expected: float, call: Call) -> bool:
-    """Whether a number may follow from one beyond the accumulation dtype: infinity, or NaN in what it multiplies."""
-    follows = np.isinf(got) or (np.isnan(got) and part.name.startswith("gradient"))
-    return bool(follows) and (abs(expected) > FORMATS[call.acc_dtype].largest or overflows(call))
-
-
-def _is_undefined(part: Part, call: Call) -> bool:
-    """What the definition leaves open: the weight in the denominator of an index that is no class."""
-    divides = part.name == "denominator" or (part.name != "loss" and call.reduction == "mean")
-    return divides and call.weight is not None and "normalizer" not in call.options and has_bad_index(call)
+def _honest(part: Part, worst: tolerance.Comparison, call: Call) -> bool:
+    """Whether a number may follow from one beyond its dtype: infinity, or NaN in what it multiplies."""
+    follows = np.isinf(worst.got) or (np.isnan(worst.got) and part.name.startswith("gradient"))
+    largest = min(FORMATS[part.dtype].largest, FORMATS[call.acc_dtype].largest)
+    beyond = abs(worst.expected) + np.nan_to_num(worst.bound) > largest
+    return bool(follows) and (bool(beyond) or overflows(call))
 
 
 def has_bad_index(call: Call) -> bool:
