@@ -16,21 +16,12 @@ PRODUCTS: list[Product] = [
 ]
 
 
-# What is not mended yet, by framework, transform and argument. Strict, so that a mend takes its line away.
-OPEN: dict[tuple[str, str, str], str] = {}
-
-
 @pytest.mark.parametrize("argument", ARGUMENTS)
 @pytest.mark.parametrize(
     ("product", "transform"),
     [(product, transform) for product in PRODUCTS for transform in product.transforms],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_an_argument_means_the_same_however_it_is_given(
-    product: Product, transform: str, argument: str, request: pytest.FixtureRequest
-) -> None:
-    reason = OPEN.get((product.name, transform, argument))
-    if reason is not None:
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_an_argument_means_the_same_however_it_is_given(product: Product, transform: str, argument: str) -> None:
     complaints = list(product.complaints(transform, argument))
     assert not complaints, "\n".join(complaints)

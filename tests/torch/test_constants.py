@@ -1,4 +1,4 @@
-"""Weight, mask and normalizer are constants: whoever asks for their derivative is told, in either direction."""
+"""Weight, mask and normalizer are constants: whoever asks for their derivative gets an error, in either direction."""
 
 from __future__ import annotations
 
