@@ -84,6 +84,24 @@ def test_compiled_value_and_grad_pads_its_gradients(target):
 
 
 @FORMS
+@pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16], ids=str)
+def test_half_precision_differentiates_through_the_existing_classes(dtype, compiled):
+    def loss(logits):
+        return unixent.cross_entropy(logits, ms.Tensor(INDEX), axis=1, num_classes=C)
+
+    def derivative(logits):
+        return ms.grad(loss)(logits)
+
+    grad = (ms.jit(derivative) if compiled else derivative)(ms.Tensor(padded(LOGITS, 1)).astype(dtype))
+    assert grad.dtype == dtype
+    rounded = ms.Tensor(LOGITS).astype(dtype).astype(ms.float64).asnumpy()
+    due = unixent.value_and_grad(rounded, INDEX, axis=1)[1]
+    existing, padding = np.split(grad.astype(ms.float64).asnumpy(), [C], 1)
+    np.testing.assert_allclose(existing, due, rtol=2.0**-7)
+    assert not padding.any()
+
+
+@FORMS
 def test_a_padded_classifier_gets_a_padded_gradient(compiled):
     def both(hidden, classifier, bias, target):
         return unixent.linear_value_and_grad(hidden, classifier, target, bias=bias, num_classes=C)
