@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import mindspore as ms
@@ -61,7 +60,7 @@ class MindSporeHarness(Harness):
 
     def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self.forward_gradient(of, of.function(*of.arrays), partial(_jvp, of))
+            return self._forward(of)
         # Names of this function's own: MindSpore compiles the source of `both`.
         function, count, pullback = of.function, len(of.arrays), _pullback(of)
 
@@ -70,6 +69,16 @@ class MindSporeHarness(Harness):
 
         value, gradients = self.call(both, of.inputs, mode)
         return value, tuple(gradients[i] for i in of.wrt)
+
+    def _forward(self, of: Derivative) -> tuple[Any, tuple[Any, ...]]:
+        """`ms.jvp` compiles each function that it is given once: the same one for all elements of an array."""
+        functions = {i: _of_moving(of, i) for i in of.wrt}
+
+        def jvp(i: int, direction: Tensor) -> Tensor:
+            with _compiler():
+                return ms.jvp(functions[i], of.arrays[i], direction)[1]
+
+        return self.forward_gradient(of, of.function(*of.arrays), jvp)
 
     def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
         if mode.name == "forward":
@@ -99,14 +108,13 @@ def _pullback(of: Derivative) -> Any:
     return ops.GradOperation(get_all=True, sens_param=of.grad_output is not None)
 
 
-def _jvp(of: Derivative, i: int, direction: Tensor) -> Tensor:
+def _of_moving(of: Derivative, i: int) -> Callable[[Any], Any]:
     function, before, after = of.function, tuple(of.arrays[:i]), tuple(of.arrays[i + 1 :])
 
     def of_moving(moving: Any) -> Any:
         return function(*before, moving, *after)
 
-    with _compiler():
-        return ms.jvp(of_moving, of.arrays[i], direction)[1]
+    return of_moving
 
 
 harness = MindSporeHarness()
