@@ -72,6 +72,9 @@ is_legacy_batched: Callable[[Tensor], bool] = _private("_C._functorch.is_legacy_
 # Whether the backward pass that is running keeps its graph: what was saved may then be needed once more.
 keeps_graph: Callable[[], bool] = _private("_C._autograd._get_current_graph_task_keep_graph", lambda: True)
 
+# What keeps an operator's own rule for autograd from being called once more, or None.
+below_autograd: Any = _private("_C._AutoDispatchBelowAutograd", None)
+
 _top_hooks = _private("_C._autograd._top_saved_tensors_default_hooks", None)
 # The hooks of torch.autograd.graph.saved_tensors_hooks that are active here, or None.
 saved_tensors_hooks: Callable[[], Any] = (lambda: True) if _top_hooks is None else partial(_top_hooks, True)

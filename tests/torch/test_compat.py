@@ -25,6 +25,7 @@ PRIVATE = {
     "_C._len_torch_dispatch_stack": torch._C,
     "_C._are_functorch_transforms_active": torch._C,
     "_C._is_tracing": torch._C,
+    "_C._AutoDispatchBelowAutograd": torch._C,
     "_C._functorch": torch._C,
     "_C._functorch.is_legacy_batchedtensor": torch._C._functorch,
     "_C._functorch.get_interpreter_stack": torch._C._functorch,

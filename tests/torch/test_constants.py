@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad
-from torch.func import grad, jacfwd, jvp, vmap
+from torch.func import functionalize, grad, jacfwd, jvp, vmap
 
 import unixent
 from unixent_torch import CrossEntropyLoss, LinearCrossEntropyLoss
@@ -57,6 +58,12 @@ TRANSFORMS: dict[str, Transform] = {
     "vmap of jvp": lambda f, c: vmap(lambda c: jvp(lambda c: f(X, c), (c,), (c,))[1])(torch.stack((c, c))),
     "dual": lambda f, c: dual(lambda c: f(X, c), c, c),
     "dual of grad": lambda f, c: dual(lambda c: grad(lambda x: f(x, c))(X), c, c),
+    "functionalize of grad": lambda f, c: functionalize(grad(lambda c: f(X, c)))(c),
+    "grad of functionalize": lambda f, c: grad(functionalize(lambda c: f(X, c)))(c),
+    "jvp of functionalize": lambda f, c: jvp(functionalize(lambda c: f(X, c)), (c,), (c,)),
+    "jvp of jvp": lambda f, c: jvp(lambda c: jvp(lambda c: f(X, c), (c,), (c,))[1], (c,), (c,)),
+    "jvp of jvp of logits": lambda f, c: jvp(lambda c: jvp(lambda x: f(x, c), (X,), (X,))[1], (c,), (c,)),
+    "jvp of logits of jvp": lambda f, c: jvp(lambda x: jvp(lambda c: f(x, c), (c,), (c,))[1], (X,), (X,)),
 }
 
 
@@ -71,6 +78,48 @@ def cases() -> Iterator[tuple[str, str, str]]:
 def test_a_derivative_along_a_constant_is_refused_by_name(form: str, name: str, transform: str) -> None:
     with pytest.raises(unixent.OptionError, match=f"{name}: expected a constant"):
         TRANSFORMS[transform](lambda x, c: FORMS[form](x, **{name: c}), CONSTANTS[name])
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "transform"),
+    [
+        *(("index", "weight", transform) for transform in ("grad", "jacfwd", "jvp of grad", "vmap of jvp")),
+        ("linear", "mask", "jvp of vmap"),
+        ("gradient", "normalizer", "grad"),
+    ],
+)
+def test_a_compiled_derivative_along_a_constant_is_refused_by_name(form: str, name: str, transform: str) -> None:
+    compiled = torch.compile(
+        lambda c: TRANSFORMS[transform](lambda x, c: FORMS[form](x, **{name: c}), c), backend="eager", fullgraph=True
+    )
+    with pytest.raises(RuntimeError, match=f"{name}: expected a constant"):
+        compiled(CONSTANTS[name])
+
+
+def test_no_operation_is_left_of_the_look_at_constants_in_a_compiled_derivative() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Loss:
+        graphs.append(graph)
+        return graph.forward
+
+    backend = aot_autograd(fw_compiler=keep)
+    gradient = grad(lambda x, weight: unixent.cross_entropy(x, INDEX, weight=weight))
+    compiled = torch.compile(gradient, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(X, torch.arange(3.0)), gradient(X, torch.arange(3.0)))
+    assert len(graphs) == 1
+    assert "refuse_derivative" not in graphs[0].code
+
+
+@pytest.mark.parametrize("derivative", [grad, jacfwd, lambda f: jacfwd(jacfwd(f)), lambda f: functionalize(grad(f))])
+def test_a_constant_that_was_made_of_the_logits_is_detached_first(derivative: Loss) -> None:
+    def loss(x: Tensor, weight: Tensor) -> Tensor:
+        return unixent.cross_entropy(x, INDEX, weight=weight)
+
+    with pytest.raises(unixent.OptionError, match="weight: expected a constant"):
+        derivative(lambda x: loss(x, x[0].exp()))(X)
+    due = derivative(lambda x: loss(x, X[0].exp()))(X)
+    torch.testing.assert_close(derivative(lambda x: loss(x, x[0].exp().detach()))(X), due)
 
 
 @pytest.mark.parametrize("form", FORMS)

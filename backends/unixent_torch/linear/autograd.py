@@ -22,7 +22,6 @@ from unixent_torch.logits.gradient import (
     given_tangents,
     in_order,
     needed,
-    refuse_tangents,
     scaled,
     unbatched,
 )
@@ -114,7 +113,6 @@ class TransformedLinear(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        refuse_tangents(*tangents[4:7])
         tensors, denominator = saved_with_denominator(ctx)
         loss = ctx.spec.loss
         kept = loss.kept_axes
@@ -164,7 +162,6 @@ class LinearGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        refuse_tangents(*tangents[4:6])
         *tensors, grad_scale = ctx.saved_tensors
         operands, along, wrt = LinearOperands(*tensors), given_tangents(tangents, NAMES), ctx.wrt
         change = linear_hvp(operands, grad_scale, ctx.spec, along, wrt) if along else ()

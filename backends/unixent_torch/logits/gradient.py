@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent.arguments import not_constant
 from unixent.errors import BackendError
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.kernel.mode import Mode
@@ -39,13 +38,6 @@ def in_order(
 def given_tangents(tangents: tuple[Any, ...], names: tuple[str, ...] = NAMES) -> dict[str, Tensor]:
     """The tangents that there are, by the names of their inputs."""
     return {name: tangent for name, tangent in zip(names, tangents, strict=False) if tangent is not None}
-
-
-def refuse_tangents(*constants: Any) -> None:
-    """Raise where forward mode asks for a derivative along weight, mask or normalizer, whose tangents these are."""
-    for name, tangent in zip(("weight", "mask", "normalizer"), constants, strict=False):
-        if tangent is not None:
-            raise not_constant(name)
 
 
 class RowGradient(Function):
@@ -94,7 +86,6 @@ class RowGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        refuse_tangents(*tangents[2:4])
         x, target, weight, position_weight, grad_scale = ctx.saved_tensors
         operands, scale_tangent = (x, target, weight, position_weight), tangents[4]
         for_x, for_target = hvp(operands, grad_scale, ctx.spec, given_tangents(tangents))

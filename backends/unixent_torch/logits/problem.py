@@ -17,6 +17,7 @@ from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
 from unixent_torch.kernel import KernelSpec, row_losses, traced
 from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode, current_mode
 from unixent_torch.logits.autograd import ReverseLoss, TransformedLoss
+from unixent_torch.logits.constants import refuse_derivatives
 from unixent_torch.logits.gradient import RowGradient, composed_vjp
 from unixent_torch.logits.positions import Positions
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
@@ -55,6 +56,8 @@ class LossCall:
         self._problem, self._token_groups = problem, token_groups
         self._shape, self._device = array.shape[:-1], array.device
         self.mode = current_mode()
+        if self.mode in (Mode.TRANSFORMED, Mode.COMPOSED):
+            refuse_derivatives(problem)
         on_host = array.is_cpu
         self._readable = on_host and self.mode is Mode.EAGER
         acc_dtype = torch.float64 if problem.acc_dtype == "float64" else torch.float32

@@ -23,7 +23,6 @@ from unixent_torch.logits.gradient import (
     in_order,
     inner,
     needed,
-    refuse_tangents,
     scaled,
 )
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
@@ -113,7 +112,6 @@ class TransformedShardLoss(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        refuse_tangents(*tangents[2:5])
         saved, denominator = saved_with_denominator(ctx)
         spec, positions, along = ctx.spec, saved[0].shape[:-1], given_tangents(tangents)
         kept = spec.kept_axes
@@ -193,7 +191,6 @@ class ShardGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        refuse_tangents(*tangents[2:4])
         saved, spec, shard = ctx.saved_tensors, ctx.spec, ctx.shard
         for_x, for_target = ShardHvp.apply(*saved, tangents[0], tangents[1], spec, shard)
         change = {"logits": for_x, "target": for_target}
