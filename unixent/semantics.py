@@ -234,6 +234,56 @@ def row_stats(xp: Any, shift: Array, pivot_logit: Array, sum_rest: Array) -> Row
     )
 
 
+class ShareStats(NamedTuple):
+    """What a process finds in its share of a row's classes, its pivot left out: one number per row each.
+
+    Attributes:
+        pivot: k among the classes here; of probabilities that of the largest logit.
+        pivot_logit: x_k; with class indices 0 where the target is another process's.
+        max_rest: m, the largest of the others; -inf where there is none.
+        sum_rest: R.
+        weighted_gaps: sum over the others of t_c (l - x_c), where l is m, or x_k of probabilities, and 0 for -inf.
+        rest_coef: sum over the others of t_c.
+        pivot_coef: t_k.
+    """
+
+    pivot: Array
+    pivot_logit: Array
+    max_rest: Array
+    sum_rest: Array
+    weighted_gaps: Array
+    rest_coef: Array
+    pivot_coef: Array
+
+    def with_indices(self, xp: Any, shift: Array) -> tuple[Array, Array]:
+        """R and the weighted gaps, relative to the maximum of all processes (0 for -inf)."""
+        sum_rest = self.sum_rest * xp.exp(self.max_rest - shift)
+        return sum_rest, self.weighted_gaps + product(xp, self.rest_coef, shift - not_minus_inf(xp, self.max_rest))
+
+    def with_probabilities(self, xp: Any, pivot_logit: Array, owns_pivot: Array) -> ShareStats:
+        """The same relative to the pivot of all processes. Where that is another one, x_k is one of the rest here."""
+        level = not_minus_inf(xp, self.pivot_logit)
+        gaps = self.weighted_gaps + product(xp, self.rest_coef, pivot_logit - level)
+        sum_all = self.sum_rest * xp.exp(self.max_rest - level)
+        sum_all = xp.where(self.pivot_logit == -math.inf, sum_all, sum_all + 1)
+        return ShareStats(
+            pivot=self.pivot,
+            pivot_logit=pivot_logit,
+            max_rest=xp.where(owns_pivot, self.max_rest, self.pivot_logit),
+            sum_rest=xp.where(owns_pivot, self.sum_rest, sum_all),
+            weighted_gaps=xp.where(
+                owns_pivot, gaps, gaps + product(xp, self.pivot_coef, pivot_logit - self.pivot_logit)
+            ),
+            rest_coef=self.rest_coef + xp.where(owns_pivot, 0, self.pivot_coef),
+            pivot_coef=xp.where(owns_pivot, self.pivot_coef, 0),
+        )
+
+
+def not_minus_inf(xp: Any, shift: Array) -> Array:
+    """A shift, or 0 where it is -inf, whose own difference would be NaN."""
+    return xp.where(shift == -math.inf, 0, shift)
+
+
 _NORMAL = {"float32": (2.0**-126, (2 - 2.0**-23) * 2.0**127), "float64": (2.0**-1022, (2 - 2.0**-52) * 2.0**1023)}
 
 

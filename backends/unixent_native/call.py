@@ -20,8 +20,8 @@ MAX_AXES = 8
 # Below so many numbers a thread, a call is over before another thread has started: 0.1 ms.
 NUMBERS_PER_THREAD = 1 << 16
 
-_pack_addresses = struct.Struct("9q").pack
-_pack_call = struct.Struct(f"{4 * (3 + MAX_AXES)}q 9q {MAX_AXES}q 2q 3d").pack
+_pack_addresses = struct.Struct("10q").pack
+_pack_call = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 4d").pack
 _ABSENT = (0,) * (3 + MAX_AXES)
 
 
@@ -57,8 +57,13 @@ def row_losses(
     z_loss: float,
     softcap: float | None,
     threads: int,
+    columns: int = 0,
+    all_classes: int | None = None,
 ) -> bool:
     """The losses of positions P, and the gradients that are asked for. Numbers are addresses, 0 where there is nothing.
+
+    With ``columns``, one of the halves of a share of the classes, as ``source/call.h`` describes them: losses are not
+    written.
 
     Args:
         library: the library.
@@ -75,6 +80,9 @@ def row_losses(
         acc_dtype: that of float32 or float64.
         label_smoothing, z_loss, softcap: the options.
         threads: the most threads to use.
+        columns: float64; without a gradient `unixent.semantics.ShareStats` to fill, each field P in C order; with one
+            what exp(x_c - m) is multiplied by, x_k, m, the gradient at the pivot, and L_k.
+        all_classes: C of all processes.
 
     Returns:
         Whether it was done. Not taken are arrays at no address, and positions along more than `MAX_AXES` strides.
@@ -89,7 +97,7 @@ def row_losses(
         addresses += (0 if array is None else array.data,)
         strides += (None if array is None else array[1:],)
         everywhere &= array is None or array.data != 0
-    options = (label_smoothing, z_loss, softcap or 0.0)
+    options = (label_smoothing, label_smoothing / (all_classes or shape[-1]), z_loss, softcap or 0.0)
     count, rest = _packed(shape, strides, grad_scale_step, acc_dtype, options, threads)
     if rest is None:
         return False
@@ -97,7 +105,7 @@ def row_losses(
         return True
     if not everywhere:
         return False
-    packed = _pack_addresses(*addresses, index, weight, position_weight, grad_scale, losses)
+    packed = _pack_addresses(*addresses, index, weight, position_weight, grad_scale, losses, columns)
     if library.rows(packed, rest, library.isa):
         raise MemoryError("unixent: no memory for a row of logits")
     return True
@@ -109,7 +117,7 @@ def _packed(
     arrays: tuple[tuple[int, tuple[int, ...]] | None, ...],
     grad_scale_step: int,
     acc_dtype: int,
-    options: tuple[float, float, float],
+    options: tuple[float, float, float, float],
     threads: int,
 ) -> tuple[int, bytes | None]:
     """The number of positions, and a call without its addresses; None where positions have too many axes."""
@@ -123,7 +131,7 @@ def _packed(
     by_array = zip(*steps, strict=True)
     for array in arrays:
         fields += _ABSENT if array is None else (0, array[0], array[1][-1], *next(by_array, ()), *pad)
-    fields += (0, 0, 0, 0, 0, grad_scale_step, acc_dtype, num_classes, len(sizes), *sizes, *pad)
+    fields += (0, 0, 0, 0, 0, 0, grad_scale_step, acc_dtype, num_classes, len(sizes), *sizes, *pad)
     threads = max(1, min(threads, count * num_classes // NUMBERS_PER_THREAD))
     return count, _pack_call(*fields, count, threads, *options)
 

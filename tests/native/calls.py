@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
 from unixent_native.library import Library
+from unixent_numpy import vocab_parallel
 from unixent_numpy.kernel import KernelSpec, composed, native
+from unixent_numpy.vocab_parallel.blocks import Shard
+from unixent_numpy.vocab_parallel.composed import row_losses as share_losses
 
 try:
     import ml_dtypes
@@ -99,24 +103,56 @@ def random_call(rng: np.random.Generator) -> Call:
 
 def check(library: Library, call: Call) -> None:
     """The kernel's results are those of NumPy in float64, NaN and infinities included, within the promised bounds."""
-    x, target, weight, position_weight, grad_scale, spec = call
     done = native.row_losses(library, *call, call.wrt)
-    alone = native.row_losses(library, *call[:4], None, spec)
+    alone = native.row_losses(library, *call[:4], None, call.spec)
     assert done is not None
     assert alone is not None
-    losses, grads = done
-    np.testing.assert_array_equal(alone[0], losses)
-    wide = np.dtype("f8")
+    np.testing.assert_array_equal(alone[0], done[0])
+    compare(call, done, composed.row_losses(*widened(call), call.wrt))
+
+
+class Alone:
+    """A group whose other processes add nothing."""
+
+    rank, size = 0, 1
+
+    def all_reduce(self, values: Any, operation: str) -> Any:
+        return values
+
+
+def check_share(library: Library, call: Call, rng: np.random.Generator) -> None:
+    """The same of the two halves, the call's classes being some of all, and its targets among all."""
+    num_classes, before, behind = call.x.shape[-1], *rng.integers(4, size=2).tolist()
+    shard = Shard(Alone(), before, num_classes, before + num_classes + behind)
+    if call.weight is not None:
+        ends = rng.random((2, max(before, behind))).astype(call.weight.dtype)
+        call = call._replace(weight=np.concatenate([ends[0, :before], call.weight, ends[1, :behind]]))
+    if call.target.dtype.kind == "i":
+        call = call._replace(target=np.asarray(rng.integers(shard.num_classes, size=call.target.shape)))
+    with np.errstate(all="ignore"):
+        with mock.patch.object(vocab_parallel.native, "load", return_value=library):
+            done = share_losses(shard, *call, call.wrt)
+        with mock.patch.object(vocab_parallel.native, "load", return_value=None):
+            compare(call, done, share_losses(shard, *widened(call), call.wrt))
+
+
+WIDE = np.dtype("f8")
+
+
+def widened(call: Call) -> Call:
+    """The call in float64."""
+    x, target, *rest, spec = call
+    target = target if target.dtype.kind == "i" else target.astype(WIDE)
+    rest = [None if each is None else each.astype(WIDE) for each in rest]
+    return Call(x.astype(WIDE), target, *rest, spec._replace(acc_dtype=WIDE))
+
+
+def compare(call: Call, done: Any, due: Any) -> None:
+    """Losses and gradients agree with those in float64."""
+    x, target, _, _, grad_scale, spec = call
+    (losses, grads), (expected, expected_grads), wide = done, due, WIDE
     with np.errstate(all="ignore"):
         scale = grad_scale.astype(wide)
-        expected, expected_grads = composed.row_losses(
-            x.astype(wide),
-            target if target.dtype.kind == "i" else target.astype(wide),
-            *[None if each is None else each.astype(wide) for each in (weight, position_weight)],
-            scale,
-            spec._replace(acc_dtype=wide),
-            call.wrt,
-        )
         u, logs = float(np.finfo(spec.acc_dtype).eps) / 2, 2 * np.log2(x.shape[-1])
         largest = np.where(np.isfinite(x.astype(wide)), np.abs(x.astype(wide)), 0).max(-1)
         is_plain = target.dtype.kind == "i" and not spec.label_smoothing and not spec.z_loss and spec.softcap is None

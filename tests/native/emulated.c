@@ -32,7 +32,7 @@ int main(void) {
     for (;;) {
         int64_t count, status;
         Memory memory[16];
-        void *there[9];
+        void *there[10];
         Addresses at;
         Call rest;
         take(&count, sizeof count);
@@ -44,7 +44,7 @@ int main(void) {
         }
         take(there, sizeof there);
         take(&rest, sizeof rest);
-        for (int i = 0; i < 9; i++) there[i] = here(memory, count, there[i]);
+        for (int i = 0; i < 10; i++) there[i] = here(memory, count, there[i]);
         memcpy(&at, there, sizeof at);
         status = unixent_rows(&at, &rest, 0);
         fwrite(&status, sizeof status, 1, stdout);

@@ -15,7 +15,7 @@ from unixent_native.call import MAX_AXES
 
 ITEMSIZES = (2, 2, 4, 8)  # of the dtypes' codes
 ARRAY = 3 + MAX_AXES  # fields: address, dtype, strides
-FIELDS = struct.Struct(f"{4 * ARRAY}q 9q {MAX_AXES}q 2q 3d")
+FIELDS = struct.Struct(f"{4 * ARRAY}q 10q {MAX_AXES}q 2q 4d")
 
 Range = tuple[int, int]  # the first address and the one behind the last
 
@@ -51,10 +51,10 @@ class Emulator:
 
 def ranges_of(addresses: bytes, rest: bytes) -> Iterator[Range]:
     """The memory that a call reads and writes."""
-    *at_arrays, index, weight, position_weight, grad_scale, losses = struct.unpack("9q", addresses)
+    *at_arrays, index, weight, position_weight, grad_scale, losses, columns = struct.unpack("10q", addresses)
     fields = iter(FIELDS.unpack(rest))
     arrays = [list(islice(fields, ARRAY)) for _ in range(4)]
-    *_, step, dtype, num_classes, num_axes = islice(fields, 9)
+    *_, step, dtype, num_classes, num_axes = islice(fields, 10)
     shape = list(islice(fields, MAX_AXES))[:num_axes]
     count = math.prod(shape)
     for address, (_, array_dtype, class_stride, *strides) in zip(at_arrays, arrays, strict=True):
@@ -64,10 +64,10 @@ def ranges_of(addresses: bytes, rest: bytes) -> Iterator[Range]:
                 address + sum(span for span in spans if span < 0),
                 address + sum(span for span in spans if span > 0) + ITEMSIZES[array_dtype],
             )
-    size = ITEMSIZES[dtype]
-    columns = [(index, 8 * count), (weight, size * num_classes), (position_weight, size * count)]
-    columns += [(grad_scale, size * (count if step else 1)), (losses, size * count)]
-    yield from ((address, address + length) for address, length in columns if address)
+    size, num_columns = ITEMSIZES[dtype], 5 if any(at_arrays[2:]) else 7
+    flat = [(index, 8 * count), (weight, size * num_classes), (position_weight, size * count)]
+    flat += [(grad_scale, size * (count if step else 1)), (losses, size * count), (columns, 8 * num_columns * count)]
+    yield from ((address, address + length) for address, length in flat if address)
 
 
 def merged(ranges: Iterator[Range]) -> list[Range]:

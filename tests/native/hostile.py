@@ -1,4 +1,4 @@
-"""Generated calls of the native kernel, each compared with NumPy's operators.
+"""Generated calls of the native kernel, whole and in halves, each compared with NumPy's operators.
 
 python tests/native/hostile.py 1000000 [seed]
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from calls import check, random_call
+from calls import check, check_share, random_call
 
 from unixent_native.library import load
 
@@ -21,9 +21,11 @@ def main(count: int, seed: int = 0) -> int:
     loaded = load()
     assert loaded is not None, "the native kernel is not there"
     for i in range(seed, seed + count):
-        call = random_call(np.random.default_rng(i))
+        rng = np.random.default_rng(i)
+        call = random_call(rng)
         try:
             check(loaded, call)
+            check_share(loaded, call, rng)
         except AssertionError as error:
             print(f"seed {i}: {call.x.dtype} {call.x.shape} {call.target.dtype} {call.spec}: {error}")
             return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calls import check, random_call
+from calls import check, check_share, random_call
 from emulated import Emulator, build
 
 from unixent_native.library import Library
@@ -43,4 +43,7 @@ def test_arm64_computes_what_numpy_does(arm64, seed):
     assert arm64.isa == "neon"
     library = Library(arm64.rows, None, None, None, (arm64.isa,), 0)
     for i in range(50):
-        check(library, random_call(np.random.default_rng(9000 + 1000 * seed + i)))
+        rng = np.random.default_rng(9000 + 1000 * seed + i)
+        call = random_call(rng)
+        check(library, call)
+        check_share(library, call, rng)

@@ -11,13 +11,15 @@ import threading
 
 import numpy as np
 import pytest
-from calls import check, random_call
+from calls import Alone, check, check_share, random_call
 from exponential import native_exp, worst_ulp
 
 from unixent.errors import OptionError
 from unixent_native import library as library_module
 from unixent_native.call import Strided, merged_axes, row_losses
 from unixent_numpy.kernel import KernelSpec, native
+from unixent_numpy.vocab_parallel.blocks import LocalLogits, Shard
+from unixent_numpy.vocab_parallel.composed import row_losses as share_losses
 
 FLOAT32 = np.dtype("f4")
 
@@ -25,7 +27,10 @@ FLOAT32 = np.dtype("f4")
 @pytest.mark.parametrize("seed", range(4))
 def test_every_instruction_set_computes_what_numpy_does(each_isa, seed):
     for i in range(50):
-        check(each_isa, random_call(np.random.default_rng(1000 * seed + i)))
+        rng = np.random.default_rng(1000 * seed + i)
+        call = random_call(rng)
+        check(each_isa, call)
+        check_share(each_isa, call, rng)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -70,6 +75,28 @@ def test_bits_of_a_row_do_not_depend_on_threads_or_other_rows(native_library, sh
     few_losses, (few_grad,) = solve(slice(1, 4))
     assert few_losses.tobytes() == losses[1:4].tobytes()
     assert few_grad.tobytes() == grad[1:4].tobytes()
+
+
+@pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
+def test_split_losses_take_it_for_both_halves_with_the_same_bits_on_any_threads(
+    native_library, probabilities, monkeypatch
+):
+    def refuse(*_):
+        raise AssertionError("NumPy's operators were called")
+
+    monkeypatch.setattr(LocalLogits, "for_each", refuse)
+    monkeypatch.setattr(LocalLogits, "for_each_with_grad", refuse)
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(300, 2049)).astype(np.float32)
+    target = rng.random(x.shape) if probabilities else rng.integers(4000, size=300)
+    wrt = ("logits", "target") if probabilities else ("logits",)
+    call = (Shard(Alone(), 10, 2049, 4000), x, target, None, None, np.ones((), "f4"), KernelSpec(FLOAT32, 0.1, 0, None))
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setenv("UNIXENT_NUM_THREADS", str(threads))
+        losses, grads = share_losses(*call, wrt)
+        results.append([each.tobytes() for each in (losses, *grads)])
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])

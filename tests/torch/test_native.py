@@ -11,7 +11,11 @@ import torch
 import unixent
 import unixent_native
 from unixent_torch import kernel
+from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, composed, native
+from unixent_torch.vocab_parallel import gradients, statistics
+from unixent_torch.vocab_parallel import native as split_native
+from unixent_torch.vocab_parallel.blocks import LocalLogits
 
 SPEC = KernelSpec(torch.float32, 0.0, 0.0, None, True)
 
@@ -159,3 +163,34 @@ def test_everyday_calls_take_it(library: Any, monkeypatch: pytest.MonkeyPatch) -
 def test_logits_that_a_transform_left_behind_have_their_loss(rows: int) -> None:
     x, target = torch.randn(rows, 9), torch.randint(9, (rows,))
     torch.testing.assert_close(unixent.cross_entropy(left_behind(x), target).detach(), unixent.cross_entropy(x, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
+def test_split_losses_take_it_for_both_halves(
+    library: Any, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, probabilities: bool
+) -> None:
+    acc_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    x = (4 * torch.randn(3, 7, 50)).to(dtype)
+    target = torch.softmax(torch.randn(3, 7, 50), -1).to(dtype) if probabilities else torch.randint(90, (3, 7))
+    wrt = ("logits", "target") if probabilities else ("logits",)
+    weight, position_weight = torch.rand(90, dtype=acc_dtype), torch.rand(3, 7, dtype=acc_dtype)
+    position_weight[0, 1] = 0
+    shard = LocalShard((), (), 20, 90, 50)
+
+    def solve(spec: KernelSpec) -> Any:
+        losses, stats = statistics.shard_losses(x, target, weight, position_weight, spec, shard)
+        call = (x, target, weight, position_weight, torch.rand(3, 1, dtype=acc_dtype).fill_(0.5), stats, spec, shard)
+        return losses, gradients.shard_gradients(*call, wrt)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("torch's operators were called")
+
+    for spec in (KernelSpec(acc_dtype, 0.0, 0.0, None, True), KernelSpec(acc_dtype, 0.1, 1e-3, 5.0, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalLogits, "pieces", refuse)
+            done = solve(spec)
+        with monkeypatch.context() as patch:
+            patch.setattr(split_native, "load", lambda: None)
+            due = solve(spec)
+        torch.testing.assert_close(done, due, rtol=1e-5 if acc_dtype is dtype else 1e-2, atol=1e-6)

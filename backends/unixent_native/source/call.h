@@ -23,6 +23,7 @@ typedef struct {
     const void *position_weight;
     const void *grad_scale;
     void *losses;
+    double *columns; /* of a share of the classes, else NULL */
     int64_t grad_scale_step; /* 0: one number for all positions */
     int64_t acc_type;
     int64_t num_classes;
@@ -30,8 +31,16 @@ typedef struct {
     int64_t shape[MAX_AXES];
     int64_t count; /* number of positions */
     int64_t threads;
-    double label_smoothing, z_loss, softcap; /* softcap: 0 where there is none */
+    double label_smoothing, smoothing_per_class, z_loss, softcap; /* softcap: 0 where there is none */
 } Call;
+
+/* Where the classes of a row lie on several processes each has a call for its share, in two halves. The first, without
+   a gradient, finds what the processes exchange; the second is given what follows from all of it. Of class indices
+   those beyond the share are another's, and the pivot is the target; of probabilities it is the share's largest logit
+   in the first half, and index says in the second where it is here. losses is not written. Columns of one number for
+   each position: */
+enum { PIVOT, PIVOT_LOGIT, SHIFT, SUM_REST, WEIGHTED_GAPS, REST_COEF, PIVOT_COEF }; /* found */
+enum { EXP_GRAD, /* PIVOT_LOGIT, SHIFT, */ PIVOT_GRAD = 3, NLL };                     /* given */
 
 /* The addresses of a call in its order. unixent_native/call.py packs them apart from the rest, which it packs once. */
 typedef struct {
@@ -39,6 +48,7 @@ typedef struct {
     const int64_t *index;
     const void *weight, *position_weight, *grad_scale;
     void *losses;
+    double *columns;
 } Addresses;
 
 /* Positions that the threads have taken so far, and how many each takes at a time. */

@@ -115,7 +115,7 @@ EXPORT int unixent_rows(const Addresses *at, const Call *rest, int64_t isa) {
     call->x.data = at->x, call->probabilities.data = at->probabilities;
     call->x_grad.data = at->x_grad, call->probabilities_grad.data = at->probabilities_grad;
     call->index = at->index, call->weight = at->weight, call->position_weight = at->position_weight;
-    call->grad_scale = at->grad_scale, call->losses = at->losses;
+    call->grad_scale = at->grad_scale, call->losses = at->losses, call->columns = at->columns;
     Isa list[4];
     isas(list);
     int64_t tile = tile_size(call), block = BLOCK_NUMBERS / call->num_classes;

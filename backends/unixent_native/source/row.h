@@ -16,7 +16,7 @@
 typedef struct {
     T *row;         /* classes of one row, or of each row of a tile; becomes the exponentials */
     T *coefs;       /* t_c but for the target's own part: of a row, or of all rows where they are the same */
-    T *gaps;        /* x_j - x_c, where the gradient of probabilities is asked for */
+    T *gaps;        /* level - x_c, where the gradient of probabilities is asked for */
     T *softcap_grad;
     T *chunk;       /* one chunk, padded */
     double *shifts, *sums; /* m_i, S_i */
@@ -25,9 +25,9 @@ typedef struct {
 
 /* What a row comes to. */
 typedef struct {
-    T pivot_logit;
+    T pivot_logit, level;
     double shift, sum_rest;                   /* m, R */
-    double weighted_gaps, rest_coef;          /* sums over c != k of t_c (x_k - x_c) and of t_c */
+    double weighted_gaps, rest_coef;          /* sums over c != k of t_c (level - x_c) and of t_c */
     double nll, logsumexp, p, one_minus_p, exp_scale;
 } OF(Stats);
 
@@ -104,14 +104,14 @@ static inline __attribute__((always_inline)) double OF(sum_exp)(const T *x, T *e
     return OF(total)(sum);
 }
 
-/* Adds sum t_c (pivot - x_c), where t_c = 0 adds nothing, and sum t_c. Whole vectors. */
-static inline void OF(sum_gaps)(const T *x, const T *coefs, int64_t n, T pivot, OF(Sum) *gaps, OF(Sum) *total) {
+/* Adds sum t_c (level - x_c), where t_c = 0 adds nothing, and sum t_c. Whole vectors. */
+static inline void OF(sum_gaps)(const T *x, const T *coefs, int64_t n, T level, OF(Sum) *gaps, OF(Sum) *total) {
     const VECTOR none = {0};
     for (int64_t start = 0; start < n;) {
         int64_t stop = start + 16 * LANES < n ? start + 16 * LANES : n;
         VECTOR s = none, t = none;
         for (int64_t i = start; i < stop; i += LANES) {
-            VECTOR coef = OF(load)(coefs + i), product = coef * (pivot - OF(load)(x + i));
+            VECTOR coef = OF(load)(coefs + i), product = coef * (level - OF(load)(x + i));
             s += (VECTOR)((OF(Bits))product & (OF(Bits))(coef != 0));
             t += coef;
         }
@@ -143,6 +143,7 @@ static void OF(softcap)(T *x, T *derivative, int64_t n, double softcap) {
 }
 
 static inline void OF(row_stats)(OF(Stats) *s) {
+    if (s->shift == -INFINITY) s->shift = s->pivot_logit;
     double pivot = s->pivot_logit, rest = pivot == INFINITY ? NAN : s->sum_rest;
     double gap = s->shift - pivot, back = gap - s->shift;
     double dropped = (s->shift - (gap - back)) - (pivot + back);

@@ -68,7 +68,7 @@ typedef struct {
     int is_mixed, tiled, direct_x, direct_grad;
     int64_t padded;                   /* C rounded up to whole vectors */
     T of_probability;                 /* 1 - s */
-    double base;                      /* s / C */
+    double base;                      /* s / C, of all classes */
     double total, rest_of_heaviest;   /* sums of b_c */
     int64_t heaviest;
 } OF(Context);
@@ -153,10 +153,10 @@ static void OF(statistics)(OF(Context) *w, const T *x, T *row, const char *sourc
                 for (int64_t i = n; i < whole; i++) coefs[start + i] = 0;
             }
             if (has_pivot) saved = coefs[pivot], coefs[pivot] = 0;
-            OF(sum_gaps)(in, coefs + start, whole, s->pivot_logit, &gaps, &rest_coef);
+            OF(sum_gaps)(in, coefs + start, whole, s->level, &gaps, &rest_coef);
             if (has_pivot) coefs[pivot] = saved;
             if (scratch->gaps)
-                for (int64_t i = 0; i < n; i++) scratch->gaps[start + i] = s->pivot_logit - in[i];
+                for (int64_t i = 0; i < n; i++) scratch->gaps[start + i] = s->level - in[i];
         }
         if (has_pivot) buffer[pivot - start] = -(T)INFINITY;
         T shift = OF(largest)(in, whole);
@@ -173,10 +173,8 @@ static void OF(statistics)(OF(Context) *w, const T *x, T *row, const char *sourc
         double shift = scratch->shifts[i];
         OF(add)(&sum, shift == largest ? scratch->sums[i] : scratch->sums[i] * exp(shift - largest));
     }
-    s->shift = largest == -INFINITY ? s->pivot_logit : largest;
-    s->sum_rest = OF(total)(sum);
+    s->shift = largest, s->sum_rest = OF(total)(sum);
     s->weighted_gaps = OF(total)(gaps), s->rest_coef = OF(total)(rest_coef);
-    OF(row_stats)(s);
 }
 
 static inline double OF(product)(double coef, double value) { return coef == 0 && isinf(value) ? 0 : coef * value; }
@@ -216,14 +214,18 @@ static void OF(gradients)(OF(Context) *w, T *e, T *coefs, char *out, int64_t piv
     }
 }
 
-/* Index of the largest of the classes, filling the scratch row on the way where it is not complete. */
-static int64_t OF(find_largest)(OF(Context) *w, const T *x, T *row, const char *source, int complete) {
+/* Index of the largest of the classes but one, filling the scratch row on the way where it is not complete. */
+static int64_t OF(find_largest)(OF(Context) *w, const T *x, T *row, const char *source, int complete, int64_t but) {
     int64_t num_classes = w->call->num_classes, chunk = 0;
     T largest = -(T)INFINITY;
     for (int64_t start = 0; start < num_classes; start += CHUNK) {
         int64_t n = num_classes - start < CHUNK ? num_classes - start : CHUNK, whole = n / LANES * LANES;
         if (!x && !complete) OF(fill)(w, row, source, start, n);
         const T *in = (x ? x : row) + start;
+        if (but >= start && but < start + n) {
+            copy(w->scratch.chunk, in, (size_t)n * sizeof(T)), in = w->scratch.chunk;
+            w->scratch.chunk[but - start] = -(T)INFINITY;
+        }
         T m = OF(largest)(in, whole);
         for (int64_t i = whole; i < n; i++) m = in[i] > m ? in[i] : m;
         if (m > largest) largest = m, chunk = start;
@@ -231,8 +233,19 @@ static int64_t OF(find_largest)(OF(Context) *w, const T *x, T *row, const char *
     const T *in = x ? x : row;
     int64_t end = num_classes - chunk < CHUNK ? num_classes : chunk + CHUNK;
     for (int64_t c = chunk; c < end; c++)
-        if (in[c] == largest) return c;
+        if (in[c] == largest && c != but) return c;
     return 0; /* all of them NaN */
+}
+
+/* What is left of the gaps, level - x_c, becomes the gradient of the probabilities. */
+static void OF(probability_gradients)(const OF(Context) *w, T nll, T scale) {
+    T *gaps = w->scratch.gaps;
+    const T *weight = w->call->weight;
+    for (int64_t c = 0; c < w->call->num_classes; c++) {
+        T coef = w->of_probability * (weight ? weight[c] : 1);
+        T grad = coef == 0 ? 0 : coef * (gaps[c] + nll);
+        gaps[c] = scale == 0 && isinf(grad) ? 0 : grad * scale;
+    }
 }
 
 /* The loss of a position, and its gradients: of logits in e (and stored at out), of probabilities in scratch->gaps. */
@@ -244,12 +257,13 @@ static T OF(position)(OF(Context) *w, const T *x, T *row, const char *source, in
     int64_t pivot = index;
     double target_gap = 0, target_coef = 0;
     if (w->is_mixed) {
-        pivot = OF(find_largest)(w, x, row, source, complete), complete = 1;
+        pivot = OF(find_largest)(w, x, row, source, complete, -1), complete = 1;
         const T *in = x ? x : row;
-        s.pivot_logit = in[pivot];
+        s.level = in[pivot];
         if (call->index) target_gap = (double)in[pivot] - in[index];
     }
     OF(statistics)(w, x, row, source, complete, q, coefs, e, pivot, &s);
+    OF(row_stats)(&s);
     double loss, total, pivot_coef, rest_coef = 0;
     if (call->index) target_coef = (1 - call->label_smoothing) * OF(weight)(call, index);
     if (!w->is_mixed) {
@@ -273,16 +287,38 @@ static T OF(position)(OF(Context) *w, const T *x, T *row, const char *source, in
         if (call->z_loss) pivot_grad += z_loss_grad * s.p, total += z_loss_grad;
         OF(gradients)(w, e, coefs, out, pivot, index, total, grad_scale * pivot_grad, target_coef, grad_scale, &s);
     }
-    if (w->scratch.gaps) {
-        T *gaps = w->scratch.gaps, nll = (T)s.nll, scale = (T)grad_scale;
-        const T *weight = call->weight;
-        for (int64_t c = 0; c < call->num_classes; c++) {
-            T coef = w->of_probability * (weight ? weight[c] : 1);
-            T grad = coef == 0 ? 0 : coef * (gaps[c] + nll);
-            gaps[c] = scale == 0 && isinf(grad) ? 0 : grad * scale;
-        }
-    }
+    if (w->scratch.gaps) OF(probability_gradients)(w, (T)s.nll, (T)grad_scale);
     return (T)(loss * position_weight);
+}
+
+/* Half of a position whose other classes are elsewhere; see call.h. */
+static void OF(share)(OF(Context) *w, const T *x, T *row, const char *source, int complete, const char *q, T *coefs, T *e,
+                      char *out, int64_t index, double grad_scale, double *columns) {
+    const Call *call = w->call;
+    const int64_t step = call->count;
+    OF(Stats) s = {0};
+    int64_t pivot = index >= 0 && index < call->num_classes ? index : -1;
+    if (e || w->scratch.gaps) {
+        s.level = (T)columns[PIVOT_LOGIT * step];
+        OF(statistics)(w, x, row, source, complete, q, coefs, e, pivot, &s);
+        s.shift = columns[SHIFT * step], s.exp_scale = 1;
+        if (e)
+            OF(gradients)(w, e, coefs, out, pivot, -1, columns[EXP_GRAD * step], grad_scale * columns[PIVOT_GRAD * step], 0,
+                          grad_scale, &s);
+        if (w->scratch.gaps) OF(probability_gradients)(w, (T)columns[NLL * step], (T)grad_scale);
+        return;
+    }
+    if (w->is_mixed) {
+        int64_t largest = OF(find_largest)(w, x, row, source, complete, pivot);
+        complete = 1, s.level = (x ? x : row)[largest];
+        if (s.level == -(T)INFINITY) s.level = 0;
+        if (call->probabilities.data) pivot = largest;
+    }
+    OF(statistics)(w, x, row, source, complete, q, coefs, NULL, pivot, &s);
+    columns[PIVOT_LOGIT * step] = s.pivot_logit, columns[PIVOT * step] = (double)pivot;
+    columns[SHIFT * step] = s.shift, columns[SUM_REST * step] = s.sum_rest;
+    columns[WEIGHTED_GAPS * step] = s.weighted_gaps, columns[REST_COEF * step] = s.rest_coef;
+    columns[PIVOT_COEF * step] = w->is_mixed && pivot >= 0 ? coefs[pivot] : 0;
 }
 
 static int64_t OF(offset)(const Array *a, const Call *call, int64_t position) {
@@ -321,9 +357,13 @@ static void OF(tile)(OF(Context) *w, int64_t first, int64_t n) {
             if (whole.gaps) memset(scratch->gaps, 0, (size_t)num_classes * sizeof(T));
         } else {
             T scale = call->grad_scale ? ((const T *)call->grad_scale)[p * call->grad_scale_step] : 0;
+            const T *direct = w->direct_x ? (const T *)at_x : NULL;
+            const char *unread_q = w->tiled ? NULL : at_q;
+            int64_t index = call->index ? call->index[p] : -1;
             if (w->tiled) OF(fill)(w, row, NULL, 0, num_classes);
-            losses[p] = OF(position)(w, w->direct_x ? (const T *)at_x : NULL, row, at_x, w->tiled, w->tiled ? NULL : at_q,
-                                     coefs, e, out, call->index ? call->index[p] : -1, v, scale);
+            if (call->columns)
+                OF(share)(w, direct, row, at_x, w->tiled, unread_q, coefs, e, out, index, scale, call->columns + p);
+            else losses[p] = OF(position)(w, direct, row, at_x, w->tiled, unread_q, coefs, e, out, index, v, scale);
         }
         if (at_qg && !w->tiled) OF(write)(at_qg, qg->class_stride, qg->type, scratch->gaps, 1, num_classes);
     }
@@ -341,7 +381,7 @@ static int OF(work)(const Call *call, Queue *queue) {
     w.is_mixed = call->probabilities.data || call->label_smoothing > 0;
     w.direct_x = !w.tiled && !call->softcap && OF(is_direct)(&call->x);
     w.direct_grad = w.direct_x && call->x_grad.data && OF(is_direct)(&call->x_grad);
-    w.of_probability = (T)(1 - call->label_smoothing), w.base = call->label_smoothing / (double)num_classes;
+    w.of_probability = (T)(1 - call->label_smoothing), w.base = call->smoothing_per_class;
     w.padded = (num_classes + LANES - 1) / LANES * LANES;
     OF(Scratch) *scratch = &w.scratch;
     int64_t pitch = scratch->pitch = w.padded, chunks = num_classes / CHUNK + 1;

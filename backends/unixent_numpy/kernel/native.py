@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,20 @@ from unixent_numpy.kernel.spec import KernelSpec
 Solved: TypeAlias = "tuple[Array, tuple[Array, ...]] | None"
 
 
+class Share(NamedTuple):
+    """One half of the pass over a share of the classes (see `unixent_native.row_losses`).
+
+    Attributes:
+        columns: what is found, or given.
+        all_classes: the number of classes of all processes.
+        pivot: P, the pivot's column where it is here, for the gradients of probabilities.
+    """
+
+    columns: Array
+    all_classes: int
+    pivot: Array | None = None
+
+
 def row_losses(
     library: Library,
     x: Array,
@@ -28,20 +42,25 @@ def row_losses(
     spec: KernelSpec,
     wrt: tuple[str, ...] = (),
     out: tuple[Array, ...] | None = None,
+    share: Share | None = None,
 ) -> Solved:
-    """Implements the contract of `unixent_numpy.kernel`; None for arrays that the library does not take."""
+    """Implements the contract of `unixent_numpy.kernel`; None for arrays that the library does not take.
+
+    With ``share`` there are no losses; indices beyond the classes are another process's.
+    """
     is_index = target.dtype.kind == "i"
     if not x.shape[-1] or not is_native(x) or not (is_index or is_native(target)):
         return None
     if not (x.dtype.isnative and target.dtype.isnative):
-        rest = (weight, position_weight, grad_scale, spec, wrt)
+        rest = (weight, position_weight, grad_scale, spec, wrt, None, share)
         return _by_copies(x, target, wrt, out, lambda here, there: row_losses(library, here, there, *rest))
     dtype, positions = spec.acc_dtype, x.shape[:-1]
     losses = np.empty(positions, dtype)
     grads = out or empty_grads(x, target, wrt)
     by_name = dict(zip(wrt, grads, strict=True))
     # Held by name until the call is over: what goes in is addresses.
-    index = np.ascontiguousarray(target, np.int64) if is_index else None
+    index = target if is_index else None if share is None else share.pivot
+    index = None if index is None else np.ascontiguousarray(index, np.int64)
     weight, position_weight = _contiguous(weight, dtype), _contiguous(position_weight, dtype)
     if not wrt:
         grad_scale = None
@@ -65,6 +84,8 @@ def row_losses(
         spec.z_loss,
         spec.softcap,
         num_threads(),
+        0 if share is None else share.columns.ctypes.data,
+        None if share is None else share.all_classes,
     )
     return (losses, grads) if done else None
 

@@ -32,21 +32,21 @@ class LocalLogits:
     """Local logits [N, local classes], and what of the target has their shape. No class at all is legal.
 
     Attributes:
+        x, probabilities: as they were given, P + (local classes,); None where the targets are class indices.
+        weight: class weights of all classes, or None.
         shard, spec: which classes are here, and the static options.
         count: the number of positions N.
         coefs: the target's coefficients that no position changes, over all classes.
         smoothing_coefs: b_c of the local classes; None without smoothing.
         coefs_of_probability: (1 - s) w_c of the local classes.
-        has_probabilities: the targets are probabilities.
     """
 
     def __init__(
         self, x: Array, probabilities: Array | None, weight: Array | None, spec: KernelSpec, shard: Shard
     ) -> None:
-        self.shard, self.spec = shard, spec
+        self.x, self.probabilities, self.weight, self.shard, self.spec = x, probabilities, weight, shard, spec
         self._logits = Rows(x)
         self._probabilities = None if probabilities is None else Rows(probabilities)
-        self.has_probabilities = probabilities is not None
         self.count = self._logits.count
         self.coefs = ClassCoefs.of(weight, shard.num_classes, spec)
         smoothing = self.coefs.smoothing
@@ -81,10 +81,14 @@ class LocalLogits:
                 apply_softcap(block, self.spec.softcap, softcap_grad)
             work(rows, block)
 
-    def target_coefs(self, rows: slice) -> Array:
-        """The coefficients t_c of a block of probabilities, in scratch."""
-        assert self._probabilities is not None
+    def target_coefs(self, rows: slice) -> Array | None:
+        """The coefficients t_c of a block, in scratch; None where only a target's own class has one."""
+        if self._probabilities is None and self.smoothing_coefs is None:
+            return None
         coefs = self.scratch("target_coefs", rows)
+        if self._probabilities is None:
+            coefs[...] = self.smoothing_coefs
+            return coefs
         self._probabilities.read(rows, coefs)
         coefs *= self.coefs_of_probability
         if self.smoothing_coefs is not None:

@@ -13,13 +13,13 @@ from unixent_numpy.kernel import KernelSpec, RowLosses
 from unixent_numpy.kernel.blocks import Rows
 from unixent_numpy.kernel.composed import empty_grads
 from unixent_numpy.kernel.rows import multiply, scale_rows
+from unixent_numpy.vocab_parallel import native
 from unixent_numpy.vocab_parallel.blocks import LocalLogits, Shard
 from unixent_numpy.vocab_parallel.statistics import (
     VocabParallelStats,
     exponentials,
     index_stats,
     probability_stats,
-    set_at_pivot,
 )
 
 
@@ -54,7 +54,7 @@ def row_losses(
         assert grad_scale is not None
         out = empty_grads(x, target, wrt) if out is None else out
         grad_scale = np.broadcast_to(grad_scale, x.shape[:-1]).reshape(-1)
-        _write_gradients(local, stats, grad_scale, position_weight, dict(zip(wrt, map(Rows, out), strict=True)))
+        _write_gradients(local, stats, grad_scale, position_weight, wrt, out)
     return losses.reshape(x.shape[:-1]), out or ()
 
 
@@ -63,7 +63,8 @@ def _write_gradients(
     stats: VocabParallelStats,
     grad_scale: Array,
     position_weight: Array | None,
-    grads: dict[str, Rows],
+    wrt: tuple[str, ...],
+    out: tuple[Array, ...],
 ) -> None:
     """Write the gradients of the local logits and probabilities; nothing is communicated.
 
@@ -73,6 +74,11 @@ def _write_gradients(
     z_loss_grad = 2 * local.spec.z_loss * row.logsumexp if local.spec.z_loss else np.zeros_like(row.logsumexp)
     rest_scale = (stats.rest_coef + stats.pivot_coef + z_loss_grad) * row.exp_scale
     pivot_grad = stats.rest_coef * row.p - stats.pivot_coef * row.one_minus_p + z_loss_grad * row.p
+    columns = (rest_scale, stats.pivot_logit, stats.shift, pivot_grad, row.loss)
+    pivot = np.where(stats.owns_pivot, stats.local_pivot, -1)
+    if native.share_gradients(local, columns, pivot, position_weight, grad_scale, wrt, out):
+        return
+    grads = dict(zip(wrt, map(Rows, out), strict=True))
     inactive = None if position_weight is None else position_weight == 0
 
     def write(grad: Rows, rows: slice, block: Array) -> None:
@@ -81,7 +87,6 @@ def _write_gradients(
         grad.write(rows, block)
 
     def work(rows: slice, block: Array, softcap_grad: Array | None) -> None:
-        scale, owned, columns = grad_scale[rows][:, None], stats.owns_pivot[rows], stats.local_pivot[rows]
         if "target" in grads:
             nll = np.subtract(stats.pivot_logit[rows][:, None], block, out=local.scratch("logit_gaps", rows))
             nll += row.loss[rows][:, None]
@@ -91,12 +96,12 @@ def _write_gradients(
         if "logits" in grads:
             exponentials(block, stats.shift[rows])
             block *= rest_scale[rows][:, None]
-            if local.has_probabilities:
-                block -= local.target_coefs(rows)
-            elif local.smoothing_coefs is not None:
-                block -= local.smoothing_coefs
-            set_at_pivot(block, owned, columns, pivot_grad[rows][owned])
-            block *= scale
+            target_coefs = local.target_coefs(rows)
+            if target_coefs is not None:
+                block -= target_coefs
+            owned = stats.owns_pivot[rows]
+            block[owned, pivot[rows][owned]] = pivot_grad[rows][owned]
+            block *= grad_scale[rows][:, None]
             if softcap_grad is not None:
                 block *= softcap_grad
             write(grads["logits"], rows, block)

@@ -8,13 +8,14 @@ may lose a NaN on its way, so NaN travels in the sums.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from unixent.semantics import RowStats, product, row_stats
+from unixent.semantics import RowStats, ShareStats, not_minus_inf, product, row_stats
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel.rows import multiply
+from unixent_numpy.vocab_parallel import native
 from unixent_numpy.vocab_parallel.blocks import LocalLogits
 
 
@@ -42,49 +43,16 @@ class VocabParallelStats(NamedTuple):
     losses: Array
 
 
-def set_at_pivot(block: Array, owns_pivot: Array, local_pivot: Array, value: Any) -> None:
-    """Put ``value`` where this process holds the pivot."""
-    block[owns_pivot, local_pivot[owns_pivot]] = value
-
-
-def local_max(block: Array) -> Array:
-    """The largest logit of each row; -inf where no class is here."""
-    largest: Array = block.max(axis=1, initial=-np.inf)
-    return largest
-
-
 def index_stats(local: LocalLogits, index: Array) -> VocabParallelStats:
     """Class indices: the pivot is the target, on the process that owns it."""
     shard, coefs, group = local.shard, local.coefs, local.shard.group
     local_index = index - shard.vocab_start
     owns_target = (local_index >= 0) & (local_index < shard.num_local_classes)
-    # Logits of the target: 0 but on its owner, so that their sum over the processes is the logit.
-    logits_max, target_logit = local.zeros(), local.zeros()
-
-    def find_max(rows: slice, block: Array) -> None:
-        owned, columns = owns_target[rows], local_index[rows]
-        target_logit[rows][owned] = block[owned, columns[owned]]
-        set_at_pivot(block, owned, columns, -np.inf)
-        logits_max[rows] = local_max(block)
-
-    local.for_each(find_max)
-    logits_max = group.all_reduce(logits_max, "MAX")
-    shift = np.where(np.isneginf(logits_max), 0, logits_max)
-
-    sums = local.zeros(2 if coefs.smoothing is None else 3)
-    sums[1] = target_logit
-
-    def sum_exp(rows: slice, block: Array) -> None:
-        owned, columns = owns_target[rows], local_index[rows]
-        if local.smoothing_coefs is not None:
-            gaps = np.subtract(shift[rows][:, None], block, out=local.scratch("logit_gaps", rows))
-            set_at_pivot(gaps, owned, columns, 0)
-            multiply(gaps, local.smoothing_coefs)
-            sums[2, rows] = gaps.sum(axis=1)
-        set_at_pivot(block, owned, columns, -np.inf)
-        sums[0, rows] = exponentials(block, shift[rows]).sum(axis=1)
-
-    local.for_each(sum_exp)
+    share = share_stats(local, np.where(owns_target, local_index, -1))
+    logits_max = group.all_reduce(share.max_rest, "MAX")
+    shift = not_minus_inf(np, logits_max)
+    sum_rest, weighted_gaps = share.with_indices(np, shift)
+    sums = np.stack([sum_rest, share.pivot_logit, *([] if coefs.smoothing is None else [weighted_gaps])])
     sum_rest, target_logit, *smoothing_sum = group.all_reduce(sums, "SUM")
     rows = pivot_stats(logits_max, target_logit, sum_rest)
 
@@ -100,46 +68,55 @@ def index_stats(local: LocalLogits, index: Array) -> VocabParallelStats:
 
 def probability_stats(local: LocalLogits) -> VocabParallelStats:
     """Probabilities: the pivot is the largest logit, on the first process that holds one as large."""
-    group = local.shard.group
-    largest, second = local.zeros(), local.zeros()
-    local_pivot = np.zeros(local.count, np.intp)
-
-    def find_largest(rows: slice, block: Array) -> None:
-        largest[rows] = local_max(block)
-        if block.shape[1]:
-            local_pivot[rows] = block.argmax(axis=1)
-            block[np.arange(len(block)), local_pivot[rows]] = -np.inf
-        second[rows] = local_max(block)
-
-    local.for_each(find_largest)
-    pivot_logit = group.all_reduce(largest.copy(), "MAX")
-    is_candidate = (largest == pivot_logit) & (local.shard.num_local_classes > 0)
-    candidates = np.where(is_candidate, -group.rank, -np.inf).astype(largest.dtype)
+    group, share = local.shard.group, share_stats(local, None)
+    pivot_logit = group.all_reduce(share.pivot_logit.copy(), "MAX")
+    is_candidate = (share.pivot_logit == pivot_logit) & (local.shard.num_local_classes > 0)
+    candidates = np.where(is_candidate, -group.rank, -np.inf).astype(pivot_logit.dtype)
     owns_pivot = is_candidate & (group.all_reduce(candidates, "MAX") == -group.rank)
-    logits_max = group.all_reduce(np.where(owns_pivot, second, largest), "MAX")
-    shift = np.where(np.isneginf(logits_max), 0, logits_max)
-
-    # Exponentials, weighted gaps, and coefficients, each but the pivot's, which comes last.
-    sums = local.zeros(4)
-
-    def sum_exp(rows: slice, block: Array) -> None:
-        owned, columns = owns_pivot[rows], local_pivot[rows]
-        gaps = np.subtract(pivot_logit[rows][:, None], block, out=local.scratch("logit_gaps", rows))
-        set_at_pivot(gaps, owned, columns, 0)
-        target_coefs = local.target_coefs(rows)
-        sums[3, rows][owned] = target_coefs[owned, columns[owned]]
-        multiply(gaps, target_coefs)
-        sums[1, rows] = gaps.sum(axis=1)
-        set_at_pivot(target_coefs, owned, columns, 0)
-        sums[2, rows] = target_coefs.sum(axis=1)
-        set_at_pivot(block, owned, columns, -np.inf)
-        sums[0, rows] = exponentials(block, shift[rows]).sum(axis=1)
-
-    local.for_each(sum_exp)
+    share = share.with_probabilities(np, pivot_logit, owns_pivot)
+    logits_max = group.all_reduce(share.max_rest.copy(), "MAX")
+    shift = not_minus_inf(np, logits_max)
+    sum_rest = share.sum_rest * np.exp(share.max_rest - shift)
+    sums = np.stack([sum_rest, share.weighted_gaps, share.rest_coef, share.pivot_coef])
     sum_rest, weighted_gaps, rest_coef, pivot_coef = group.all_reduce(sums, "SUM")
     rows = pivot_stats(logits_max, pivot_logit, sum_rest)
     losses = with_z_loss(weighted_gaps + (rest_coef + pivot_coef) * rows.loss, rows, local)
-    return VocabParallelStats(owns_pivot, local_pivot, shift, pivot_logit, rows, pivot_coef, rest_coef, losses)
+    return VocabParallelStats(owns_pivot, share.pivot, shift, pivot_logit, rows, pivot_coef, rest_coef, losses)
+
+
+def share_stats(local: LocalLogits, index: Array | None) -> ShareStats:
+    """What this process finds in its share of the classes; ``index`` is -1 where another process holds the target."""
+    share = native.share_stats(local, index)
+    if share is not None:
+        return share
+    pivot = np.zeros(local.count, np.intp) if index is None else index
+    columns = ShareStats(pivot, *local.zeros(6))
+    columns.max_rest[...] = -np.inf
+    if index is None:
+        columns.pivot_logit[...] = -np.inf
+    if not local.shard.num_local_classes:
+        return columns
+
+    def work(rows: slice, block: Array) -> None:
+        if index is None:
+            pivot[rows] = block.argmax(axis=1)
+        at = np.flatnonzero(pivot[rows] >= 0), pivot[rows][pivot[rows] >= 0]
+        columns.pivot_logit[rows][at[0]] = block[at]
+        block[at] = -np.inf
+        columns.max_rest[rows] = block.max(axis=1)
+        target_coefs = local.target_coefs(rows)
+        if target_coefs is not None:
+            level = (columns.max_rest if index is not None else columns.pivot_logit)[rows]
+            gaps = np.subtract(not_minus_inf(np, level)[:, None], block, out=local.scratch("logit_gaps", rows))
+            columns.pivot_coef[rows][at[0]] = target_coefs[at]
+            target_coefs[at] = 0
+            multiply(gaps, target_coefs)
+            columns.weighted_gaps[rows] = gaps.sum(axis=1)
+            columns.rest_coef[rows] = target_coefs.sum(axis=1)
+        columns.sum_rest[rows] = exponentials(block, not_minus_inf(np, columns.max_rest[rows])).sum(axis=1)
+
+    local.for_each(work)
+    return columns
 
 
 def exponentials(block: Array, shift: Array) -> Array:

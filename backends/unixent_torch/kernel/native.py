@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,20 @@ from unixent_torch.kernel.spec import KernelSpec
 _DTYPES = {getattr(torch, name): code for name, code in DTYPES.items()}
 
 
+class Share(NamedTuple):
+    """One half of the pass over a share of the classes (see `unixent_native.row_losses`).
+
+    Attributes:
+        columns: what is found, or given.
+        all_classes: the number of classes of all processes.
+        pivot: P, the pivot's column where it is here, for the gradients of probabilities.
+    """
+
+    columns: Tensor
+    all_classes: int
+    pivot: Tensor | None = None
+
+
 def row_losses(
     library: Library,
     x: Tensor,
@@ -30,8 +44,12 @@ def row_losses(
     spec: KernelSpec,
     wrt: tuple[str, ...] = (),
     out: tuple[Tensor, ...] | None = None,
+    share: Share | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """Implements the contract of `unixent_torch.kernel`; None for tensors that the library does not take."""
+    """Implements the contract of `unixent_torch.kernel`; None for tensors that the library does not take.
+
+    With ``share`` there are no losses; indices beyond the classes are another process's.
+    """
     if not x.is_cpu or is_traced() or compat.transforms_active():
         return None
     if not have_memory(x, target, weight, position_weight, grad_scale, *(out or ())):
@@ -54,7 +72,9 @@ def row_losses(
             scale = position_weight * scale
         if scale.ndim:
             scale = scale.expand(positions).contiguous()
-    index = None if target.is_floating_point() else target.contiguous()
+    is_index = not target.is_floating_point()
+    index = target if is_index else None if share is None else share.pivot
+    index = None if index is None else index.contiguous()
     columns = [None if each is None else each.contiguous().resolve_neg() for each in (weight, position_weight, scale)]
     at_weight, at_position_weight, at_scale = [0 if each is None else each.data_ptr() for each in columns]
     done = native_row_losses(
@@ -62,7 +82,7 @@ def row_losses(
         x.shape,
         strided(x),
         0 if index is None else index.data_ptr(),
-        strided(target) if index is None else None,
+        None if is_index else strided(target),
         at_weight,
         at_position_weight,
         at_scale,
@@ -75,6 +95,8 @@ def row_losses(
         spec.z_loss,
         spec.softcap,
         num_threads(),
+        0 if share is None else share.columns.data_ptr(),
+        None if share is None else share.all_classes,
     )
     return (losses, grads) if done else None
 

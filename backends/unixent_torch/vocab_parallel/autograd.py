@@ -49,15 +49,14 @@ class ReverseShardLoss(Function):
     ) -> Tensor:
         kernel, wrt = spec.kernel, needed(ctx)
         # A rounded gradient can't be scaled, and that of a probability is formed when it is asked for.
-        early = spec.kept_axes == 0 and x.dtype == kernel.acc_dtype and x.is_contiguous() and wrt == ("logits",)
-        exps = torch.empty_like(x) if early else None
+        early = spec.kept_axes == 0 and x.dtype == kernel.acc_dtype and wrt == ("logits",)
         operands = (x, target, weight, position_weight)
-        losses, stats = shard_losses(*operands, kernel, shard, exps)
+        losses, stats = shard_losses(*operands, kernel, shard)
         ctx.spec, ctx.shard, ctx.denominator = spec, shard, denominator
         grads: tuple[Tensor, ...] = ()
-        if exps is not None:
+        if early:
             scale = grad_scale_of(1.0, denominator, spec)
-            grads = shard_gradients(x, target, weight, position_weight, scale, stats, kernel, shard, wrt, exps)
+            grads = shard_gradients(*operands, scale, stats, kernel, shard, wrt)
         ctx.save_for_backward(*operands, *stats, *grads)
         return reduce(losses, denominator, spec)
 

@@ -19,7 +19,10 @@ class LocalLogits:
         num_local_classes: the number of classes of this process.
         spec, shard: the static options, and how the classes are split.
         readable: whether values may be looked at.
+        x: the logits.
         index: the class indices [N, 1], or None where the targets are probabilities.
+        local_index, owns_target: with ``index``, the target's column here (0 where another process holds it), and
+            whether this one does.
         probabilities: those of the local classes, or None.
         weight: the class weights of all classes, or None.
         coefs: the target's coefficients that no position changes, over all classes; None where only a target's own
@@ -27,17 +30,23 @@ class LocalLogits:
         smoothing, probability_grad: w_c s / C and w_c (1 - s) of the local classes, with ``coefs``.
     """
 
+    local_index: Tensor
+    owns_target: Tensor
     smoothing: Tensor
     probability_grad: Tensor
 
     def __init__(self, x: Tensor, target: Tensor, weight: Tensor | None, spec: KernelSpec, shard: LocalShard) -> None:
         x, target = x.resolve_neg(), target.resolve_neg()  # see `unixent_torch.kernel.composed`
-        self._x = x
+        self.x = x
         self.spec, self.shard, self.weight = spec, shard, weight
         self.readable = spec.readable and not torch.compiler.is_compiling()
         self.num_local_classes, self.num_rows = x.shape[-1], x.shape[:-1].numel()
         self.probabilities = target if target.is_floating_point() else None
         self.index = None if target.is_floating_point() else target.reshape(-1, 1)
+        if self.index is not None:
+            column = self.index - shard.vocab_start
+            self.owns_target = (column >= 0) & (column < self.num_local_classes)
+            self.local_index = torch.where(self.owns_target, column, 0)
         self._step = max(1, self.num_rows)
         if self.num_local_classes and not torch.compiler.is_compiling():
             self._step = min(rows_per_block(x), self._step)
@@ -52,18 +61,18 @@ class LocalLogits:
 
     def columns(self, *size: int) -> Tensor:
         """Zeros [..., N, 1] in the accumulation dtype."""
-        return torch.zeros((*size, self.num_rows, 1), dtype=self.spec.acc_dtype, device=self._x.device)
+        return torch.zeros((*size, self.num_rows, 1), dtype=self.spec.acc_dtype, device=self.x.device)
 
     def buffer(self, name: str, rows: int) -> Tensor:
         """A [rows, local classes] block of scratch memory."""
         if name not in self._scratch:
             shape = (self._step, self.num_local_classes)
-            self._scratch[name] = torch.empty(shape, dtype=self.spec.acc_dtype, device=self._x.device)
+            self._scratch[name] = torch.empty(shape, dtype=self.spec.acc_dtype, device=self.x.device)
         return self._scratch[name][:rows]
 
     def pieces(self, *more: Tensor | None) -> list[tuple[slice, tuple[Tensor, ...]]]:
         """Pieces of the logits, the probabilities if any, and more tensors of their shape; none without a class."""
-        tensors = tuple(tensor for tensor in (self._x, self.probabilities, *more) if tensor is not None)
+        tensors = tuple(tensor for tensor in (self.x, self.probabilities, *more) if tensor is not None)
         pieces, start = [], 0
         for piece in blocks(tensors, self._step) if self.num_local_classes else ():
             stop = start + piece[0].shape[:-1].numel()
@@ -71,32 +80,21 @@ class LocalLogits:
             start = stop
         return pieces
 
-    def read(self, piece: Tensor, out: Tensor | None = None, softcap_grad: Tensor | None = None) -> Tensor:
-        """Capped logits in a block that may be overwritten: that of ``out``, or scratch."""
-        rows = piece.shape[:-1].numel()
-        block = self.buffer("logits", rows) if out is None else out.view(rows, self.num_local_classes)
+    def read(self, piece: Tensor, softcap_grad: Tensor | None = None) -> Tensor:
+        """Capped logits in scratch, which may be overwritten."""
+        block = self.buffer("logits", piece.shape[:-1].numel())
         block.view(piece.shape).copy_(piece)
         if self.spec.softcap is not None:
             apply_softcap(block, self.spec.softcap, softcap_grad, self.readable)
         return block
 
-    def shifted(self, piece: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-        """Capped logits less ``shift``, in one pass where nothing has to be widened or capped."""
-        rows = piece.shape[:-1].numel()
-        if self.spec.softcap is not None or piece.dtype != self.spec.acc_dtype or not piece.is_contiguous():
-            return self.read(piece, out).sub_(shift)
-        block = self.buffer("logits", rows) if out is None else out.view(rows, self.num_local_classes)
-        return torch.sub(piece.view(rows, self.num_local_classes), shift, out=block)
-
-    def target_coefs(self, probabilities: Tensor) -> Tensor:
-        """The coefficients t_c of a block of probabilities, in scratch."""
-        coefs = self.buffer("target_coefs", probabilities.shape[:-1].numel())
+    def target_coefs(self, probabilities: Tensor | None, rows: int) -> Tensor:
+        """The coefficients t_c of a block, in scratch; without ``probabilities`` those of smoothing."""
+        coefs = self.buffer("target_coefs", rows)
+        if probabilities is None:
+            return coefs.copy_(self.smoothing)
         coefs.view(probabilities.shape).copy_(probabilities)
         return coefs.mul_(self.probability_grad).add_(self.smoothing)
-
-    def logit_gaps(self, block: Tensor, level: Tensor) -> Tensor:
-        """``level`` - ``block``, in scratch."""
-        return torch.sub(level, block, out=self.buffer("logit_gaps", len(block)))
 
 
 def put_where(block: Tensor, owned: Tensor, column: Tensor, value: Tensor | float) -> None:
@@ -104,8 +102,6 @@ def put_where(block: Tensor, owned: Tensor, column: Tensor, value: Tensor | floa
     block.scatter_(1, column, torch.where(owned, value, block.gather(1, column)))
 
 
-def exp_without_pivot(block: Tensor, owned: Tensor, column: Tensor) -> Tensor:
-    """The block itself, as its exponential, and 0 at the pivots that this process owns."""
-    block.exp_()
-    put_where(block, owned, column, 0.0)
-    return block
+def value_where(block: Tensor, owned: Tensor, column: Tensor) -> Tensor:
+    """What lies at the given columns of the rows that are ``owned``; 0 in the others."""
+    return torch.where(owned, block.gather(1, column), 0)

@@ -82,13 +82,8 @@ class _ShardLinearPass(LinearPass):
         kernel, shard, weight, wrt = self._spec.loss.kernel, self._shard, self._operands.weight, self._kernel_wrt
         position_weight = None if self._position_weight is None else self._position_weight[rows]
         operands = (block, self._target[rows], weight, position_weight)
-        exps = None
         if self._given_stats is None:
-            if "logits" in wrt:
-                # The exponentials may take the place of the logits unless these are needed again.
-                again = kernel.softcap is not None or "target" in wrt
-                exps = torch.empty_like(block) if again else block
-            losses, stats = shard_losses(*operands, kernel, shard, exps)
+            losses, stats = shard_losses(*operands, kernel, shard)
             self._chunk_stats.append(stats)
         else:
             losses = block.new_zeros(len(block))
@@ -96,12 +91,8 @@ class _ShardLinearPass(LinearPass):
         if wrt:
             if isinstance(grad_scale, Tensor) and grad_scale.ndim:
                 grad_scale = grad_scale[rows]
-            grads = shard_gradients(*operands, grad_scale, stats, kernel, shard, wrt, exps)
-            by_name = dict(zip(wrt, grads, strict=True))
-            if "target" in by_name:
-                self._grads["target"][rows] = by_name["target"]
-            if "logits" in by_name and by_name["logits"].data_ptr() != block.data_ptr():
-                block.copy_(by_name["logits"])
+            out = tuple([block if name == "logits" else self._grads["target"][rows] for name in wrt])
+            shard_gradients(*operands, grad_scale, stats, kernel, shard, wrt, out)
         return losses
 
 

@@ -23,11 +23,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import product, row_stats, two_diff
+from unixent.semantics import ShareStats, not_minus_inf, product, row_stats, two_diff
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import row_sum
-from unixent_torch.vocab_parallel.blocks import LocalLogits, exp_without_pivot, put_where
+from unixent_torch.vocab_parallel import native
+from unixent_torch.vocab_parallel.blocks import LocalLogits, put_where, value_where
 
 
 class ShardStats(NamedTuple):
@@ -63,7 +64,6 @@ def shard_losses(
     position_weight: Tensor | None,
     spec: KernelSpec,
     shard: LocalShard,
-    exps_out: Tensor | None = None,
 ) -> tuple[Tensor, ShardStats]:
     """Losses of shape P in the accumulation dtype, the same on every process of the model groups, and their statistics.
 
@@ -72,39 +72,24 @@ def shard_losses(
         target: int64 indices P in [0, C), or the probabilities of this process's classes.
         weight, position_weight: as `unixent_torch.kernel.row_losses` takes them; ``weight`` is that of all classes.
         spec, shard: the static options, and how the classes are split.
-        exps_out: contiguous memory of the shape of ``x`` and the accumulation dtype to leave the exponentials in, for
-            `unixent_torch.vocab_parallel.gradients.shard_gradients`; may be ``x`` itself.
     """
     local = LocalLogits(x, target, weight, spec, shard)
-    losses, stats = _index_losses(local, exps_out) if local.index is not None else _mixed_losses(local, exps_out)
+    losses, stats = _index_losses(local) if local.index is not None else _mixed_losses(local)
     if position_weight is not None:
         position_weight = position_weight.reshape(-1, 1)
         losses = torch.where(position_weight == 0, 0, losses * position_weight)
     return losses.view(x.shape[:-1]), stats
 
 
-def _index_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, ShardStats]:
+def _index_losses(local: LocalLogits) -> tuple[Tensor, ShardStats]:
     """Class indices: the pivot is the target, on the process that holds it."""
     assert local.index is not None
-    index, shard, coefs = local.index, local.shard, local.coefs
-    column = index - shard.vocab_start
-    owned = (column >= 0) & (column < local.num_local_classes)
-    column = torch.where(owned, column, 0)
-    max_rest, sums = local.columns().fill_(-math.inf), local.columns(2 if coefs is None else 3)
-    for rows, (piece,) in local.pieces():
-        block = local.read(piece)
-        sums[1, rows] = torch.where(owned[rows], block.gather(1, column[rows]), 0)
-        put_where(block, owned[rows], column[rows], -math.inf)
-        max_rest[rows] = block.amax(1, keepdim=True)
-    max_rest = all_reduce(max_rest, shard.model_groups, "max")
-    shift = torch.where(max_rest == -math.inf, 0, max_rest)
-    for rows, (piece, *out) in local.pieces(exps_out):
-        block = local.shifted(piece, shift[rows], *out)
-        if coefs is not None:
-            gaps = torch.neg(block, out=local.buffer("logit_gaps", len(block)))
-            put_where(gaps, owned[rows], column[rows], 0.0)
-            sums[2, rows] = row_sum(gaps.mul_(local.smoothing).masked_fill_(local.smoothing == 0, 0))
-        sums[0, rows] = row_sum(exp_without_pivot(block, owned[rows], column[rows]))
+    index, coefs = local.index, local.coefs
+    share = _share_stats(local)
+    max_rest = all_reduce(share.max_rest.clone(), local.shard.model_groups, "max")
+    shift = not_minus_inf(torch, max_rest)
+    sum_rest, weighted_gaps = share.with_indices(torch, shift)
+    sums = torch.stack([sum_rest, share.pivot_logit, *([] if coefs is None else [weighted_gaps])])
     sums = _sum_over_classes(local, sums)
     pivot_logit = sums[1]
     # Where no other class is left the pivot is its own shift, as in `pivot_stats`.
@@ -122,8 +107,8 @@ def _index_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, 
         loss = product(torch, target_coef, stats.loss)
     rest_grad = rest_coef + z_loss_grad(stats.logsumexp, local.spec)
     return _with_z_loss(loss, stats.logsumexp, local.spec), ShardStats(
-        local_index=column,
-        owns_pivot=owned,
+        local_index=share.pivot,
+        owns_pivot=local.owns_target,
         shift=shift,
         exp_scale=stats.exp_scale,
         p=stats.p,
@@ -135,55 +120,71 @@ def _index_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, 
     )
 
 
-def _mixed_losses(local: LocalLogits, exps_out: Tensor | None) -> tuple[Tensor, ShardStats]:
+def _mixed_losses(local: LocalLogits) -> tuple[Tensor, ShardStats]:
     """Probabilities: the pivot is the largest logit, one on each process that holds one as large."""
-    local_max, local_second = local.columns().fill_(-math.inf), local.columns().fill_(-math.inf)
-    column = torch.zeros_like(local_max, dtype=torch.int64)
-    for rows, (piece, _) in local.pieces():
-        block = local.read(piece)
-        column[rows] = block.argmax(1, keepdim=True)
-        local_max[rows] = block.gather(1, column[rows])
-        block.scatter_(1, column[rows], -math.inf)
-        local_second[rows] = block.amax(1, keepdim=True)
-    pivot_logit = all_reduce(local_max.clone(), local.shard.model_groups, "max")
-    owned = (local_max == pivot_logit) & (local.num_local_classes > 0)
-    max_rest = torch.where(owned, local_second, local_max)
-    shift = torch.where(max_rest == -math.inf, 0, max_rest)
-    sums, sum_rest, pivot_coef = local.columns(5), local.columns(), local.columns()
-    for rows, (piece, probabilities, *out) in local.pieces(exps_out):
-        block, target_coefs = local.read(piece, *out), local.target_coefs(probabilities)
-        at = (owned[rows], column[rows])
-        gaps = local.logit_gaps(block, pivot_logit[rows])
-        put_where(gaps, *at, 0.0)
-        sums[1, rows] = row_sum(gaps.mul_(target_coefs).masked_fill_(target_coefs == 0, 0))
-        pivot_coef[rows] = torch.where(owned[rows], target_coefs.gather(1, column[rows]), 0)
-        put_where(target_coefs, *at, 0.0)
-        sums[2, rows] = row_sum(target_coefs)
-        sum_rest[rows] = row_sum(exp_without_pivot(block.sub_(shift[rows]), *at))
+    share = _share_stats(local)
+    pivot_logit = all_reduce(share.pivot_logit.clone(), local.shard.model_groups, "max")
+    owned = (share.pivot_logit == pivot_logit) & (local.num_local_classes > 0)
+    share = share.with_probabilities(torch, pivot_logit, owned)
     # D = max_rest - x_k <= 0; exp(D) is subnormal before sum_rest * exp(D) is: take two halves in turn.
-    gap, dropped = two_diff(torch, torch.where(sum_rest == 0, pivot_logit, max_rest), pivot_logit)
+    gap, dropped = two_diff(torch, torch.where(share.sum_rest == 0, pivot_logit, share.max_rest), pivot_logit)
     half = torch.exp(gap / 2)
-    sums[0] = (sum_rest * half) * half * (1 + dropped)
-    sums[3], sums[4] = pivot_coef, owned
-    sums = _sum_over_classes(local, sums)
+    odds = (share.sum_rest * half) * half * (1 + dropped)
+    sums = [odds, share.weighted_gaps, share.rest_coef, share.pivot_coef, owned.to(odds.dtype)]
+    odds, weighted_gaps, rest_coef, pivot_coef, num_pivots = _sum_over_classes(local, torch.stack(sums))
     # Each further logit as large as the pivot adds 1. A row with none is one of NaN.
-    undefined = (pivot_logit == math.inf) | (sums[4] == 0)
-    odds = torch.where(undefined, math.nan, sums[0] + (sums[4] - 1))
-    pivot_loss, norm, coef_sum = torch.log1p(odds), 1 + odds, sums[2] + sums[3]
+    undefined = (pivot_logit == math.inf) | (num_pivots == 0)
+    odds = torch.where(undefined, math.nan, odds + (num_pivots - 1))
+    pivot_loss, norm, coef_sum = torch.log1p(odds), 1 + odds, rest_coef + pivot_coef
     logsumexp = pivot_logit + pivot_loss
-    rest_grad = sums[2] + (sums[3] - pivot_coef) + z_loss_grad(logsumexp, local.spec)
-    return _with_z_loss(sums[1] + product(torch, coef_sum, pivot_loss), logsumexp, local.spec), ShardStats(
-        local_index=column,
+    rest_grad = rest_coef + (pivot_coef - share.pivot_coef) + z_loss_grad(logsumexp, local.spec)
+    return _with_z_loss(weighted_gaps + product(torch, coef_sum, pivot_loss), logsumexp, local.spec), ShardStats(
+        local_index=share.pivot,
         owns_pivot=owned,
-        shift=shift,
+        shift=not_minus_inf(torch, share.max_rest),
         exp_scale=half * half / norm,
         p=1 / norm,
         coef_sum=coef_sum,
         logsumexp=logsumexp,
         pivot_logit=pivot_logit,
         pivot_loss=pivot_loss,
-        pivot_grad=(rest_grad - pivot_coef * odds) / norm,
+        pivot_grad=(rest_grad - share.pivot_coef * odds) / norm,
     )
+
+
+def _share_stats(local: LocalLogits) -> ShareStats:
+    """What this process finds in its share of the classes, a column [N, 1] each."""
+    share = native.share_stats(local)
+    if share is not None:
+        return share
+    is_index = local.index is not None
+    if is_index:
+        pivot, owned = local.local_index, local.owns_target
+    else:
+        pivot = torch.zeros((local.num_rows, 1), dtype=torch.int64, device=local.x.device)
+        owned = torch.ones_like(pivot, dtype=torch.bool)
+    columns = ShareStats(pivot, *local.columns(6))
+    if not is_index:
+        columns.pivot_logit.fill_(-math.inf)
+    columns.max_rest.fill_(-math.inf)
+    for rows, pieces in local.pieces():
+        block = local.read(pieces[0])
+        if not is_index:
+            pivot[rows] = block.argmax(1, keepdim=True)
+        at = (owned[rows], pivot[rows])
+        columns.pivot_logit[rows] = level = value_where(block, *at)
+        put_where(block, *at, -math.inf)
+        columns.max_rest[rows] = max_rest = block.amax(1, keepdim=True)
+        if local.coefs is not None:
+            level = not_minus_inf(torch, max_rest if is_index else level)
+            gaps = torch.sub(level, block, out=local.buffer("logit_gaps", len(block)))
+            target_coefs = local.target_coefs(None if is_index else pieces[1], len(block))
+            columns.pivot_coef[rows] = value_where(target_coefs, *at)
+            put_where(target_coefs, *at, 0.0)
+            columns.weighted_gaps[rows] = row_sum(gaps.mul_(target_coefs).masked_fill_(target_coefs == 0, 0))
+            columns.rest_coef[rows] = row_sum(target_coefs)
+        columns.sum_rest[rows] = row_sum(block.sub_(not_minus_inf(torch, max_rest)).exp_())
+    return columns
 
 
 def _sum_over_classes(local: LocalLogits, sums: Tensor) -> Tensor:
