@@ -4,7 +4,7 @@
 addresses, shapes and strides. ``source/`` holds the C, which hatch_build.py compiles.
 """
 
-from unixent_native.call import DTYPES, MAX_AXES, Strided, row_losses
-from unixent_native.library import instruction_set, load
+from unixent_native.call import DTYPES, Strided, row_losses
+from unixent_native.library import MAX_AXES, instruction_set, load
 
 __all__ = ["DTYPES", "MAX_AXES", "Strided", "instruction_set", "load", "row_losses"]

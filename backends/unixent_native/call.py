@@ -6,22 +6,19 @@ What is not an address stays the same from call to call of a program; it is pack
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from unixent_native.library import Library
+from unixent_native.library import ADDRESSES, CALL, MAX_AXES, Library
 
 #: Codes of the dtypes that the library reads and writes; float32 and float64 are those it computes in.
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
-MAX_AXES = 8
 # Below so many numbers a thread, a call is over before another thread has started: 0.1 ms.
 NUMBERS_PER_THREAD = 1 << 16
 
-_pack_addresses = struct.Struct("10q").pack
-_pack_call = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 4d").pack
+_pack_addresses, _pack_call = ADDRESSES.pack, CALL.pack
 _ABSENT = (0,) * (3 + MAX_AXES)
 
 

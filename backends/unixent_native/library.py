@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import struct
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,6 +18,11 @@ from typing import NamedTuple
 from unixent.errors import OptionError
 
 NAME = "rows" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+# A call as ``source/call.h`` lays it out.
+MAX_AXES = 8
+ADDRESSES = struct.Struct("10q")
+CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 4d")
 
 _logger = logging.getLogger("unixent")
 
@@ -52,7 +58,9 @@ def load() -> Library | None:
         return None
     try:
         shared = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
-    except OSError as error:
+        if shared.unixent_call_size() != ADDRESSES.size + CALL.size:
+            raise OSError(f"{NAME} is of another version: python hatch_build.py builds it again")
+    except (OSError, AttributeError) as error:
         # Once: the result is kept.
         _logger.info("native kernel not available, using the framework's own operators: %s", error)
         return None

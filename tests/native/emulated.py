@@ -11,11 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from unixent_native.call import MAX_AXES
+from unixent_native.library import ADDRESSES, CALL, MAX_AXES
 
 ITEMSIZES = (2, 2, 4, 8)  # of the dtypes' codes
 ARRAY = 3 + MAX_AXES  # fields: address, dtype, strides
-FIELDS = struct.Struct(f"{4 * ARRAY}q 10q {MAX_AXES}q 2q 4d")
 
 Range = tuple[int, int]  # the first address and the one behind the last
 
@@ -51,8 +50,8 @@ class Emulator:
 
 def ranges_of(addresses: bytes, rest: bytes) -> Iterator[Range]:
     """The memory that a call reads and writes."""
-    *at_arrays, index, weight, position_weight, grad_scale, losses, columns = struct.unpack("10q", addresses)
-    fields = iter(FIELDS.unpack(rest))
+    *at_arrays, index, weight, position_weight, grad_scale, losses, columns = ADDRESSES.unpack(addresses)
+    fields = iter(CALL.unpack(rest))
     arrays = [list(islice(fields, ARRAY)) for _ in range(4)]
     *_, step, dtype, num_classes, num_axes = islice(fields, 10)
     shape = list(islice(fields, MAX_AXES))[:num_axes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -236,8 +237,16 @@ def test_the_environment_switches_it_off_and_chooses_the_instruction_set(native_
     assert OptionError.__name__ in run_python(code, UNIXENT_NATIVE_ISA="mmx", UNIXENT_NATIVE="")
 
 
-def test_a_missing_library_is_reported_once_and_is_no_error(monkeypatch, caplog):
-    monkeypatch.setattr(library_module, "NAME", "nowhere.so")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(library_module, "NAME", "nowhere.so"),
+        lambda patch: patch.setattr(library_module, "ADDRESSES", struct.Struct("9q")),
+    ],
+    ids=["missing", "stale"],
+)
+def test_a_missing_or_stale_library_is_reported_once_and_is_no_error(monkeypatch, caplog, change):
+    change(monkeypatch)
     monkeypatch.delenv("UNIXENT_NATIVE", raising=False)
     library_module.load.cache_clear()
     try:

@@ -69,6 +69,9 @@ EXPORT const char *unixent_isa(int64_t i) {
     return i < isas(list) ? list[i].name : NULL;
 }
 
+/* Tells the loader whether it packs calls as this library reads them. */
+EXPORT int unixent_call_size(void) { return (int)(sizeof(Addresses) + sizeof(Call)); }
+
 EXPORT void unixent_exp(int64_t isa, const void *x, void *out, int64_t n, int64_t type) {
     Isa list[4];
     isas(list);
