@@ -13,6 +13,7 @@ import sysconfig
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,11 +69,15 @@ def msrun(folder: Path, script: Path, *arguments: object, workers: int, timeout:
     return done.returncode, logs, done.stdout + done.stderr
 
 
+def exhaustive(data: int, model: int) -> Any:
+    return pytest.param(data, model, marks=pytest.mark.exhaustive)
+
+
 needs_msrun = pytest.mark.skipif(MSRUN is None, reason="no msrun on this machine (pip install mindspore)")
 
 
 @needs_msrun
-@pytest.mark.parametrize(("data", "model"), [(1, 3), (2, 1), (2, 2)])
+@pytest.mark.parametrize(("data", "model"), [exhaustive(1, 3), exhaustive(2, 1), (2, 2)])
 def test_split_equals_whole_and_faults_reach_everybody(tmp_path, data, model):
     status, logs, said = msrun(tmp_path, HERE / "worker.py", data, model, workers=data * model, timeout=400)
     assert logs.count("every check passed") == data * model, said[-5000:]
@@ -80,7 +85,7 @@ def test_split_equals_whole_and_faults_reach_everybody(tmp_path, data, model):
 
 
 @needs_msrun
-@pytest.mark.parametrize(("data", "model"), [(3, 1), (2, 2)])
+@pytest.mark.parametrize(("data", "model"), [exhaustive(3, 1), (2, 2)])
 def test_split_equals_whole_in_compiled_code(tmp_path, data, model):
     status, logs, said = msrun(tmp_path, HERE / "graph_worker.py", data, model, workers=data * model, timeout=400)
     assert logs.count("every check passed") == data * model, said[-5000:]
