@@ -106,10 +106,19 @@ def _load_by_module(module: str) -> bool:
     return _BY_MODULE[module] is not None
 
 
+def _declared_by(array_type: type) -> str | None:
+    """The first top-level module of the type and its bases whose arrays a backend declares, which is loaded then."""
+    for base in array_type.__mro__:
+        module = base.__module__.partition(".")[0]
+        if _load_by_module(module):
+            return module
+    return None
+
+
 # A compiler that traces the first call of a process can't follow a search for entry points. For torch's this attribute,
 # which `torch.compiler.assume_constant_result` sets, says to run the function and keep what it returns; the backend
 # is read from a table afterwards.
-for _function in (_load_by_name, _load_by_module):
+for _function in (_load_by_name, _declared_by):
     setattr(_function, "_dynamo_marked_constant", True)  # noqa: B010 - a function has no such attribute, to a type checker
 
 
@@ -134,11 +143,8 @@ def get_backend(name: str) -> Backend:
 
 def find_backend(array_type: type) -> Backend | None:
     """The backend that declares arrays of this type or of one of its bases, if there is one."""
-    for base in array_type.__mro__:
-        module = base.__module__.partition(".")[0]
-        if _load_by_module(module):
-            return _BY_MODULE[module]
-    return None
+    module = _declared_by(array_type)
+    return None if module is None else _BY_MODULE[module]
 
 
 def backend_of(array: Any, argument: str = "logits") -> Backend:
@@ -148,12 +154,9 @@ def backend_of(array: Any, argument: str = "logits") -> Backend:
         UnknownBackendError: no registered backend takes it.
         BackendUnavailableError: the one that does cannot be imported.
     """
-    for base in type(array).__mro__:
-        module = base.__module__.partition(".")[0]
-        if _load_by_module(module):
-            backend = _BY_MODULE[module]
-            if backend is not None and backend.owns(array):
-                return backend
+    backend = find_backend(type(array))
+    if backend is not None and backend.owns(array):
+        return backend
     type_name = f"{type(array).__module__}.{type(array).__qualname__}"
     names = ", ".join(sorted(_entry_points()))
     raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({names}); got {type_name}")

@@ -92,6 +92,19 @@ def test_the_first_call_of_a_process_may_be_a_compiled_one(run_python: Callable[
     run_python(FIRST.format(call=call))
 
 
+@pytest.mark.parametrize("name", ["logits", "target", "classifier"])
+def test_a_parameter_is_taken_by_a_compiled_loss(name: str) -> None:
+    calls: dict[str, Callable[[Any], torch.Tensor]] = {
+        "logits": lambda p: unixent.cross_entropy(p, torch.arange(4)),
+        "target": lambda p: unixent.cross_entropy(torch.eye(4, 7), p),
+        "classifier": lambda p: unixent.linear_cross_entropy(torch.ones(3, 7), p, torch.arange(3)),
+    }
+    parameter = torch.nn.Parameter(inputs(4)[0].detach())
+    got, due = torch.compile(calls[name], fullgraph=True, backend="eager")(parameter), calls[name](parameter)
+    torch.testing.assert_close(got, due)
+    torch.testing.assert_close(torch.autograd.grad(got, parameter), torch.autograd.grad(due, parameter))
+
+
 def test_generated_code_keeps_confident_rows() -> None:
     x = torch.tensor([[20.0, 0.0], [120.0, 40.0]], requires_grad=True)
     loss = torch.compile(unixent.cross_entropy, fullgraph=True)(x, torch.tensor([0, 0]), reduction="none")
