@@ -204,11 +204,22 @@ def test_axes_that_are_one_in_memory_are_merged():
     assert merged_axes((1, 5, 1), [(0,), (8,), (3,), (1,)]) == ([5], [(8,)])
 
 
-def test_positions_along_many_strides_are_left_to_numpy(native_library):
+@pytest.mark.parametrize("probabilities", [False, True], ids=["indices", "probabilities"])
+@pytest.mark.parametrize("layout", ["holes", "permuted"])
+def test_positions_along_many_strides_keep_their_bits(native_library, probabilities, layout):
     rng = np.random.default_rng(7)
-    x = rng.normal(size=(3,) * 11).astype(np.float32)[tuple([slice(None, None, 2)] * 10)]
-    operands = (np.zeros(x.shape[:-1], int), None, None, None, KernelSpec(FLOAT32, 0.0, 0.0, None))
-    assert native.row_losses(native_library, x, *operands) is None
+    if layout == "holes":
+        x = rng.normal(size=(3,) * 11).astype(np.float32)[tuple([slice(None, None, 2)] * 10)]
+    else:
+        x = rng.normal(size=(3, *(2,) * 10)).astype(np.float32).transpose(*rng.permutation(10) + 1, 0)
+    target = rng.random(x.shape).astype(np.float32) if probabilities else rng.integers(3, size=x.shape[:-1])
+    wrt = ("logits", "target") if probabilities else ("logits",)
+    rest = (None, None, np.ones((), "f4"), KernelSpec(FLOAT32, 0.0, 0.0, None), wrt)
+    losses, grads = native.row_losses(native_library, x, target, *rest)
+    flat_target = target.reshape(-1, 3) if probabilities else target.reshape(-1)
+    expected, expected_grads = native.row_losses(native_library, x.reshape(-1, 3), flat_target, *rest)
+    assert losses.tobytes() == expected.tobytes()
+    assert [grad.tobytes() for grad in grads] == [grad.tobytes() for grad in expected_grads]
 
 
 def test_an_array_at_no_address_is_not_taken(native_library):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unixent.errors import OptionError
+from unixent_native import available_cores
 from unixent_numpy.compat import Array
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def num_threads() -> int:
     """
     value = os.environ.get("UNIXENT_NUM_THREADS")
     if value is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return available_cores()
     try:
         number = int(value)
     except ValueError:

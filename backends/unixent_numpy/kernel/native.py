@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from unixent_native import DTYPES, Strided
+from unixent_native import DTYPES, MAX_AXES, Strided
 from unixent_native import row_losses as native_row_losses
 from unixent_native.library import Library
 from unixent_numpy.compat import Array
@@ -51,7 +51,8 @@ def row_losses(
     is_index = target.dtype.kind == "i"
     if not x.shape[-1] or not is_native(x) or not (is_index or is_native(target)):
         return None
-    if not (x.dtype.isnative and target.dtype.isnative):
+    contiguous = x.flags.c_contiguous and target.flags.c_contiguous
+    if not (x.dtype.isnative and target.dtype.isnative and (contiguous or x.ndim <= MAX_AXES + 1)):
         rest = (weight, position_weight, grad_scale, spec, wrt, None, share)
         return _by_copies(x, target, wrt, out, lambda here, there: row_losses(library, here, there, *rest))
     dtype, positions = spec.acc_dtype, x.shape[:-1]
@@ -97,8 +98,8 @@ def _by_copies(
     out: tuple[Array, ...] | None,
     solve: Callable[[Array, Array], Solved],
 ) -> Solved:
-    """The same for arrays in another byte order."""
-    done = solve(*[array.astype(array.dtype.newbyteorder("="), copy=False) for array in (x, target)])
+    """The same for arrays in another byte order, or of more axes than the library counts."""
+    done = solve(*[array.astype(array.dtype.newbyteorder("="), order="C", copy=False) for array in (x, target)])
     if done is None:
         return None
     grads = out or empty_grads(x, target, wrt)

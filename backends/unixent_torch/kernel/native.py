@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from unixent_native import DTYPES, MAX_AXES, Strided
+from unixent_native import DTYPES, MAX_AXES, Strided, available_cores
 from unixent_native import row_losses as native_row_losses
 from unixent_native.library import Library
 from unixent_torch import compat
@@ -104,7 +103,7 @@ def row_losses(
 def num_threads() -> int:
     """torch's own number of threads (1 in a worker of a data loader), no more than this process has cores."""
     threads = torch.get_num_threads()
-    return min(threads, len(os.sched_getaffinity(0))) if threads > 1 and hasattr(os, "sched_getaffinity") else threads
+    return min(threads, available_cores()) if threads > 1 else threads
 
 
 def have_memory(*given: Any) -> bool:
