@@ -135,6 +135,15 @@ def test_an_option_can_be_assigned_and_is_checked() -> None:
         loss.reduction = "median"
 
 
+class OtherArray:
+    """An array of a framework that is not here: conversion would cut its gradient."""
+
+    dtype, shape = "float32", (4, 3)
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("converted")
+
+
 def test_targets_that_are_no_tensors_are_taken_as_the_function_takes_them() -> None:
     x = torch.linspace(-1, 1, 12).view(4, 3)
     probabilities = x.softmax(1)
@@ -146,6 +155,8 @@ def test_targets_that_are_no_tensors_are_taken_as_the_function_takes_them() -> N
         for wrong in (None, "a", [[0], [1, 2]]):
             with pytest.raises(unixent.UnixentError, match="target"):
                 loss(x, wrong)
+        with pytest.raises(unixent.BackendError, match="target: expected a torch or NumPy array"):
+            loss(x, OtherArray())
         for sparse in (x.to_sparse(), torch.nested.nested_tensor([x, x], layout=torch.jagged)):
             with pytest.raises(unixent.BackendError, match="target: expected a dense array"):
                 loss(x, sparse)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unixent.arguments import CommonArguments, as_backend_array
-from unixent.errors import BackendError, refuse_script
+from unixent.arguments import PYTHON_TYPES, CommonArguments, as_backend_array, from_python
+from unixent.errors import BackendError, UnixentError, refuse_script
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.registry import get_backend
 
@@ -38,9 +38,9 @@ def _is_floating(target: Any) -> bool:
         return target.is_floating_point()
     if torch.compiler.is_dynamo_compiling():  # which knows no dtype of NumPy's
         return torch.as_tensor(np.asarray(target)).is_floating_point()
-    with contextlib.suppress(ValueError):  # ragged lists, which the checks refuse
-        return np.asarray(target).dtype.kind == "f"
-    return False
+    with contextlib.suppress(UnixentError):  # what the checks refuse, on every process
+        target = from_python("target", target) if isinstance(target, PYTHON_TYPES) else target
+    return isinstance(target, np.ndarray | np.generic) and target.dtype.kind == "f"
 
 
 def refuse_symbolic(scores: Any) -> None:
