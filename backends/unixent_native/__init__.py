@@ -1,7 +1,8 @@
 """The pass over N x C logits in host memory as native code: one library for all backends, loaded by ctypes.
 
-`library` finds and loads it, where it was built; `call` packs a call of it, and `cores` counts what its threads may use.
-None knows a framework: arrays are addresses, shapes and strides. ``source/`` holds the C, which hatch_build.py compiles.
+`library` finds and loads it, where it was built; `call` packs a call of it, and `cores` counts what its threads may
+use. None knows a framework: arrays are addresses, shapes and strides. ``source/`` holds the C, which hatch_build.py
+compiles.
 """
 
 from unixent_native.call import DTYPES, Strided, row_losses
