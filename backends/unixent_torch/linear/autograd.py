@@ -178,3 +178,19 @@ class LinearGradient(Function):
             grads = [LinearGradient.apply(*item, spec, wrt) for item in unbatched(info, in_dims, tuple(tensors))]
             return tuple(map(torch.stack, zip(*grads, strict=True))), dims
         return LinearGradient.apply(*batched(info, in_dims, tuple(tensors), _SHARED), spec, wrt), dims
+
+
+class NoDoubleBackward(Function):
+    """A gradient that depends on the inputs of the loss, and says so when it is differentiated.
+
+    Without it a second derivative would be left out without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, error: Exception, *inputs: Tensor | None) -> Tensor:
+        ctx.error = error
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise ctx.error

@@ -11,7 +11,7 @@ from unixent_torch.kernel import traced
 from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode
 from unixent_torch.linear.autograd import LinearGradient, ReverseLinear, TransformedLinear, cast_like
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses
-from unixent_torch.linear.traced import opaque_loss, opaque_row_losses
+from unixent_torch.linear.traced import opaque_loss, opaque_loss_and_grads
 from unixent_torch.logits.gradient import composed_vjp
 from unixent_torch.logits.problem import LossCall, with_room_for_normalizer
 from unixent_torch.logits.reduction import reduce
@@ -78,12 +78,15 @@ class LinearCall(LossCall):
                 return self._composition(operands._replace(**dict(zip(wrt, values, strict=True))))
 
             return composed_vjp(loss_of, tuple(getattr(operands, name) for name in wrt), grad_output, self.mode)
+        if self.mode is Mode.TRACED:
+            with torch.no_grad():
+                loss, grads = opaque_loss_and_grads(operands, self.denominator, grad_output, spec, wrt)
+                return loss, cast_like(wrt, grads, operands)
         scale = self.grad_scale(grad_output)
         if self.mode is Mode.TRANSFORMED:
             grads = LinearGradient.apply(*operands, scale, spec, wrt)
             loss = TransformedLinear.apply(*operands, self.denominator, spec)
             return loss, cast_like(wrt, grads, operands)
         with torch.no_grad():
-            solve = opaque_row_losses if self.mode is Mode.TRACED else linear_row_losses
-            losses, grads = solve(operands, scale, spec, wrt)
+            losses, grads = linear_row_losses(operands, scale, spec, wrt)
             return reduce(losses, self.denominator, self.spec, self._readable), cast_like(wrt, grads, operands)

@@ -21,7 +21,7 @@ from unixent.chunking import linear_chunk
 from unixent.errors import BackendError
 from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, all_reduce
-from unixent_torch.linear.autograd import cast_like
+from unixent_torch.linear.autograd import NoDoubleBackward, cast_like
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearPass, LinearSpec
 from unixent_torch.logits.autograd import is_transformed
 from unixent_torch.logits.gradient import in_order, needed, scaled
@@ -126,22 +126,9 @@ class ReverseShardLinear(Function):
         with torch.no_grad():
             grads = _gradients(ctx, grad_output.detach())
         if torch.is_grad_enabled():
-            # A second derivative of this term would be left out without a word.
-            inputs = (grad_output, *ctx.saved_tensors[:6])
+            inputs = (_only_plain_backward(), grad_output, *ctx.saved_tensors[:6])
             grads = tuple(None if grad is None else NoDoubleBackward.apply(grad, *inputs) for grad in grads)
         return grads
-
-
-class NoDoubleBackward(Function):
-    """A gradient that depends on the inputs of the loss, and says so when it is differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor | None) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise _only_plain_backward()
 
 
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
