@@ -235,6 +235,28 @@ def test_an_exported_loss_can_be_saved_and_loaded(strict):
     torch.testing.assert_close(loaded(*ARGUMENTS), Loss()(*ARGUMENTS), rtol=0, atol=0)
 
 
+AUTOCAST = {
+    "jvp": lambda f: lambda x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "hessian": func.hessian,
+    "jacfwd of jacfwd": lambda f: func.jacfwd(func.jacfwd(f)),
+    "functionalize": func.functionalize,
+    "double backward": lambda f: lambda x: torch.autograd.functional.hessian(f, x),
+}
+
+
+@pytest.mark.parametrize("transform", AUTOCAST.values(), ids=AUTOCAST)
+def test_autocast_rounds_what_is_multiplied_and_no_logits_or_derivatives(transform):
+    hidden, classifier, _ = (x.bfloat16() for x in ARGUMENTS)
+
+    def loss(dtype):
+        return lambda x: unixent.linear_cross_entropy(x, classifier.to(dtype), INDEX)
+
+    due = transform(loss(torch.float64))(hidden.double()).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = transform(loss(torch.float32))(hidden.float())
+    torch.testing.assert_close(got, due, rtol=1e-5, atol=1e-6)
+
+
 class Head(torch.nn.Module):
     def __init__(self, **options):
         super().__init__()

@@ -87,12 +87,13 @@ def _gathered(
 ) -> tuple[Tensor, ...]:
     """Results of the given shapes from those of the chunks: sums over positions, or pieces to be joined."""
     pieces: dict[str, list[Tensor]] = {}
-    for chunk in chunks:
-        for name, value in chunk.items():
-            if name in ("classifier", "bias") and name in pieces:
-                pieces[name] = [pieces[name][0] + value]
-            else:
-                pieces.setdefault(name, []).append(value)
+    with torch.autocast(operands.hidden.device.type, enabled=False):  # the products are formed as they are asked for
+        for chunk in chunks:
+            for name, value in chunk.items():
+                if name in ("classifier", "bias") and name in pieces:
+                    pieces[name] = [pieces[name][0] + value]
+                else:
+                    pieces.setdefault(name, []).append(value)
     zeros, acc_dtype = operands.hidden.new_zeros, spec.loss.kernel.acc_dtype
     return tuple(
         (torch.cat(pieces[name]) if name in pieces else zeros(shape, dtype=acc_dtype)).reshape(shape)

@@ -66,7 +66,8 @@ class LinearCall(LossCall):
         hidden, classifier, bias, target, weight, position_weight = operands
         spec, kernel = self.linear_spec, self.spec.kernel
         bias = None if bias is None else bias.to(kernel.acc_dtype)
-        logits = torch.nn.functional.linear(spec.widen(hidden), spec.widen(classifier), bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = torch.nn.functional.linear(spec.widen(hidden), spec.widen(classifier), bias)
         losses = traced.row_losses(logits, target, weight, position_weight, kernel)
         return reduce(losses, self.denominator, self.spec)
 
