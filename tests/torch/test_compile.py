@@ -206,6 +206,19 @@ def test_no_value_is_read_on_an_accelerator(options: dict[str, Any], dtype: torc
     unixent.value_and_grad(x, y, **options)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_linear_form_has_shapes_on_the_meta_device(reduction: str) -> None:
+    h, w = (torch.empty(rows, 3, device="meta", requires_grad=True) for rows in (6, 7))
+    y = torch.empty(6, dtype=torch.int64, device="meta")
+    loss = unixent.linear_cross_entropy(h, w, y, reduction=reduction)
+    assert loss.shape == ((6,) if reduction == "none" else ())
+    loss.sum().backward()
+    assert h.grad.shape == h.shape
+    assert grad(lambda h: unixent.linear_cross_entropy(h, w.detach(), y))(h.detach()).shape == h.shape
+    assert unixent.linear_value_and_grad(h, w, y)[1][1].shape == w.shape
+    assert CrossEntropyLoss(reduction=reduction)(h.half(), y).shape == loss.shape
+
+
 def test_fake_tensors_give_the_shape_of_the_loss() -> None:
     with FakeTensorMode():
         assert unixent.cross_entropy(torch.empty(6, 7), torch.empty(6, dtype=torch.int64)).shape == ()

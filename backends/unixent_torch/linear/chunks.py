@@ -8,8 +8,9 @@ states and an addend to the classifier's, which is accumulated over the chunks.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +65,12 @@ class LinearSpec:
         return list(map(slice, starts, (*starts[1:], count)))
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Products in the dtype of what is multiplied. Devices such as meta have no autocast."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def linear_row_losses(
     operands: LinearOperands, grad_scale: Tensor | float | None, spec: LinearSpec, wrt: tuple[str, ...] = ()
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -76,7 +83,7 @@ def linear_row_losses(
         wrt: what to differentiate with respect to, of `NAMES`. The gradient of target is in target's own dtype, since
             it is as large as the logits.
     """
-    with torch.autocast(operands.hidden.device.type, enabled=False):
+    with without_autocast(operands.hidden.device):
         return LinearPass(operands, spec, wrt).run(grad_scale)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent_torch.linear.chunks import LinearOperands, LinearSpec
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, without_autocast
 from unixent_torch.logits.gradient import Operands, RowGradient, hvp, inner, scaled
 
 Tangents = dict[str, Tensor]
@@ -87,7 +87,7 @@ def _gathered(
 ) -> tuple[Tensor, ...]:
     """Results of the given shapes from those of the chunks: sums over positions, or pieces to be joined."""
     pieces: dict[str, list[Tensor]] = {}
-    with torch.autocast(operands.hidden.device.type, enabled=False):  # the products are formed as they are asked for
+    with without_autocast(operands.hidden.device):  # the products are formed as they are asked for
         for chunk in chunks:
             for name, value in chunk.items():
                 if name in ("classifier", "bias") and name in pieces:

@@ -10,7 +10,7 @@ from unixent_torch.collectives import Groups
 from unixent_torch.kernel import traced
 from unixent_torch.kernel.mode import PLAIN_OPERATIONS, Mode
 from unixent_torch.linear.autograd import LinearGradient, ReverseLinear, TransformedLinear, cast_like
-from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses
+from unixent_torch.linear.chunks import LinearOperands, LinearSpec, linear_row_losses, without_autocast
 from unixent_torch.linear.traced import opaque_loss, opaque_loss_and_grads
 from unixent_torch.logits.gradient import composed_vjp
 from unixent_torch.logits.problem import LossCall, with_room_for_normalizer
@@ -20,7 +20,8 @@ from unixent_torch.logits.reduction import reduce
 def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
     """The dtype that autocast would multiply hidden and classifier in, where it isn't theirs already."""
     device = problem.hidden.device.type
-    if problem.acc_dtype == "float64" or not torch.is_autocast_enabled(device):
+    available = problem.acc_dtype != "float64" and torch.amp.is_autocast_available(device)
+    if not (available and torch.is_autocast_enabled(device)):
         return None
     dtype: torch.dtype = torch.get_autocast_dtype(device)
     return None if problem.hidden.dtype == problem.classifier.dtype == dtype else dtype
@@ -66,7 +67,7 @@ class LinearCall(LossCall):
         hidden, classifier, bias, target, weight, position_weight = operands
         spec, kernel = self.linear_spec, self.spec.kernel
         bias = None if bias is None else bias.to(kernel.acc_dtype)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             logits = torch.nn.functional.linear(spec.widen(hidden), spec.widen(classifier), bias)
         losses = traced.row_losses(logits, target, weight, position_weight, kernel)
         return reduce(losses, self.denominator, self.spec)

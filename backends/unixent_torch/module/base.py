@@ -79,7 +79,7 @@ class LossModule(nn.Module):
     def _options_for(self, scores: Tensor, target: Tensor, changes: dict[str, Any]) -> LossOptions:
         """The options with these changes, and what torch's losses make of them for such inputs."""
         options = self.options
-        half = isinstance(scores, Tensor) and scores.dtype in _HALF
+        half = isinstance(scores, Tensor) and scores.dtype in _HALF and not scores.is_meta  # which has no autocast
         if options.dtype is None and half and torch.is_autocast_enabled(scores.device.type):
             changes["dtype"] = "float32"
         if options.ignore_index < 0 and options.ignore_index != DEFAULT_IGNORE_INDEX and _is_floating(target):
