@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unixent_torch.kernel.blocks import blocks, on_huge_pages, rows_per_block
-from unixent_torch.kernel.rows import ClassCoefs, apply_softcap, index_rows, mixed_rows, unshifted_index_rows
+from unixent_torch.kernel.rows import ClassCoefs, apply_softcap, index_rows, mixed_rows
 from unixent_torch.kernel.spec import KernelSpec
 
 
@@ -44,16 +44,13 @@ def row_losses(
         grad_scale = 1.0
     if grad_scale is not None and position_weight is not None:
         grad_scale = position_weight * grad_scale
-    in_place = False
     if out is None:
         for name in wrt:
             grads += (on_huge_pages(torch.empty_like(x if name == "logits" else target)),)
     else:
         grads = out
-        for grad in out:
-            in_place |= grad is x
     rows = min(rows_per_block(x), max(1, count))
-    work = _BlockWork(x, weight, spec, rows, index is None, wrt, in_place)
+    work = _BlockWork(x, weight, spec, rows, index is None, wrt)
     sources = (x,) if index is not None else (x, target)
     losses: list[Tensor] = []
     start = 0
@@ -85,7 +82,6 @@ class _BlockWork:
         rows: int,
         probabilities: bool,
         wrt: tuple[str, ...],
-        in_place: bool,
     ) -> None:
         self._weight, self._spec, self._probabilities, self._wrt = weight, spec, probabilities, wrt
         self._shape, self._device = (rows, x.shape[-1]), x.device
@@ -94,8 +90,6 @@ class _BlockWork:
         if probabilities or spec.label_smoothing > 0:
             like = torch.empty(x.shape[-1:], dtype=spec.acc_dtype, device=x.device)
             self._coefs = ClassCoefs.of(weight, spec.label_smoothing, like)
-        # Rows that are done again have to be there again.
-        self._unshifted = spec.readable and self._coefs is None and spec.softcap is None and not in_place
 
     def _buffer(self, name: str, rows: int, out: Tensor | None = None) -> Tensor:
         """A contiguous [rows, C] block: ``out`` itself where it is one, else scratch."""
@@ -115,36 +109,15 @@ class _BlockWork:
         position_weight: Tensor | None,
     ) -> Tensor:
         """Losses of the rows, a column; ``pieces`` are logits, the probabilities if any, and the gradients to fill."""
-        source = pieces[0]
+        source, spec, rows = pieces[0], self._spec, pieces[0].shape[:-1].numel()
         outputs = dict(zip(self._wrt, pieces[1 + self._probabilities :], strict=True))
         out = outputs.get("logits")
-        block = self._buffer("logits", source.shape[:-1].numel(), out)
-        if self._unshifted:
-            assert index is not None
-            loss = self._unshifted_block(source, block, index, grad_scale, inactive)
-        else:
-            loss = self._shifted_block(pieces, block, outputs, index, grad_scale, inactive)
-        if out is not None:
-            _store(out, block, inactive)
-        if position_weight is not None:
-            loss = loss * position_weight
-        return loss if inactive is None else loss.masked_fill_(inactive, 0)
-
-    def _shifted_block(
-        self,
-        pieces: tuple[Tensor, ...],
-        block: Tensor,
-        outputs: dict[str, Tensor],
-        index: Tensor | None,
-        grad_scale: Tensor | float | None,
-        inactive: Tensor | None,
-    ) -> Tensor:
-        source, spec, rows = pieces[0], self._spec, len(block)
+        block = self._buffer("logits", rows, out)
         block.view(source.shape).copy_(source)
         softcap_grad = None
         if spec.softcap is not None:
             softcap_grad = self._buffer("softcap_grad", rows) if "logits" in outputs else None
-            apply_softcap(block, spec.softcap, softcap_grad, spec.readable)
+            apply_softcap(block, spec.softcap, softcap_grad)
         if self._coefs is None:
             assert index is not None
             loss = index_rows(block, index, self._weight, spec.z_loss, grad_scale)
@@ -156,40 +129,16 @@ class _BlockWork:
                 if "target" in outputs:
                     target_grad = self._buffer("target", rows, outputs["target"])
             gaps = self._buffer("logit_gaps", rows)
-            loss = mixed_rows(
-                block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad, spec.readable
-            )
+            loss = mixed_rows(block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad)
             if target_grad is not None:
                 _store(outputs["target"], target_grad, inactive)
         if softcap_grad is not None:
             block.mul_(softcap_grad)
-        return loss
-
-    def _unshifted_block(
-        self,
-        source: Tensor,
-        block: Tensor,
-        index: Tensor,
-        grad_scale: Tensor | float | None,
-        inactive: Tensor | None,
-    ) -> Tensor:
-        """`index_rows` without looking for maxima first; the rows that need them are done again."""
-        z_loss = self._spec.z_loss
-        if source.dtype == block.dtype and source.is_contiguous():
-            source = source.view(block.shape)
-            torch.exp(source, out=block)
-        else:
-            block.view(source.shape).copy_(source)
-            block.exp_()
-        loss, redo = unshifted_index_rows(block, index, self._weight, z_loss, grad_scale, inactive)
-        if redo is not None:
-            again = source.reshape(block.shape)[redo].to(block.dtype)
-            if isinstance(grad_scale, Tensor) and grad_scale.ndim:
-                grad_scale = grad_scale[redo]
-            loss[redo] = index_rows(again, index[redo], self._weight, z_loss, grad_scale)
-            if grad_scale is not None:
-                block[redo] = again
-        return loss
+        if out is not None:
+            _store(out, block, inactive)
+        if position_weight is not None:
+            loss = loss * position_weight
+        return loss if inactive is None else loss.masked_fill_(inactive, 0)
 
 
 def _store(out: Tensor, block: Tensor, inactive: Tensor | None) -> None:

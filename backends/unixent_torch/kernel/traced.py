@@ -73,7 +73,7 @@ def row_gradients(
     if "target" in wrt:
         k: Tensor | float = (1 - spec.label_smoothing) * (1.0 if weight is None else weight)
         gaps = torch.where(is_pivot, 0, pivot_logit - x) + stats.loss
-        grads["target"] = scale_infinite_(torch.where(torch.as_tensor(k == 0), 0, k * gaps), scale, False)
+        grads["target"] = scale_infinite_(torch.where(torch.as_tensor(k == 0), 0, k * gaps), scale)
     if "logits" in wrt:
         coefs = _coefs(x, target, weight, spec, inactive)
         rest_coefs = torch.where(is_pivot, 0, coefs)

@@ -123,7 +123,7 @@ def scale_infinite(grad: Tensor, factor: Tensor) -> Tensor:
 def scaled(name: str, grad: Tensor, factor: Tensor, in_place: bool = False) -> Tensor:
     """The gradient for ``name``, times an upstream one; ``in_place`` where nobody else reads it."""
     if name == "target":
-        return scale_infinite_(grad, factor, grad.is_cpu) if in_place else scale_infinite(grad, factor)
+        return scale_infinite_(grad, factor) if in_place else scale_infinite(grad, factor)
     return grad.mul_(factor) if in_place else grad * factor
 
 

@@ -18,7 +18,6 @@ class LocalLogits:
         num_rows: the number of positions N.
         num_local_classes: the number of classes of this process.
         spec, shard: the static options, and how the classes are split.
-        readable: whether values may be looked at.
         x: the logits.
         index: the class indices [N, 1], or None where the targets are probabilities.
         local_index, owns_target: with ``index``, the target's column here (0 where another process holds it), and
@@ -39,7 +38,6 @@ class LocalLogits:
         x, target = x.resolve_neg(), target.resolve_neg()  # see `unixent_torch.kernel.composed`
         self.x = x
         self.spec, self.shard, self.weight = spec, shard, weight
-        self.readable = spec.readable and not torch.compiler.is_compiling()
         self.num_local_classes, self.num_rows = x.shape[-1], x.shape[:-1].numel()
         self.probabilities = target if target.is_floating_point() else None
         self.index = None if target.is_floating_point() else target.reshape(-1, 1)
@@ -85,7 +83,7 @@ class LocalLogits:
         block = self.buffer("logits", piece.shape[:-1].numel())
         block.view(piece.shape).copy_(piece)
         if self.spec.softcap is not None:
-            apply_softcap(block, self.spec.softcap, softcap_grad, self.readable)
+            apply_softcap(block, self.spec.softcap, softcap_grad)
         return block
 
     def target_coefs(self, probabilities: Tensor | None, rows: int) -> Tensor:

@@ -65,7 +65,7 @@ def shard_gradients(
             gaps = torch.sub(stats.pivot_logit[rows], block, out=local.buffer("logit_gaps", len(block)))
             gaps.add_(stats.pivot_loss[rows]).mul_(local.probability_grad)
             gaps.masked_fill_(local.probability_grad == 0, 0)
-            store(outs["target"], scale_infinite_(gaps, scale, local.readable), rows)
+            store(outs["target"], scale_infinite_(gaps, scale), rows)
         if "logits" in outs:
             block.sub_(stats.shift[rows]).exp_().mul_(exp_grad[rows])
             if local.coefs is not None:
