@@ -54,7 +54,7 @@ def compile_library(folder: Path, command: list[str], system: str, machine: str,
     flags = [*FLAGS, *extra, *([] if system == "win32" else ["-fPIC"])]
     isas = {"plain": [], **(X86 if machine.lower() in ("x86_64", "amd64") else {})}
     with tempfile.TemporaryDirectory() as temporary:
-        objects = [(SOURCE / "library.c", Path(temporary) / "library.o", [])]
+        objects = [(SOURCE / f"{name}.c", Path(temporary) / f"{name}.o", []) for name in ("library", "xla")]
         for isa, isa_flags in isas.items():
             objects.append((SOURCE / "rows.c", Path(temporary) / f"{isa}.o", [f"-DISA={isa}", *isa_flags]))
         # At the same time: it takes seconds.

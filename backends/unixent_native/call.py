@@ -108,6 +108,27 @@ def row_losses(
     return True
 
 
+def packed_call(
+    shape: tuple[int, ...],
+    arrays: tuple[Strided | None, ...],
+    grad_scale_step: int,
+    acc_dtype: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    threads: int,
+) -> bytes | None:
+    """The same call without its addresses, for a caller that learns them later; None where it is not taken.
+
+    Args:
+        shape, grad_scale_step, acc_dtype, label_smoothing, z_loss, softcap, threads: those of `row_losses`.
+        arrays: logits, probabilities and their gradients, by dtype and strides.
+    """
+    strides = tuple(None if array is None else array[1:] for array in arrays)
+    options = (label_smoothing, label_smoothing / shape[-1], z_loss, softcap or 0.0)
+    return _packed(shape, strides, grad_scale_step, acc_dtype, options, threads)[1]
+
+
 @lru_cache(maxsize=256)
 def _packed(
     shape: tuple[int, ...],

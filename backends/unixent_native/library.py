@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unixent.errors import OptionError
 
@@ -35,6 +35,7 @@ class Library(NamedTuple):
         in_range: ``(index, n, num_classes) -> whether``, of int64 class indices.
         sum: ``(x, n, dtype) -> sum``, of finite numbers, in double.
         exp: ``(isa, x, out, n, type)``, exponentials of numbers <= 0, for tests.
+        xla_rows: the same as ``rows`` for XLA, which calls it (``source/xla.c``).
         isas: names of the instruction sets of this machine, the default first.
         isa: index of the one that is used.
     """
@@ -43,6 +44,7 @@ class Library(NamedTuple):
     in_range: Callable[..., int]
     sum: Callable[..., float]
     exp: Callable[..., None]
+    xla_rows: Any
     isas: tuple[str, ...]
     isa: int
 
@@ -60,6 +62,7 @@ def load() -> Library | None:
         shared = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
         if shared.unixent_call_size() != ADDRESSES.size + CALL.size:
             raise OSError(f"{NAME} is of another version: python hatch_build.py builds it again")
+        xla_rows = shared.unixent_xla_rows
     except (OSError, AttributeError) as error:
         # Once: the result is kept.
         _logger.info("native kernel not available, using the framework's own operators: %s", error)
@@ -81,7 +84,7 @@ def load() -> Library | None:
     if chosen not in isas:
         raise OptionError(f"UNIXENT_NATIVE_ISA: expected one of {', '.join(isas)}; got {chosen!r}")
     functions = (shared.unixent_rows, shared.unixent_in_range, shared.unixent_sum, shared.unixent_exp)
-    return Library(*functions, isas, isas.index(chosen))
+    return Library(*functions, xla_rows, isas, isas.index(chosen))
 
 
 def instruction_set() -> str | None:

@@ -21,7 +21,7 @@ memory, or traced, and ``spec`` is static:
 gradient only later, and may have losses and gradients differentiated once more. So an implementation that JAX cannot
 differentiate brings a rule of its own, which may be the derivative of `composed`.
 
-One implementation so far, `composed`: operators of JAX, on every device.
+`native` calls the native library, where it takes the rows; `composed` consists of operators of JAX, and takes them all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Protocol
 
 from jax import Array
 
-from unixent_jax.kernel import composed
+from unixent_jax.kernel import composed, native
 from unixent_jax.kernel.class_axis import ClassAxis
 from unixent_jax.kernel.spec import KernelSpec, is_index
 
@@ -51,6 +51,22 @@ class RowLosses(Protocol):
     ) -> tuple[Array, tuple[Array, ...]]: ...
 
 
-row_losses: RowLosses = composed.row_losses
+def row_losses(
+    x: Array,
+    target: Array,
+    weight: Array | None,
+    position_weight: Array | None,
+    grad_scale: Array | None,
+    spec: KernelSpec,
+    wrt: tuple[str, ...] = (),
+    out: None = None,
+) -> tuple[Array, tuple[Array, ...]]:
+    """The pass, by the implementation that suits the rows."""
+    operands = (x, target, weight, position_weight, grad_scale)
+    if native.takes(x, spec):
+        result: tuple[Array, tuple[Array, ...]] = native.row_losses(spec, wrt, operands)
+        return result
+    return composed.row_losses(*operands, spec, wrt)
+
 
 __all__ = ["ClassAxis", "KernelSpec", "RowLosses", "is_index", "row_losses"]

@@ -18,6 +18,7 @@ class KernelSpec(NamedTuple):
         num_classes: C of the whole vocabulary; what the last devices hold beyond it is padding.
         acc_dtype: dtype of every exp, log and sum.
         label_smoothing, z_loss, softcap: the options of those names.
+        is_widened: whether x is half precision in memory, and only XLA's own operators widen it as they read it.
     """
 
     class_axis: ClassAxis
@@ -26,6 +27,7 @@ class KernelSpec(NamedTuple):
     label_smoothing: float
     z_loss: float
     softcap: float | None
+    is_widened: bool = False
 
 
 def is_index(target: Array) -> bool:

@@ -30,7 +30,8 @@ def local_loss(spec: LossSpec, arrays: LossArrays) -> Array | tuple[Array, Array
     x = mask_padding(spec.kernel, arrays.logits.astype(spec.kernel.acc_dtype), -jnp.inf)
     target = arrays.target if is_index(arrays.target) else mask_padding(spec.kernel, arrays.target, 0)
     positions = positions_of(spec, target, arrays.mask)
-    losses = row_losses(spec.kernel, x, positions.target, arrays.weight, positions.weight)
+    kernel = spec.kernel._replace(is_widened=arrays.logits.dtype != x.dtype)
+    losses = row_losses(kernel, x, positions.target, arrays.weight, positions.weight)
     if spec.reduction == "none":
         return losses
     parts = _denominators(spec, x, positions, arrays.weight)
