@@ -21,6 +21,7 @@ from unixent_torch.logits.constants import refuse_derivatives
 from unixent_torch.logits.gradient import RowGradient, composed_vjp
 from unixent_torch.logits.positions import Positions
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
+from unixent_torch.logits.traced import opaque_row_losses, takes_operator
 
 ProblemT = TypeVar("ProblemT", bound=LossProblem)
 
@@ -162,7 +163,11 @@ class LogitsCall(LossCall):
         return loss
 
     def _composition(self, x: Tensor, target: Tensor) -> Tensor:
-        losses = traced.row_losses(x, target, *self.operands[2:], self.spec.kernel)
+        operands = (x, target, *self.operands[2:])
+        if self.mode is Mode.TRACED and takes_operator(x):
+            losses = opaque_row_losses(*operands, None, self.spec.kernel)[0]
+        else:
+            losses = traced.row_losses(*operands, self.spec.kernel)
         return reduce(losses, self.denominator, self.spec)
 
     def value_and_grad(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -184,7 +189,10 @@ class LogitsCall(LossCall):
             grads = RowGradient.apply(*operands, scale, kernel, wrt)
             return TransformedLoss.apply(*operands, self.denominator, self.spec), grads
         with torch.no_grad():
-            if self.mode is Mode.TRACED:
+            solve: Any = row_losses
+            if self.mode is Mode.TRACED and takes_operator(operands[0]):
+                solve = opaque_row_losses
+            elif self.mode is Mode.TRACED:
                 return self._composition(*operands[:2]), traced.row_gradients(*operands, scale, kernel, wrt)
-            losses, grads = row_losses(*operands, scale, kernel, wrt)
+            losses, grads = solve(*operands, scale, kernel, wrt)
             return reduce(losses, self.denominator, self.spec, self._readable), grads
