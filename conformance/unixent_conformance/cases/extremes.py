@@ -70,8 +70,19 @@ def _extreme() -> Iterator[Case]:
         for softcap in (1e300, 1e-50):
             build = partial(_normalized, dtype, 1e30, softcap=softcap)
             yield from each(f"{EXTREME}/softcap {softcap} and normalizer 1e30/{dtype}", EXTREME, build, quick=quick)
+        build = partial(_near_zero, dtype)
+        yield from each(f"{EXTREME}/z-loss of a log-normaliser near 0/{dtype}", EXTREME, build, quick=quick)
         build = partial(_huge, dtype)
         yield from each(f"{EXTREME}/a sum that overflows/{dtype}", EXTREME, build, quick=quick)
+
+
+def _near_zero(dtype: str) -> Call:
+    """Nothing but the z-loss, of rows whose lse is what rounding 1 + r would be seen in."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(0.0, 10.0, (256, 7))
+    x = x - np.log(np.exp(x).sum(1, keepdims=True)) + rng.uniform(-1e-3, 1e-3, (256, 1))
+    x = x.astype(dtype_of(dtype))
+    return Call(x, np.arange(256) % 7, np.zeros(7, x.dtype), options={"z_loss": 100.0, "reduction": "none"})
 
 
 def _with_zeros(recipe: Recipe) -> Call:

@@ -15,6 +15,9 @@ those), and one rounding to the dtype of the result. Where the numbers come from
   exponentials are taken relative to the largest of the *other* classes. Together, with a weight, a mask and a
   division: 8 + 2 log2 C.
 * An entry of the gradient is one such exponential, so its own u |x_c - m| stays, twice, as room for splitting it.
+* lse itself is the logarithm of a sum S = 1 + r of C exponentials: 2u for them, u log2 C for the tree and u for the 1
+  are relative to S, and so (3 + log2 C) u is absolute in log S, however near to 0 that is. z lse^2 and 2 z lse p have
+  it beside what is relative to |m| + log S. (A sum without the maximum has less, as L has where the target holds it.)
 * Adding N positions in a tree: u log2 N, and twice that as room for blocks and threads.
 * A denominator is a sum of N products: (3 + 2 log2 N) u of the sum of its magnitudes.
 * A softcap a tanh(x/a) is a division (u), a tanh good to two ulp or so (4u) and a product (u), each relative to x'.
@@ -72,6 +75,11 @@ def denominator_error(s: Solution) -> Array:
     return np.asarray(denominator(s).bound / abs(s.reduced.denominator) if s.reduced.divided else 0.0)
 
 
+def lse_rounding(s: Solution) -> float:
+    """What lse may be off by where it is near 0."""
+    return (3 + log2(s.rows.classes)) * units_of(s)[0]
+
+
 def position_bounds(s: Solution) -> Array:
     """(8 + 2 log2 C) u of the terms' magnitudes, and what the capped logits' own rounding moves: |dl/dx'| |dx'|."""
     rows, (u, tiny) = s.rows, units_of(s)
@@ -80,10 +88,10 @@ def position_bounds(s: Solution) -> Array:
         if rows.cap_ratio.any():
             moved = times(rows.gradient_magnitudes(), abs(rows.logits))
             bound = bound + SOFTCAP_ROUNDINGS * u * moved.sum(axis=1)
-        # The rounding of lse itself, squared, where lse is near 0.
-        bound = (
-            bound + rows.z_loss * abs(rows.position_weight) * (8 * u * (abs(rows.shift) + rows.lse_minus_shift)) ** 2
-        )
+        # What the rounding of lse itself does to lse^2 where lse is near 0.
+        relative, absolute = 8 * u * (abs(rows.shift) + rows.lse_minus_shift), lse_rounding(s)
+        moved_square = (relative + absolute) ** 2 + 2 * abs(rows.lse) * absolute
+        bound = bound + rows.z_loss * abs(rows.position_weight) * moved_square
         # Every class may lose a term below the smallest normal number, in r and in its share of the loss.
         weight = abs(rows.coefs).sum(axis=1)
         bound = bound + tiny * (1 + abs(rows.position_weight)) * (1 + rows.classes * (1 + weight))
@@ -102,6 +110,9 @@ def logits_gradient(s: Solution) -> Estimate:
             factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
         relative = u * (factor + 2) + denominator_error(s)
         per_position = times(rows.gradient_magnitudes() * rows.softcap_grad, relative)
+        if rows.z_loss:
+            z_loss_grad = 2 * rows.z_loss * lse_rounding(s) * abs(rows.position_weight)[:, None]
+            per_position = per_position + times(rows.p * rows.softcap_grad, z_loss_grad)
         weight = abs(rows.coefs).sum(axis=1, keepdims=True) + rows.z_loss * abs(rows.lse)[:, None]
         floor = tiny * (1 + abs(rows.position_weight)[:, None]) * (1 + rows.classes * weight)
         floor = np.where(np.isneginf(rows.logits) & (rows.coefs == 0), 0, floor)
