@@ -100,7 +100,7 @@ class CrossEntropyLoss(nn.Cell):
         if self.check_for_nan_in_loss_and_grad:  # @jit.cond: False
             self.checked(logits, label, input_mask, normalizer=normalizer)
         options = self.options
-        if logits.dtype == ms.float64:
+        if isinstance(logits, Tensor) and logits.dtype == ms.float64:
             options = self.float64_options
         common = CommonArguments(
             label,

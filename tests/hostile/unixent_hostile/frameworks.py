@@ -129,7 +129,8 @@ class MindSpore(Framework):
         self, function: Callable[..., Any], arrays: Sequence[Any], wrt: Sequence[int], grad_output: Any
     ) -> tuple[Any, tuple[Any, ...]]:
         value = function(*arrays)
-        inputs = arrays if grad_output is None else [*arrays, grad_output.astype(value.dtype)]
+        # A tuple: the compiler calls a gradient with no list.
+        inputs = arrays if grad_output is None else tuple(arrays) + (grad_output.astype(value.dtype),)  # noqa: RUF005
         gradients = self.grad_operation(get_all=True, sens_param=grad_output is not None)(function)(*inputs)
         return value, tuple(gradients[i] for i in wrt)
 
