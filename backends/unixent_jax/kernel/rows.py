@@ -130,8 +130,10 @@ def product(coef: Array, value: Array) -> Array:
     return where_or_zero((coef != 0) | (value != jnp.inf), coef * value)
 
 
-def inner(a: Array, b: Array, classes: ClassAxis) -> Array:
-    return sum_over_classes(a * b, classes)
+def inner(a: Array, tangent: Array, classes: ClassAxis) -> Array:
+    """<a, tangent>. The tangent comes first: where vmap maps over tangents alone, jaxlib 0.10.2's CPU compiler gives
+    wrong numbers for ``tangent - sum(a * tangent)`` of 65,536 numbers and more, and right ones for the other order."""
+    return sum_over_classes(tangent * a, classes)
 
 
 @jax.custom_jvp
@@ -147,7 +149,7 @@ def inner_with_tangent(a: Array, tangent: Array, classes: ClassAxis) -> Array:
     """<a, tangent> with 0 * inf = 0, for a that may hold inf; linear in the tangent, as what JAX transposes must be."""
     largest = jnp.finfo(a.dtype).max
     infinite_part = where_or_zero(a == jnp.inf, tangent * largest) * largest
-    return sum_over_classes(_finite_part(a) * tangent + infinite_part, classes)
+    return sum_over_classes(tangent * _finite_part(a) + infinite_part, classes)
 
 
 def is_known(tangent: Any) -> bool:
