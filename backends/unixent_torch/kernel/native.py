@@ -74,8 +74,13 @@ def row_losses(
     is_index = not target.is_floating_point()
     index = target if is_index else None if share is None else share.pivot
     index = None if index is None else index.contiguous()
-    columns = [None if each is None else each.contiguous().resolve_neg() for each in (weight, position_weight, scale)]
-    at_weight, at_position_weight, at_scale = [0 if each is None else each.data_ptr() for each in columns]
+    held: list[Tensor | None] = []
+    addresses: list[int] = []
+    for each in (weight, position_weight, scale):
+        column = None if each is None else each.contiguous().resolve_neg()
+        held.append(column)
+        addresses.append(0 if column is None else column.data_ptr())
+    at_weight, at_position_weight, at_scale = addresses
     done = native_row_losses(
         library,
         x.shape,
