@@ -298,7 +298,7 @@ def test_a_second_derivative_of_an_exported_loss_is_refused_by_name():
     program = torch.export.export(head, (x, INDEX)).module()
     (first,) = torch.autograd.grad(program(x, INDEX), x, create_graph=True)
     torch.testing.assert_close(first, torch.autograd.grad(head(x, INDEX), x)[0])
-    with pytest.raises(unixent.BackendError, match="linear_cross_entropy: an exported program has no second derivative"):
+    with pytest.raises(unixent.BackendError, match="an exported program has no second derivative"):
         first.sum().backward()
 
 
