@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,10 +33,16 @@ class Problem:
     classes: int
     dtype: torch.dtype = torch.float32
     backward: bool = True
+    image: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the logits: those of an image have their classes along the second axis."""
+        return (self.rows, self.classes, *self.image)
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"[{self.rows}, {self.classes}] {dtype}, {'forward+backward' if self.backward else 'forward, no_grad'}"
+        return f"{list(self.shape)} {dtype}, {'forward+backward' if self.backward else 'forward, no_grad'}"
 
 
 PROBLEMS = (
@@ -44,6 +51,8 @@ PROBLEMS = (
     Problem(1024, 32000, torch.bfloat16),
     Problem(65536, 512),
     Problem(32, 100),
+    Problem(4096, 100),
+    Problem(4, 21, image=(256, 256)),
     Problem(1024, 32000, backward=False),
     Problem(256, 128256, backward=False),
 )
@@ -88,8 +97,8 @@ def header(busy: int) -> list[str]:
 def calls(problem: Problem, compiled: bool) -> tuple[Call, Call, Call, torch.Tensor]:
     """One call of each side, the exp pass, and the logits."""
     source = torch.Generator().manual_seed(0)
-    logits = torch.randn(problem.rows, problem.classes, generator=source).to(problem.dtype)
-    target = torch.randint(problem.classes, (problem.rows,), generator=source)
+    logits = torch.randn(problem.shape, generator=source).to(problem.dtype)
+    target = torch.randint(problem.classes, (problem.rows, *problem.image), generator=source)
     buffer = torch.empty_like(logits)
     logits.requires_grad_(problem.backward)
 
@@ -109,7 +118,8 @@ def calls(problem: Problem, compiled: bool) -> tuple[Call, Call, Call, torch.Ten
     def exp() -> None:
         torch.exp(logits.detach(), out=buffer)
 
-    return step(unixent.cross_entropy), step(torch.nn.functional.cross_entropy), exp, logits
+    ours = partial(unixent.cross_entropy, axis=1) if problem.image else unixent.cross_entropy
+    return step(ours), step(torch.nn.functional.cross_entropy), exp, logits
 
 
 def seconds(call: Call) -> float:

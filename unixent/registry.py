@@ -157,6 +157,10 @@ def backend_of(array: Any, argument: str = "logits") -> Backend:
     backend = find_backend(type(array))
     if backend is not None and backend.owns(array):
         return backend
+    for base in type(array).__mro__[1:]:  # whose backend may own what that of the type itself does not
+        backend = find_backend(base)
+        if backend is not None and backend.owns(array):
+            return backend
     type_name = f"{type(array).__module__}.{type(array).__qualname__}"
     names = ", ".join(sorted(_entry_points()))
     raise UnknownBackendError(f"{argument}: expected an array of one of the backends ({names}); got {type_name}")

@@ -108,6 +108,16 @@ def test_a_backend_satisfies_the_protocol():
     assert isinstance(unixent.get_backend("numpy"), unixent.Backend)
 
 
+def test_the_backend_of_a_base_takes_what_that_of_the_type_does_not_own(monkeypatch):
+    class OwnsNothing:
+        def owns(self, array):
+            return False
+
+    monkeypatch.setitem(registry._BY_MODULE, "strange", OwnsNothing())
+    strange = type("Strange", (np.ndarray,), {"__module__": "strange"})
+    assert registry.backend_of(np.zeros((2, 3)).view(strange)).name == "numpy"
+
+
 def test_subclasses_and_scalars_belong_to_numpy_and_masked_arrays_to_nobody():
     class Sub(np.ndarray):
         pass

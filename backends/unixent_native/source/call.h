@@ -39,8 +39,8 @@ typedef struct {
    those beyond the share are another's, and the pivot is the target; of probabilities it is the share's largest logit
    in the first half, and index says in the second where it is here. losses is not written. Columns of one number for
    each position: */
-enum { PIVOT, PIVOT_LOGIT, SHIFT, SUM_REST, WEIGHTED_GAPS, REST_COEF, PIVOT_COEF }; /* found */
-enum { EXP_GRAD, /* PIVOT_LOGIT, SHIFT, */ PIVOT_GRAD = 3, NLL };                     /* given */
+enum { PIVOT, PIVOT_LOGIT, SHIFT, SUM_REST, WEIGHTED_GAPS, REST_COEF, PIVOT_COEF }; /* written */
+enum { EXP_GRAD, /* PIVOT_LOGIT, SHIFT, */ PIVOT_GRAD = 3, NLL };                     /* read */
 
 /* The addresses of a call in its order. unixent_native/call.py packs them apart from the rest, which it packs once. */
 typedef struct {

@@ -22,7 +22,7 @@ class Share(NamedTuple):
     """One half of the pass over a share of the classes (see `unixent_native.row_losses`).
 
     Attributes:
-        columns: what is found, or given.
+        columns: what the first half writes, and the second reads.
         all_classes: the number of classes of all processes.
         pivot: P, the pivot's column where it is here, for the gradients of probabilities.
     """
