@@ -1,30 +1,39 @@
 """Which convention an answer follows where it is not ours.
 
 Each dialect is a formula, so a wrong answer is put to the same test as a right one: the oracle under that formula, the
-same error model. An answer that no formula here explains stays silently wrong. Sets of dialects are tried from the
-smallest on, since one function can have several (a mean over all positions *and* a result in float32). A set explains
-an answer only with every part of it: loss and gradient.
+same error model. An answer that no formula here explains stays silently wrong. Two dialects are tried together where
+none does alone, since one function can have several (a mean over all positions *and* a result in float32); more would
+explain what is merely near. Dialects explain an input, not a question about it: where the value was asked for, the
+gradient is asked for too, and both must follow.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
+from unixent_conformance.dialects.accuracy import ACCURACY
 from unixent_conformance.dialects.model import Dialect
-from unixent_conformance.dialects.table import ACCURACY, DIALECTS, UNCHECKED
+from unixent_conformance.dialects.table import DIALECTS, UNCHECKED
 from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
-from unixent_conformance.model import Array, Call, Case
+from unixent_conformance.model import Array, Call, Case, Quantity
 from unixent_conformance.results import Result, Verdict
 from unixent_conformance.under_test import Subject, WrongAnswer
 
 # More at once than this explains anything.
-MOST = 3
+MOST = 2
+
+# The topic of the errors that are due at values.
+ABOUT = {"TargetRangeError": "out of range", "EmptyMeanError": "empty mean"}
+
+# What is asked of an input, and what came.
+Answers = dict[Quantity, tuple[Array, ...]]
 
 BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED)}
 
@@ -33,13 +42,17 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
     """The result, as a dialect if the formulas of one or more explain the answer."""
     if result.verdict is not Verdict.WRONG or case.property is not None:
         return result
-    if case.raises is not None and case.raises.error != "TargetRangeError":
+    if case.raises is not None and not case.raises.about_values:
         return _explained(result, ((UNCHECKED.name,),))
     call = case.build()
     try:
-        answers = subject.answer(call, case.quantity)
+        answers: Answers = {case.quantity: subject.answer(call, case.quantity)}
     except (Unsupported, WrongAnswer):
         return result
+    if case.quantity == "loss":
+        gradients: Quantity = "linear gradients" if call.linear else "logits gradient"
+        with suppress(Exception):  # one that cannot be had is judged by its own case
+            answers[gradients] = subject.answer(call, gradients)
     candidates = tuple(_explanations(call, case, answers))
     return _explained(result, candidates) if candidates else result
 
@@ -62,38 +75,41 @@ def settle(results: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(settled)
 
 
-def _explanations(call: Call, case: Case, answers: tuple[Array, ...]) -> Iterator[tuple[str, ...]]:
+def _explanations(call: Call, case: Case, answers: Answers) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
-    possible = _telling(call, case)
+    possible = _telling(call, case, answers)
     digits = ACCURACY[:1] if call.linear else ACCURACY
     accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if dialect.applies(call, case))]
     for size in range(MOST + 1):
         for accuracy in accuracies:
-            if size + len(accuracy) == 0:
+            # Digits alone are no reason for an error that is due and does not come.
+            if not 0 < size + len(accuracy) <= MOST or (not size and case.raises is not None):
                 continue
             fits = [
                 tuple(dialect.name for dialect in (*chosen, *accuracy))
                 for chosen in combinations(possible, size)
-                if len({d.topic for d in chosen}) == size and _fits(call, case, answers, (*chosen, *accuracy))
+                if len({d.topic for d in chosen}) == size and _fits(call, answers, (*chosen, *accuracy))
             ]
             if fits:
                 yield from fits
                 return
 
 
-def _telling(call: Call, case: Case) -> list[Dialect]:
+def _telling(call: Call, case: Case, answers: Answers) -> list[Dialect]:
     """The dialects that this case can tell from ours, or from a call in which no index is ignored."""
     if call.linear:  # its inputs are no logits; the other dialects show when it is seen as a loss of logits
         return [d for d in DIALECTS if d.topic in ("empty mean", "infinities") and d.applies(call, case)]
     possible = [dialect for dialect in DIALECTS if dialect.applies(call, case)]
     grounds: list[list[Dialect]] = [[], *([dialect] for dialect in possible if dialect.topic == "ignore_index")]
-    without = [expected(call, case.quantity, ground) for ground in grounds]
+    quantity = list(answers)[-1]  # the value comes with the gradient
+    topic = None if case.raises is None else ABOUT[case.raises.error]
+    without = [expected(call, quantity, ground) for ground in grounds]
     return [
         dialect
         for dialect in possible
-        if case.raises is not None
+        if dialect.topic == topic
         or any(
-            not _same(parts, expected(call, case.quantity, [*ground, dialect]))
+            not _same(parts, expected(call, quantity, [*ground, dialect]))
             for ground, parts in zip(grounds, without, strict=True)
             if dialect not in ground
         )
@@ -107,6 +123,9 @@ def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
     )
 
 
-def _fits(call: Call, case: Case, answers: tuple[Array, ...], dialects: Sequence[Dialect]) -> bool:
-    parts = expected(call, case.quantity, dialects)
-    return all(part.compare(got).ok for part, got in zip(parts, answers, strict=True))
+def _fits(call: Call, answers: Answers, dialects: Sequence[Dialect]) -> bool:
+    return all(
+        part.compare(got).ok
+        for quantity, answer in answers.items()
+        for part, got in zip(expected(call, quantity, dialects), answer, strict=True)
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unixent_conformance.dialects.model import classes_of
 from unixent_conformance.dialects.rows import InfiniteLoss, NaNGradients, NaNValue, NoTarget, become
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle import Rows, sum_of_rest
@@ -28,12 +29,19 @@ def with_coefs(rows: Rows, t: Array) -> Rows:
     return become(Rows, rows, coefs=t, rest_coefs=sum_of_rest(t))
 
 
+def exists(rows: Rows) -> Array:
+    """Which entries of a row are classes; the rest is padding."""
+    return np.asarray(np.arange(rows.logits.shape[1]) < rows.classes)
+
+
 def weights_of(rows: Rows, call: Call) -> Array:
-    return np.ones(rows.classes) if call.weight is None else np.asarray(call.weight).astype(np.longdouble)
+    """Class weights, 0 where there is no class."""
+    w = np.ones(rows.classes) if call.weight is None else np.asarray(call.weight)
+    return np.pad(w.astype(np.longdouble), (0, rows.logits.shape[1] - rows.classes))
 
 
 def one_hot(rows: Rows, call: Call) -> Array:
-    return np.asarray(np.arange(rows.classes) == np.asarray(call.target).reshape(-1, 1)).astype(np.longdouble)
+    return np.asarray(np.arange(rows.logits.shape[1]) == np.asarray(call.target).reshape(-1, 1)).astype(np.longdouble)
 
 
 def over_others(rows: Rows, call: Call) -> Rows:
@@ -70,7 +78,7 @@ def unignored(call: Call) -> Call:
 
 def retarget(change: Callable[[Array, int], Array]) -> Callable[[Call], Call]:
     def changed(call: Call) -> Call:
-        y, classes = np.asarray(call.target), call.logits.shape[call.options.get("axis", -1)]
+        y, classes = np.asarray(call.target), classes_of(call)
         ignored = y == call.options.get("ignore_index", -100)
         wide = y.astype(object)  # no dtype holds both signed and unsigned
         moved = np.where(ignored, wide, change(wide, classes))
@@ -104,7 +112,8 @@ def out_of_range_without_target(rows: Rows, call: Call) -> Rows:
 
 def zero_meets_infinity(rows: Rows) -> Array:
     with np.errstate(all="ignore"):
-        return np.asarray(((rows.coefs == 0) & np.isinf(rows.nll)).any(axis=1) & (rows.position_weight != 0))
+        meets = exists(rows) & (rows.coefs == 0) & np.isinf(rows.nll)
+        return np.asarray(meets.any(axis=1) & (rows.position_weight != 0))
 
 
 def zero_times_infinity(rows: Rows, call: Call) -> Rows:
@@ -130,18 +139,39 @@ def nan_value_of_inactive(rows: Rows, call: Call) -> Rows:
         return become(NaNValue, rows, nan_value=(rows.position_weight == 0) & ~np.isfinite(rows.lse + terms))
 
 
+def z_loss_by_count(rows: Rows, call: Call) -> Rows:
+    """The denominator of the mean is put right for the z-loss by what it is multiplied with."""
+    counted = (rows.position_weight != 0).sum()
+    return become(Rows, rows, z_loss=float(rows.z_loss * rows.denominators.sum() / max(counted, 1)))
+
+
+def clipped_logits(rows: Rows, call: Call) -> Rows:
+    """x_c - m is -64 at the least; -inf too."""
+    with np.errstate(all="ignore"):
+        logits = np.where(exists(rows), np.maximum(rows.logits, rows.shift[:, None] - 64), -np.inf)
+        gap = rows.shift[:, None] - logits
+        pivot = np.arange(gap.shape[1]) == np.argmax(rows.logits, axis=1)[:, None]
+        terms = np.exp(-gap)
+        rest = np.where(pivot, terms - 1, terms).sum(axis=1)
+        total = (1 + rest)[:, None]
+        one_minus_p = np.where(pivot, rest[:, None], total - terms) / total
+        solved = {"lse_minus_shift": np.log1p(rest), "p": terms / total, "one_minus_p": one_minus_p}
+    return become(Rows, rows, logits=logits, gap=gap, **solved)
+
+
 def infinite_loss(rows: Rows, call: Call) -> Rows:
     above = (rows.logits == np.inf).any(axis=1) & ~np.isnan(rows.logits).any(axis=1) & (rows.position_weight != 0)
     return become(InfiniteLoss, become(Rows, rows, nan_rows=rows.nan_rows & ~above), above=above)
 
 
 def below(rows: Rows) -> Array:
-    return np.asarray((rows.logits == -np.inf).any(axis=1) & (rows.position_weight != 0))
+    return np.asarray((exists(rows) & (rows.logits == -np.inf)).any(axis=1) & (rows.position_weight != 0))
 
 
 def nan_of_inactive(rows: Rows, call: Call) -> Rows:
     with np.errstate(all="ignore"):
-        bad = (rows.position_weight == 0) & ~np.isfinite(rows.lse + rows.nll.sum(axis=1))
+        nll = np.where(exists(rows), rows.nll, 0).sum(axis=1)
+        bad = (rows.position_weight == 0) & ~np.isfinite(rows.lse + nll)
     return become(Rows, rows, nan_rows=rows.nan_rows | bad, position_weight=np.where(bad, 1, rows.position_weight))
 
 

@@ -28,6 +28,11 @@ class Dialect(Convention):
     hazard: bool = False
 
 
+def classes_of(call: Call) -> int:
+    """How many classes exist, of logits that are given."""
+    return int(call.options.get("num_classes") or call.logits.shape[call.options.get("axis", -1)])
+
+
 def averages(call: Call, case: Case) -> bool:
     return call.reduction == "mean" and call.options.get("normalizer") is None
 
@@ -43,8 +48,8 @@ def smooths(call: Call, case: Case) -> bool:
 def out_of_range(call: Call, case: Case) -> bool:
     if not call.has_indices:
         return False
-    y, classes = np.asarray(call.target), call.logits.shape[call.options.get("axis", -1)]
-    return bool(((y < 0) | (y >= classes)).any())
+    y = np.asarray(call.target)
+    return bool(((y < 0) | (y >= classes_of(call))).any())
 
 
 def ignores(call: Call, case: Case) -> bool:

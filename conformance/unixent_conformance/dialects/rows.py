@@ -10,6 +10,7 @@ import numpy as np
 
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle import Rows
+from unixent_conformance.tolerance import Format
 
 
 def become(cls: type[Rows], rows: Rows, **more: Any) -> Rows:
@@ -88,7 +89,7 @@ class InfiniteLoss(Rows):
 
 @dataclass(frozen=True)
 class Clipped(Rows):
-    """No probability is below `least`."""
+    """No probability is below `least`, and what is clipped has no gradient."""
 
     least: float = 0.0
 
@@ -98,26 +99,74 @@ class Clipped(Rows):
 
 
 @dataclass(frozen=True)
+class SumToOne(Rows):
+    """Targets are taken to sum to 1, in the gradient p - t and, if `in_value`, in the value lse - sum_c t_c x_c."""
+
+    in_value: bool = False
+
+    @property
+    def excess(self) -> Array:
+        return np.asarray(1 - self.coefs.sum(axis=1))
+
+    def losses(self) -> Array:
+        with np.errstate(all="ignore"):
+            more = self.settled(self.position_weight * self.excess * self.lse) if self.in_value else 0
+            return np.asarray(super().losses() + more)
+
+    def loss_magnitudes(self) -> Array:
+        with np.errstate(all="ignore"):
+            more = abs(self.position_weight * self.excess) * (abs(self.shift) + self.lse_minus_shift)
+            return np.asarray(super().loss_magnitudes() + (self.settled(more) if self.in_value else 0))
+
+    def logits_gradients(self) -> Array:
+        return np.asarray(super().logits_gradients() + self.more_p * self.softcap_grad * self.excess[:, None])
+
+    def gradient_magnitudes(self) -> Array:
+        return np.asarray(super().gradient_magnitudes() + abs(self.more_p * self.excess[:, None]))
+
+    def target_gradients(self) -> Array:
+        """Of the value lse - sum_c t_c x_c, that is -x_c."""
+        if not self.in_value:
+            return super().target_gradients()
+        return np.asarray(super().target_gradients() - self.settled(self.target_lse))
+
+    def target_magnitudes(self) -> Array:
+        return np.asarray(abs(super().target_gradients()) + (abs(self.target_lse) if self.in_value else 0))
+
+    @property
+    def more_p(self) -> Array:
+        return np.asarray(self.settled(self.position_weight[:, None] * self.p))
+
+    @property
+    def target_lse(self) -> Array:
+        return np.asarray(self.position_weight[:, None] * self.target_coef * self.lse[:, None])
+
+
+@dataclass(frozen=True)
 class Absolute(Rows):
     """The error model of log-softmax: roundings relative to 1 and to m - x, not to the loss."""
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            total = abs(self.coefs).sum(axis=1)
-            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * total)
+            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * abs(self.coefs).sum(axis=1))
 
-    def gradient_magnitudes(self) -> Array:
+    def gradient_roundings(self) -> Array:
+        """Of p - t, which is a difference of the two, and of a softcap's derivative as 1 - tanh^2."""
         with np.errstate(all="ignore"):
             total = abs(self.coefs).sum(axis=1, keepdims=True)
-            flow = self.p * total + abs(self.coefs)
-            mixed = super().gradient_magnitudes() + self.settled(abs(self.position_weight)[:, None] * flow)
-            # A softcap's derivative as 1 - tanh^2 has an absolute error too, not one relative to it.
-            return np.asarray(mixed / np.where(self.softcap_grad > 1e-30, self.softcap_grad, 1e-30))
+            if self.z_loss:
+                total = total + 2 * abs(self.z_loss * self.lse)[:, None]
+            flow = self.settled(abs(self.position_weight)[:, None] * (self.p_roundings * total + abs(self.coefs)))
+            return np.asarray(flow * (self.softcap_grad + self.cap_ratio.any()))
 
     def target_magnitudes(self) -> Array:
         return np.asarray(
             super().target_magnitudes() + abs(self.position_weight)[:, None] * abs(self.target_coef) * self.far
         )
+
+    @property
+    def p_roundings(self) -> Array:
+        return self.p
 
     @property
     def far(self) -> Array:
@@ -127,24 +176,35 @@ class Absolute(Rows):
 
 @dataclass(frozen=True)
 class Difference(Absolute):
-    """The error model of lse - x: roundings relative to the logits' own magnitude."""
+    """The error model of lse - x: roundings relative to the logits' own magnitude, in rows of logits that are no larger
+    than `largest`; beyond that every answer would be near enough."""
+
+    largest: float = 0.0
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            each = np.where(self.coefs == 0, 0, abs(self.coefs) * abs(self.logits))
-            total = abs(self.coefs).sum(axis=1) * abs(self.lse) + each.sum(axis=1)
+            total = np.where(self.coefs == 0, 0, abs(self.coefs) * (self.far - 1)).sum(axis=1)
             return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * total)
 
-    def gradient_magnitudes(self) -> Array:
+    @property
+    def p_roundings(self) -> Array:
+        """p = exp(x - lse)."""
         with np.errstate(all="ignore"):
-            return np.asarray(super().gradient_magnitudes() * self.far)
+            return np.asarray(self.p * self.far)
 
     @property
     def far(self) -> Array:
+        # A loss that is finite beside a logit that is not owes no digits to it.
+        x = np.where(np.isfinite(self.logits), abs(self.logits), 0)
         with np.errstate(all="ignore"):
-            return np.asarray(1 + abs(self.lse)[:, None] + abs(np.where(np.isfinite(self.logits), self.logits, 0)))
+            far = 1 + abs(self.lse)[:, None] + x
+            return np.where(x.max(axis=1, keepdims=True, initial=0) <= self.largest, far, 1)
 
 
-def under(model: type[Rows]) -> Callable[[Rows, Call], Rows]:
-    """Another error model."""
-    return lambda rows, call: become(model, rows)
+def absolute(rows: Rows, call: Call) -> Rows:
+    return become(Absolute, rows)
+
+
+def differences(dtype: Callable[[Call], str]) -> Callable[[Rows, Call], Rows]:
+    """Roundings of a dtype in lse - x."""
+    return lambda rows, call: become(Difference, rows, largest=1 / (16 * Format.of(dtype(call)).roundoff))

@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from unixent_conformance.dialects import changes
-from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, is_half, out_of_range, smooths
-from unixent_conformance.dialects.rows import Absolute, Clipped, Difference, NaNValue, become, under
+from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, out_of_range, smooths
+from unixent_conformance.dialects.rows import Clipped, NaNValue, SumToOne, become
 from unixent_conformance.oracle import Rows
 from unixent_conformance.tolerance import Format
 
@@ -154,6 +154,41 @@ DIALECTS = (
         result_dtype=lambda call, dtype: "float64",
     ),
     Dialect(
+        "targets taken to sum to 1",
+        "target's mass",
+        "ℓ = lse − Σ_c t_c·x_c with t = w·q, ∂ℓ/∂x = p − t",
+        "Divide targets by their sum before the call, and weigh the loss by it.",
+        lambda call, case: not call.has_indices,
+        rows=lambda rows, call: become(SumToOne, rows, in_value=True),
+        hazard=True,
+    ),
+    Dialect(
+        "targets taken to sum to 1, gradient only",
+        "target's mass",
+        "∂ℓ/∂x = p − t with t = w·q, of a value that is Σ_c t_c·L_c",
+        "The gradient is not that of the value where targets do not sum to 1: divide them by their sum.",
+        lambda call, case: not call.has_indices,
+        rows=lambda rows, call: become(SumToOne, rows),
+        hazard=True,
+    ),
+    Dialect(
+        "z-loss averaged by count",
+        "z-loss",
+        "mean = Σ vₙ·w_y·L / Σ dₙ + z·Σ vₙ·lse² / #{n : vₙ ≠ 0}",
+        "Class weights change the loss against the z-loss: scale z by the mean weight.",
+        lambda call, case: averages(call, case) and bool(call.options.get("z_loss")),
+        rows=changes.z_loss_by_count,
+    ),
+    Dialect(
+        "log-probability clipped below",
+        "clipping",
+        "x_c → max(x_c, mₙ − 64)",
+        "A class cannot be ruled out: its loss is 64 and log C at most, and -inf is a probability of 1.6e-28.",
+        lambda call, case: not call.linear,
+        rows=changes.clipped_logits,
+        hazard=True,
+    ),
+    Dialect(
         "clipped probabilities",
         "clipping",
         "L_c = min(L_c, −log ε), ε the spacing of the dtype at 1",
@@ -237,46 +272,4 @@ UNCHECKED = Dialect(
     "Check shapes, dtypes and options before the call: a mistake there becomes a number.",
     lambda call, case: False,
     hazard=True,
-)
-
-# How many digits are kept; tried after, and on top of, what is computed. The order is from the mildest on.
-ACCURACY = (
-    Dialect(
-        "absolute accuracy",
-        "accuracy",
-        "|error| ≤ (8 + 2·log₂C)·u·(ℓ + 1), p − onehot and 1 − tanh² likewise",
-        "Losses and gradients of confident rows round to 0 or to noise; training near convergence stalls there.",
-        lambda call, case: True,
-        rows=under(Absolute),
-        hazard=True,
-    ),
-    Dialect(
-        "accuracy of the logits",
-        "accuracy",
-        "|error| ≤ (8 + 2·log₂C)·u·(|lse| + |x|)",
-        "lse − x cancels: subtract a common offset from the logits before the call.",
-        lambda call, case: True,
-        rows=under(Difference),
-        hazard=True,
-    ),
-    Dialect(
-        "computed in float32",
-        "accuracy",
-        "as above with u = 2⁻²⁴, for float64 logits too",
-        "float64 in does not mean float64 arithmetic: ask the library for it where it can be asked.",
-        lambda call, case: call.dtype == "float64",
-        rows=under(Difference),
-        acc_dtype=lambda call, dtype: "float32",
-        hazard=True,
-    ),
-    Dialect(
-        "computed in half precision",
-        "accuracy",
-        "as above with u of the logits' own float16 or bfloat16",
-        "Cast the logits to float32 before the call.",
-        is_half,
-        rows=under(Difference),
-        acc_dtype=lambda call, dtype: call.dtype,
-        hazard=True,
-    ),
 )

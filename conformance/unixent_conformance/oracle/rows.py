@@ -102,6 +102,10 @@ class Rows:
                 grad = grad + 2 * self.z_loss * (abs(self.shift) + self.lse_minus_shift)[:, None] * self.p
             return self.settled(abs(self.position_weight)[:, None] * grad)
 
+    def gradient_roundings(self) -> Array:
+        """What an entry's roundings are relative to beside those magnitudes: nothing, but in a dialect's arithmetic."""
+        return np.zeros(())
+
     def target_gradients(self) -> Array:
         """dl_n/dq_c, (N, C), for probability targets."""
         with np.errstate(all="ignore"):

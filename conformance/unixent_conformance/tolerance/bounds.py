@@ -110,6 +110,7 @@ def logits_gradient(s: Solution) -> Estimate:
             factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
         relative = u * (factor + 2) + denominator_error(s)
         per_position = times(rows.gradient_magnitudes() * rows.softcap_grad, relative)
+        per_position = per_position + (16 + 2 * log2(rows.classes)) * u * rows.gradient_roundings()
         if rows.z_loss:
             z_loss_grad = 2 * rows.z_loss * lse_rounding(s) * abs(rows.position_weight)[:, None]
             per_position = per_position + times(rows.p * rows.softcap_grad, z_loss_grad)

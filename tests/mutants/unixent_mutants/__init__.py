@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from unixent_conformance.cases import catalogue
+from unixent_conformance.dialects import explain
 from unixent_conformance.harnesses import load
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.model import Tier
@@ -34,6 +35,17 @@ def __getattr__(name: str) -> Implementation:
         return mutants()[name]().implementation()
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+
+
+def unexcused(mutant: type[Plain]) -> tuple[Result | None, set[str]]:
+    """The first of those cases, if they are quick, that no dialect explains, and the dialects that explain others."""
+    subject, dialects = Subject(load("numpy"), mutant().implementation()), set[str]()
+    for case in catalogue(Tier.QUICK, features=mutant.features):
+        result = explain(run_case(case, subject), case, subject)
+        if result.verdict is Verdict.WRONG:
+            return result, dialects
+        dialects |= set(result.dialects)
+    return None, dialects
 
 
 def caught(mutant: type[Plain]) -> Result | None:

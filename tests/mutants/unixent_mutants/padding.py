@@ -20,6 +20,19 @@ class CapRevivesMinusInfinity(Plain):
         return x if a is None else np.asarray(x.dtype.type(a) * np.tanh(x / x.dtype.type(a)))
 
 
+@mutant("softcap")
+class CapRevivesBlockPadding(Plain):
+    """A block is a power of two of classes: what is beyond those of the row is -inf when loaded, and -a once capped."""
+
+    def statistics(self, x: Array) -> Stats:
+        a, classes = self.options["softcap"], x.shape[1]
+        if a is None:
+            return super().statistics(x)
+        beyond = (1 << (classes - 1).bit_length()) - classes
+        right = super().statistics(np.pad(x, ((0, 0), (0, beyond)), constant_values=x.dtype.type(-a)))
+        return Stats(right.p[:, :classes], right.one_minus_p[:, :classes], right.nll[:, :classes], right.lse)
+
+
 @mutant("minus infinity padding")
 class CapGradientTimesInfinity(Plain):
     """sech^2 from the capped logits, 1 - (x'/a)^2: at -inf that is -inf, times a gradient of 0."""

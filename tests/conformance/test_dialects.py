@@ -1,0 +1,150 @@
+"""A dialect is a bound of what it names: it explains value and gradient of an input, nothing that is merely near."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unixent_conformance import case
+from unixent_conformance.cases import catalogue
+from unixent_conformance.dialects import explain
+from unixent_conformance.harnesses import load
+from unixent_conformance.model import Array, Tier
+from unixent_conformance.results import Result, Verdict
+from unixent_conformance.runner import run_case
+from unixent_conformance.under_test import Subject
+from unixent_mutants import mutants
+from unixent_mutants.plain import Plain, Stats
+
+
+def judge(loss: type[Plain], id: str) -> Result:
+    tested = case(id)
+    subject = Subject(load("numpy"), loss().implementation())
+    return explain(run_case(tested, subject), tested, subject)
+
+
+@pytest.mark.parametrize("word", ["value", "gradient"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_block_padding_that_a_softcap_revives_is_no_loss_of_digits(reduction: str, word: str) -> None:
+    result = judge(mutants()["CapRevivesBlockPadding"], f"softcap/hard/float32-{reduction}/{word}")
+    assert result.verdict.value == "silently wrong", result
+    assert result.units > 100
+
+
+class SumsToOne(Plain):
+    """lse - sum_c t_c x_c, as if targets summed to 1."""
+
+    def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
+        excess = v * (1 - t.sum(axis=1)) * stats.lse
+        return self.zero_inactive(super().position_losses(stats, t, v) + excess, v)
+
+    def position_gradients(self, stats: Stats, t: Array, v: Array) -> Array:
+        return np.asarray(v[:, None] * (stats.p - t))
+
+
+class GradientSumsToOne(SumsToOne):
+    """p - t, of a value that is right."""
+
+    position_losses = Plain.position_losses
+
+
+class ZLossByCount(Plain):
+    """The z-loss of a mean is divided by the number of positions, the rest by their weights."""
+
+    def penalty(self, lse: Array) -> Array:
+        return np.asarray(super().penalty(lse) * self.scale_of_z)
+
+    def penalty_gradient(self, stats: Stats) -> Array:
+        return np.asarray(super().penalty_gradient(stats) * self.scale_of_z)
+
+    def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
+        d = super().denominators(v, w, q, indices)
+        self.scale_of_z = d.sum() / max((v != 0).sum(), 1)
+        return d
+
+
+class ClippedBelow(Plain):
+    """No logit is further than 64 below the largest of its row."""
+
+    def cap(self, x: Array) -> Array:
+        return np.asarray(np.maximum(super().cap(x), x.max(axis=1, keepdims=True) - 64))
+
+
+@pytest.mark.parametrize(
+    ("loss", "id", "dialect"),
+    [
+        (SumsToOne, "class-probabilities/unnormalised/float32-sum/", "targets taken to sum to 1"),
+        (
+            GradientSumsToOne,
+            "class-probabilities/unnormalised/float32-sum/",
+            "targets taken to sum to 1, gradient only",
+        ),
+        (ZLossByCount, "z-loss/with-weights/float32-mean/", "z-loss averaged by count"),
+        (ClippedBelow, "confident-rows/80-behind/float32/", "log-probability clipped below"),
+        (ClippedBelow, "minus-infinity/at-the-target/float32-none/", "log-probability clipped below"),
+    ],
+)
+def test_a_convention_of_other_libraries_is_named(loss: type[Plain], id: str, dialect: str) -> None:
+    results = [judge(loss, id + word) for word in ("value", "gradient")]
+    assert {name for result in results for name in result.dialects} == {dialect}, results
+    assert all(result.verdict.ok for result in results)
+
+
+class MeanOverAllInTheValue(mutants()["MeanOverAllPositions"]):  # type: ignore[misc]
+    """A convention in the value, another in the gradient: nobody's."""
+
+    def mean(self, numerator: Any, denominator: Any) -> tuple[Any, Any]:
+        value, factor = super().mean(numerator, denominator)
+        return value, factor * self.positions / (2 * denominator)
+
+    def denominator(self, d: Array) -> Any:
+        self.positions = len(d)
+        return super().denominator(d)
+
+
+def test_a_value_is_explained_by_a_convention_that_its_gradient_follows_too() -> None:
+    id = "ignore_index/the-default/float32-mean/value"
+    assert judge(mutants()["MeanOverAllPositions"], id).dialects == ("mean over all positions",)
+    result = judge(MeanOverAllInTheValue, id)
+    assert result.verdict.value == "silently wrong", result
+
+
+class ThreeConventions(
+    mutants()["MeanOverAllPositions"],
+    mutants()["ResultInFloat32"],
+    mutants()["SmoothingOverTheOthers"],  # type: ignore[misc]
+):
+    """A mean over all positions, smoothed over the others, in float32 where half precision is given."""
+
+
+def test_three_conventions_at_once_are_wrong() -> None:
+    result = judge(ThreeConventions, "label-smoothing/ignored-positions/float16-mean/value")
+    assert result.verdict.value == "silently wrong", result
+
+
+def test_two_conventions_are_both_named() -> None:
+    result = judge(ThreeConventions, "label-smoothing/ignored-positions/float32-mean/value")
+    assert set(result.dialects) == {"mean over all positions", "smoothing over the other classes"}, result
+
+
+@pytest.mark.parametrize("name", ["3e38-elsewhere", "largest-against-0"])
+def test_roundings_that_leave_no_digits_explain_nothing(name: str) -> None:
+    result = judge(mutants()["ClipsLogits"], f"ends-of-the-number-line/{name}/float32-none/value")
+    assert result.verdict.value == "silently wrong", result
+
+
+@pytest.mark.parametrize("name", ["PaddingMaskIsAdded", "PaddingOfProbabilitiesCounts"])
+def test_classes_that_do_not_exist_have_part_in_no_convention(name: str) -> None:
+    subject, wrong = Subject(load("numpy"), mutants()[name]().implementation()), 0
+    for tested in catalogue(Tier.QUICK, features=["num_classes"]):
+        result = run_case(tested, subject)
+        wrong += result.verdict is Verdict.WRONG
+        assert explain(result, tested, subject).verdict is result.verdict
+    assert wrong
+
+
+def test_an_empty_mean_that_does_not_raise_is_a_mean_that_is_nan() -> None:
+    result = judge(mutants()["EmptyMeanIsNaN"], "empty-mean/all-ignored/raise/value")
+    assert result.dialects == ("empty mean is NaN",)
