@@ -35,6 +35,7 @@ class Library(NamedTuple):
         in_range: ``(index, n, num_classes) -> whether``, of int64 class indices.
         sum: ``(x, n, dtype) -> sum``, of finite numbers, in double.
         exp: ``(isa, x, out, n, type)``, exponentials of numbers <= 0, for tests.
+        log1p: ``(isa, x, out, n)``, log(1 + x) of float64 numbers >= 0, for tests.
         xla_rows: the same as ``rows`` for XLA, which calls it (``source/xla.c``).
         isas: names of the instruction sets of this machine, the default first.
         isa: index of the one that is used.
@@ -44,6 +45,7 @@ class Library(NamedTuple):
     in_range: Callable[..., int]
     sum: Callable[..., float]
     exp: Callable[..., None]
+    log1p: Callable[..., None]
     xla_rows: Any
     isas: tuple[str, ...]
     isa: int
@@ -74,6 +76,7 @@ def load() -> Library | None:
         ("in_range", ctypes.c_int, [address, number, number]),
         ("sum", ctypes.c_double, [address, number, number]),
         ("exp", None, [number, address, address, number, number]),
+        ("log1p", None, [number, address, address, number]),
     ):
         function = getattr(shared, f"unixent_{name}")
         function.restype, function.argtypes = result, arguments
@@ -83,7 +86,13 @@ def load() -> Library | None:
     chosen = os.environ.get("UNIXENT_NATIVE_ISA", isas[0])
     if chosen not in isas:
         raise OptionError(f"UNIXENT_NATIVE_ISA: expected one of {', '.join(isas)}; got {chosen!r}")
-    functions = (shared.unixent_rows, shared.unixent_in_range, shared.unixent_sum, shared.unixent_exp)
+    functions = (
+        shared.unixent_rows,
+        shared.unixent_in_range,
+        shared.unixent_sum,
+        shared.unixent_exp,
+        shared.unixent_log1p,
+    )
     return Library(*functions, xla_rows, isas, isas.index(chosen))
 
 

@@ -20,8 +20,8 @@ try:
 except ImportError:
     DTYPES = [np.dtype(name) for name in ("f2", "f4", "f8")]
 
-# Around whole vectors and whole chunks of 2,048.
-NUM_CLASSES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 21, 33, 64, 100, 512, 1000, 2047, 2048, 2049, 4096, 5000)
+# Around whole vectors, the most classes of a short row, 256, and whole chunks of 2,048.
+NUM_CLASSES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 21, 33, 64, 100, 256, 257, 512, 1000, 2047, 2048, 2049, 4096, 5000)
 
 
 class Call(NamedTuple):

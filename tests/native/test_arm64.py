@@ -41,7 +41,7 @@ def arm64(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(4))
 def test_arm64_computes_what_numpy_does(arm64, seed):
     assert arm64.isa == "neon"
-    library = Library(arm64.rows, None, None, None, None, (arm64.isa,), 0)
+    library = Library(arm64.rows, *[None] * 5, (arm64.isa,), 0)
     for i in range(50):
         rng = np.random.default_rng(9000 + 1000 * seed + i)
         call = random_call(rng)

@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 from calls import Alone, check, check_share, random_call
-from exponential import native_exp, worst_ulp
+from exponential import log1p_arguments, native_exp, native_log1p, worst_log1p_ulp, worst_ulp
 
 from unixent.errors import OptionError
 from unixent_native import library as library_module
@@ -34,7 +34,6 @@ def test_every_instruction_set_computes_what_numpy_does(each_isa, seed):
         check_share(each_isa, call, rng)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 def test_float32_exponentials_are_within_one_ulp(each_isa):
     rng = np.random.default_rng(7)
     assert worst_ulp(rng.integers(1 << 31, 1 << 32, 1 << 18, dtype=np.uint64), each_isa.isa) < 1
@@ -53,7 +52,41 @@ def test_float64_exponentials_are_within_one_ulp(each_isa):
     assert (np.abs(got - exact) / unit).max() < 1
 
 
-@pytest.mark.parametrize("shape", [(300, 2049), (7, 3, 40001), (70000, 3)])
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is no wider than double here")
+def test_logarithms_are_within_one_ulp(each_isa):
+    assert worst_log1p_ulp(log1p_arguments(np.random.default_rng(7), 1 << 18), each_isa.isa) < 1
+    ends = np.array([0.0, 5e-324, 2.0**-1022, np.nan] * 4)
+    np.testing.assert_array_equal(native_log1p(ends, each_isa.isa), ends)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("num_classes", [1, 2, 21, 33, 100, 256])
+def test_bits_of_a_short_row_depend_neither_on_its_place_nor_on_the_layout(each_isa, dtype, num_classes):
+    rng = np.random.default_rng(7)
+    acc = np.dtype("f8" if dtype == "f8" else "f4")
+    x = (rng.normal(size=(300, num_classes)) * 5).astype(dtype)
+    x[5], x[6, :1], x[7, -1:] = np.nan, np.inf, -np.inf
+    target, scale = rng.integers(num_classes, size=300), rng.random(300).astype(acc)
+    v, weight = (rng.random(300) > 0.2).astype(acc), rng.random(num_classes).astype(acc)
+    spec = KernelSpec(acc, 0.0, 1e-3, None)
+
+    def solve(x, rows):
+        losses, (grad,) = native.row_losses(
+            each_isa, x[rows], target[rows], weight, v[rows], (v * scale)[rows], spec, ("logits",)
+        )
+        return losses.tobytes(), np.ascontiguousarray(grad).tobytes()
+
+    losses, (grad,) = native.row_losses(each_isa, x, target, weight, v, v * scale, spec, ("logits",))
+    holes = np.zeros((300, 2 * num_classes), dtype)[:, ::2]
+    holes[...] = x
+    for same in (x, np.ascontiguousarray(x.T).T, holes, np.ascontiguousarray(x[::-1])[::-1]):
+        for start in (0, 3, 250):
+            for stop in (start + 1, start + 7, start + 18, 300):
+                rows = slice(start, stop)
+                assert solve(same, rows) == (losses[rows].tobytes(), grad[rows].tobytes())
+
+
+@pytest.mark.parametrize("shape", [(300, 2049), (7, 3, 40001), (70000, 3), (3000, 100)])
 @pytest.mark.parametrize("classes_first", [False, True])
 def test_bits_of_a_row_do_not_depend_on_threads_or_other_rows(native_library, shape, classes_first, monkeypatch):
     rng = np.random.default_rng(7)

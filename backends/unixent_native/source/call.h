@@ -68,10 +68,31 @@ static inline int is_tiled(const Call *call) {
     return call->shape[call->num_axes - 1] > 1 && (step < 0 ? -step : step) < (classes < 0 ? -classes : classes);
 }
 
-/* How many positions are read at a time: whole cache lines of them, as much as stays in the second cache. */
+/* Whether rows are worked many at a time, one in each lane of a vector (short.h). */
+enum { SHORT = 256, MAX_TILE = 256 };
+static inline int is_short(const Call *call) {
+    return call->num_classes <= SHORT && call->label_smoothing == 0 && call->softcap == 0 && !call->probabilities.data && !call->columns;
+}
+
+/* How many positions are read at a time: whole cache lines of them, as much as stays in the second cache; of short rows
+   that lie one after the other, in the first. */
 static inline int64_t tile_size(const Call *call) {
-    if (!is_tiled(call)) return 1;
-    int64_t fits = 32768 / call->num_classes;
-    return fits < 32 ? 32 : fits > 256 ? 256 : fits;
+    int tiled = is_tiled(call);
+    if (!tiled && !is_short(call)) return 1;
+    int64_t fits = (tiled ? 32768 : 4096) / call->num_classes / 16 * 16;
+    return fits < 32 ? 32 : fits > MAX_TILE ? MAX_TILE : fits;
+}
+
+/* The next positions that lie adjacent along the last axis, tile at most; 0 where none is left. *end: of what this
+   thread has taken from the queue, 0 at first. */
+static inline int64_t next_tile(const Call *call, Queue *queue, int64_t tile, int64_t *first, int64_t *end) {
+    if (*first == *end) {
+        *first = __atomic_fetch_add(&queue->next, queue->block, __ATOMIC_RELAXED);
+        if (*first >= call->count) return 0;
+        *end = call->count - *first < queue->block ? call->count : *first + queue->block;
+    }
+    int64_t run = call->num_axes ? call->shape[call->num_axes - 1] : 1, n = *end - *first;
+    n = n < tile ? n : tile;
+    return n < run - *first % run ? n : run - *first % run;
 }
 #endif

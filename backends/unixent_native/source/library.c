@@ -11,8 +11,9 @@
 #endif
 
 typedef void Exp(const void *x, void *out, int64_t n, int64_t type);
+typedef void Log1p(const double *x, double *out, int64_t n);
 
-#define DECLARE(isa) Worker rows_##isa##_work; Exp rows_##isa##_exp;
+#define DECLARE(isa) Worker rows_##isa##_work; Exp rows_##isa##_exp; Log1p rows_##isa##_log1p;
 DECLARE(plain)
 
 #if defined(__x86_64__)
@@ -42,7 +43,10 @@ typedef struct {
     const char *name;
     Worker *work;
     Exp *exp;
+    Log1p *log1p;
 } Isa;
+
+#define ISA_OF(name, isa) ((Isa){name, rows_##isa##_work, rows_##isa##_exp, rows_##isa##_log1p})
 
 /* Those of this machine, the one to choose first. */
 static int isas(Isa *list) {
@@ -52,13 +56,13 @@ static int isas(Isa *list) {
     static int known = -1;
     int level = __atomic_load_n(&known, __ATOMIC_RELAXED);
     if (level < 0) __atomic_store_n(&known, level = x86_level(), __ATOMIC_RELAXED);
-    if (level >= 1) list[n++] = (Isa){"avx2", rows_avx2_work, rows_avx2_exp};
-    if (level >= 2) list[n++] = (Isa){"avx512", rows_avx512_work, rows_avx512_exp};
-    list[n++] = (Isa){"plain", rows_plain_work, rows_plain_exp};
+    if (level >= 1) list[n++] = ISA_OF("avx2", avx2);
+    if (level >= 2) list[n++] = ISA_OF("avx512", avx512);
+    list[n++] = ISA_OF("plain", plain);
 #elif defined(__aarch64__)
-    list[n++] = (Isa){"neon", rows_plain_work, rows_plain_exp};
+    list[n++] = ISA_OF("neon", plain);
 #else
-    list[n++] = (Isa){"plain", rows_plain_work, rows_plain_exp};
+    list[n++] = ISA_OF("plain", plain);
 #endif
     return n;
 }
@@ -76,6 +80,12 @@ EXPORT void unixent_exp(int64_t isa, const void *x, void *out, int64_t n, int64_
     Isa list[4];
     isas(list);
     list[isa].exp(x, out, n, type);
+}
+
+EXPORT void unixent_log1p(int64_t isa, const double *x, double *out, int64_t n) {
+    Isa list[4];
+    isas(list);
+    list[isa].log1p(x, out, n);
 }
 
 /* Whether all of n class indices are in [0, num_classes). */

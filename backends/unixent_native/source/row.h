@@ -78,27 +78,25 @@ static inline T OF(largest)(const T *x, int64_t n) {
 
 /* Sum of exp(x_c - shift) over whole vectors, which are stored in e unless that is NULL. In each lane few numbers are
    added up before they join the sum in double, so that the error does not grow with n. */
-static inline __attribute__((always_inline)) double OF(sum_exp)(const T *x, T *e, int64_t n, T shift) {
+static inline __attribute__((always_inline)) double OF(sum_exp)(const T *x, T *e, int64_t n, T shift, const char *ahead,
+                                                               int64_t size) {
     const VECTOR none = {0}, m = none + shift;
     OF(Sum) sum = {0, 0};
     for (int64_t start = 0; start < n;) {
-        int64_t stop = start + 64 * LANES < n ? start + 64 * LANES : n, i = start;
-        VECTOR s0 = none, s1 = none, s2 = none, s3 = none;
-        for (; i + 4 * LANES <= stop; i += 4 * LANES) {
+        int64_t stop = start + 32 * LANES < n ? start + 32 * LANES : n, i = start;
+        VECTOR s0 = none, s1 = none;
+        for (; i + 2 * LANES <= stop; i += 2 * LANES) {
             VECTOR e0 = OF(exp)(OF(load)(x + i) - m), e1 = OF(exp)(OF(load)(x + i + LANES) - m);
-            VECTOR e2 = OF(exp)(OF(load)(x + i + 2 * LANES) - m), e3 = OF(exp)(OF(load)(x + i + 3 * LANES) - m);
-            if (e) {
-                OF(store)(e + i, e0), OF(store)(e + i + LANES, e1);
-                OF(store)(e + i + 2 * LANES, e2), OF(store)(e + i + 3 * LANES, e3);
-            }
-            s0 += e0, s1 += e1, s2 += e2, s3 += e3;
+            __builtin_prefetch(ahead + i * size);
+            if (e) OF(store)(e + i, e0), OF(store)(e + i + LANES, e1);
+            s0 += e0, s1 += e1;
         }
         for (; i < stop; i += LANES) {
             VECTOR e0 = OF(exp)(OF(load)(x + i) - m);
             if (e) OF(store)(e + i, e0);
             s0 += e0;
         }
-        OF(add_lanes)(&sum, (s0 + s1) + (s2 + s3));
+        OF(add_lanes)(&sum, s0 + s1);
         start = stop;
     }
     return OF(total)(sum);
@@ -142,33 +140,11 @@ static void OF(softcap)(T *x, T *derivative, int64_t n, double softcap) {
     }
 }
 
+/* row_stats of a row by itself. */
 static inline void OF(row_stats)(OF(Stats) *s) {
-    if (s->shift == -INFINITY) s->shift = s->pivot_logit;
-    double pivot = s->pivot_logit, rest = pivot == INFINITY ? NAN : s->sum_rest;
-    double gap = s->shift - pivot, back = gap - s->shift;
-    double dropped = (s->shift - (gap - back)) - (pivot + back);
-    dropped = isfinite(gap) ? dropped : 0;
-    double distance = fabs(gap), decay = exp(-distance), log_norm, norm;
-    if (gap > 0) {
-        decay -= decay * dropped;
-        norm = rest + decay;
-        log_norm = log(norm);
-        s->nll = gap + (dropped + log_norm);
-        s->logsumexp = s->shift + log_norm;
-        s->p = decay / norm;
-        s->one_minus_p = rest / norm;
-        s->exp_scale = 1 / norm;
-    } else {
-        double odds = rest * decay, half;
-        if (distance > 600) half = exp(distance * -0.5), odds = (rest * half) * half;
-        odds += odds * dropped;
-        decay += decay * dropped;
-        norm = 1 + odds;
-        log_norm = log1p(odds);
-        s->nll = log_norm;
-        s->logsumexp = pivot + log_norm;
-        s->p = 1 / norm;
-        s->one_minus_p = odds / norm;
-        s->exp_scale = decay / norm;
-    }
+    const Vector_double none = {0};
+    RowStats rows = {none + s->pivot_logit, none + s->shift, none + s->sum_rest};
+    row_stats(&rows);
+    s->shift = rows.shift[0], s->nll = rows.nll[0], s->logsumexp = rows.logsumexp[0];
+    s->p = rows.p[0], s->one_minus_p = rows.one_minus_p[0], s->exp_scale = rows.exp_scale[0];
 }

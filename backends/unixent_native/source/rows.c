@@ -7,6 +7,7 @@
 #include "vector.h"
 #include "exponential.h"
 #include "half.h"
+#include "stats.h"
 
 enum { CHUNK = 2048 };
 
@@ -15,10 +16,16 @@ static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
 
 #define T float
 #include "row.h"
+#include "memory.h"
+#include "short.h"
+#include "targets.h"
 #include "work.h"
 #undef T
 #define T double
 #include "row.h"
+#include "memory.h"
+#include "short.h"
+#include "targets.h"
 #include "work.h"
 #undef T
 
@@ -26,16 +33,19 @@ static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
 #define NAME(isa, name) NAME_(isa, name)
 
 int NAME(ISA, work)(const Call *call, Queue *queue) {
+    if (is_short(call)) return call->acc_type == FLOAT64 ? work_short_double(call, queue) : work_short_float(call, queue);
     return call->acc_type == FLOAT64 ? work_double(call, queue) : work_float(call, queue);
 }
 
-/* exp of n numbers <= 0, for tests. */
+/* exp of n numbers <= 0 and log(1 + x) of n numbers >= 0, whole vectors of them, for tests. */
 void NAME(ISA, exp)(const void *x, void *out, int64_t n, int64_t type) {
     if (type == FLOAT64) {
-        for (int64_t i = 0; i + (int64_t)(VECTOR_BYTES / 8) <= n; i += VECTOR_BYTES / 8)
-            store_double((double *)out + i, exp_double(load_double((const double *)x + i)));
+        for (int64_t i = 0; i < n; i += DOUBLES) store_double((double *)out + i, exp_double(load_double((const double *)x + i)));
     } else {
-        for (int64_t i = 0; i + (int64_t)(VECTOR_BYTES / 4) <= n; i += VECTOR_BYTES / 4)
-            store_float((float *)out + i, exp_float(load_float((const float *)x + i)));
+        for (int64_t i = 0; i < n; i += 2 * DOUBLES) store_float((float *)out + i, exp_float(load_float((const float *)x + i)));
     }
+}
+
+void NAME(ISA, log1p)(const double *x, double *out, int64_t n) {
+    for (int64_t i = 0; i < n; i += DOUBLES) store_double(out + i, log1p_double(load_double(x + i)));
 }

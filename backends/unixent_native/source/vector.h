@@ -47,3 +47,21 @@ static inline Vector_float load_float(const float *p) { Vector_float v; memcpy(&
 static inline Vector_double load_double(const double *p) { Vector_double v; memcpy(&v, p, sizeof v); return v; }
 static inline void store_float(float *p, Vector_float v) { memcpy(p, &v, sizeof v); }
 static inline void store_double(double *p, Vector_double v) { memcpy(p, &v, sizeof v); }
+
+static inline Vector_double select_double(Bits_double which, Vector_double a, Vector_double b) {
+    return (Vector_double)((which & (Bits_double)a) | (~which & (Bits_double)b));
+}
+
+/* Four rows of four numbers become its columns. */
+typedef float Four __attribute__((vector_size(16)));
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
+#endif
+static inline void transpose_four(Four v[4]) {
+    Four a = SHUFFLE(v[0], v[1], 0, 4, 1, 5), b = SHUFFLE(v[0], v[1], 2, 6, 3, 7);
+    Four c = SHUFFLE(v[2], v[3], 0, 4, 1, 5), d = SHUFFLE(v[2], v[3], 2, 6, 3, 7);
+    v[0] = SHUFFLE(a, c, 0, 1, 4, 5), v[1] = SHUFFLE(a, c, 2, 3, 6, 7);
+    v[2] = SHUFFLE(b, d, 0, 1, 4, 5), v[3] = SHUFFLE(b, d, 2, 3, 6, 7);
+}

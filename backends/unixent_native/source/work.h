@@ -1,111 +1,5 @@
 /* One thread's share of a call: rows loaded, their statistics, the losses, the gradients stored. */
 
-static inline T OF(get)(const char *p, int64_t type) {
-    uint16_t h; float f; double d;
-    switch (type) {
-    case FLOAT16: memcpy(&h, p, 2); return (T)from_float16(h);
-    case BFLOAT16: memcpy(&h, p, 2); return (T)from_bfloat16(h);
-    case FLOAT32: memcpy(&f, p, 4); return (T)f;
-    default: memcpy(&d, p, 8); return (T)d;
-    }
-}
-
-static inline void OF(set)(char *p, int64_t type, T value) {
-    uint16_t h; float f = (float)value; double d = value;
-    switch (type) {
-    case FLOAT16: h = to_float16(f); memcpy(p, &h, 2); break;
-    case BFLOAT16: h = to_bfloat16(f); memcpy(p, &h, 2); break;
-    case FLOAT32: memcpy(p, &f, 4); break;
-    default: memcpy(p, &d, 8);
-    }
-}
-
-/* n numbers of any dtype, step bytes apart, to numbers pitch apart; and back. */
-static void OF(read)(T *restrict out, int64_t pitch, const char *in, int64_t step, int64_t type, int64_t n) {
-    if (pitch == 1 && step == (int64_t)size_of(type)) {
-        if (sizeof(T) == size_of(type)) { copy(out, in, (size_t)n * sizeof(T)); return; }
-        if (sizeof(T) == 4 && type == FLOAT16) { floats_from_float16((float *)out, (const Half *)in, n); return; }
-        if (type == BFLOAT16) {
-            const Half *half = (const Half *)in;
-            for (int64_t i = 0; i < n; i++) out[i] = (T)from_bfloat16(half[i]);
-            return;
-        }
-    }
-    switch (type) {
-#define EACH(code) case code: for (int64_t i = 0; i < n; i++) out[i * pitch] = OF(get)(in + i * step, code); break;
-    EACH(FLOAT16) EACH(BFLOAT16) EACH(FLOAT32) EACH(FLOAT64)
-#undef EACH
-    }
-}
-
-static void OF(write)(char *out, int64_t step, int64_t type, const T *restrict in, int64_t pitch, int64_t n) {
-    if (pitch == 1 && step == (int64_t)size_of(type)) {
-        if (sizeof(T) == size_of(type)) { copy(out, in, (size_t)n * sizeof(T)); return; }
-        if (sizeof(T) == 4 && type == FLOAT16) { float16_from_floats((Half *)out, (const float *)in, n); return; }
-        if (sizeof(T) == 4 && type == BFLOAT16) {
-            Half *half = (Half *)out;
-            for (int64_t i = 0; i < n; i++) half[i] = to_bfloat16((float)in[i]);
-            return;
-        }
-    }
-    switch (type) {
-#define EACH(code) case code: for (int64_t i = 0; i < n; i++) OF(set)(out + i * step, code, in[i * pitch]); break;
-    EACH(FLOAT16) EACH(BFLOAT16) EACH(FLOAT32) EACH(FLOAT64)
-#undef EACH
-    }
-}
-
-/* Numbers of the accumulation dtype that lie next to each other can be worked where they are. */
-static inline int OF(is_direct)(const Array *a) {
-    uintptr_t places = (uintptr_t)a->data;
-    for (int i = 0; i < MAX_AXES; i++) places |= (uintptr_t)a->strides[i];
-    return a->class_stride == (int64_t)sizeof(T) && size_of(a->type) == sizeof(T) && places % sizeof(T) == 0;
-}
-
-typedef struct {
-    const Call *call;
-    OF(Scratch) scratch;
-    int is_mixed, tiled, direct_x, direct_grad;
-    int64_t padded;                   /* C rounded up to whole vectors */
-    T of_probability;                 /* 1 - s */
-    double base;                      /* s / C, of all classes */
-    double total, rest_of_heaviest;   /* sums of b_c */
-    int64_t heaviest;
-} OF(Context);
-
-static inline T OF(weight)(const Call *call, int64_t c) { return call->weight ? ((const T *)call->weight)[c] : 1; }
-
-/* b_c = w_c s / C and their sums: without the heaviest class the others are summed by themselves. */
-static void OF(sum_smoothing)(OF(Context) *w) {
-    const Call *call = w->call;
-    OF(Sum) total = {0, 0}, rest = {0, 0};
-    for (int64_t c = 1; c < call->num_classes; c++)
-        if (OF(weight)(call, c) > OF(weight)(call, w->heaviest)) w->heaviest = c;
-    for (int64_t c = 0; c < call->num_classes; c++) {
-        double b = OF(weight)(call, c) * w->base, low;
-        double high = OF(two_sum)(total.high, b, &low);
-        total.high = high, total.low += low;
-        if (c == w->heaviest) continue;
-        high = OF(two_sum)(rest.high, b, &low);
-        rest.high = high, rest.low += low;
-    }
-    w->total = OF(total)(total), w->rest_of_heaviest = OF(total)(rest);
-    if (!call->probabilities.data)
-        for (int64_t c = 0; c < call->num_classes; c++) w->scratch.coefs[c] = (T)(OF(weight)(call, c) * w->base);
-}
-
-/* t_c = w_c (1 - s) q_c + b_c of n classes of a row, whose probabilities coefs hold. */
-static void OF(to_coefs)(const OF(Context) *w, T *restrict coefs, int64_t start, int64_t n) {
-    const T *restrict weight = w->call->weight;
-    T scale = w->of_probability, base = (T)w->base;
-    if (w->call->label_smoothing > 0) {
-        if (weight) for (int64_t i = 0; i < n; i++) coefs[i] = coefs[i] * scale * weight[start + i] + (T)(weight[start + i] * w->base);
-        else for (int64_t i = 0; i < n; i++) coefs[i] = coefs[i] * scale + base;
-    } else if (weight) {
-        for (int64_t i = 0; i < n; i++) coefs[i] *= weight[start + i];
-    }
-}
-
 /* Fills the scratch row with classes start .. start + n: read, unless a tile's were, and capped. */
 static inline void OF(fill)(OF(Context) *w, T *row, const char *x, int64_t start, int64_t n) {
     const Call *call = w->call;
@@ -162,8 +56,10 @@ static void OF(statistics)(OF(Context) *w, const T *x, T *row, const char *sourc
         T shift = OF(largest)(in, whole);
         /* A row that is worked in place has no room for the last vector. */
         T *target = out && whole != n && out != row + start ? scratch->chunk : out;
-        double chunk_sum = target ? OF(sum_exp)(in, target, whole, shift == -(T)INFINITY ? 0 : shift)
-                                  : OF(sum_exp)(in, NULL, whole, shift == -(T)INFINITY ? 0 : shift);
+        int64_t size = (int64_t)size_of(call->x.type);
+        const char *ahead = (x ? (const char *)x : source) + (start + CHUNK) * size;
+        double chunk_sum = target ? OF(sum_exp)(in, target, whole, shift == -(T)INFINITY ? 0 : shift, ahead, size)
+                                  : OF(sum_exp)(in, NULL, whole, shift == -(T)INFINITY ? 0 : shift, ahead, size);
         if (target != out) copy(out, target, (size_t)n * sizeof(T));
         scratch->shifts[chunks] = shift, scratch->sums[chunks] = chunk_sum;
         largest = shift > largest ? shift : largest;
@@ -321,13 +217,6 @@ static void OF(share)(OF(Context) *w, const T *x, T *row, const char *source, in
     columns[PIVOT_COEF * step] = w->is_mixed && pivot >= 0 ? coefs[pivot] : 0;
 }
 
-static int64_t OF(offset)(const Array *a, const Call *call, int64_t position) {
-    int64_t offset = 0;
-    for (int64_t axis = call->num_axes; axis-- > 0; position /= call->shape[axis])
-        offset += position % call->shape[axis] * a->strides[axis];
-    return offset;
-}
-
 /* Positions first .. first + n, adjacent along the last axis; n is 1 unless they are tiled. */
 static void OF(tile)(OF(Context) *w, int64_t first, int64_t n) {
     const Call *call = w->call;
@@ -376,7 +265,7 @@ static void OF(tile)(OF(Context) *w, int64_t first, int64_t n) {
 
 static int OF(work)(const Call *call, Queue *queue) {
     OF(Context) w = {.call = call};
-    int64_t num_classes = call->num_classes, tile = tile_size(call), run = call->num_axes ? call->shape[call->num_axes - 1] : 1;
+    int64_t num_classes = call->num_classes, tile = tile_size(call);
     w.tiled = tile > 1;
     w.is_mixed = call->probabilities.data || call->label_smoothing > 0;
     w.direct_x = !w.tiled && !call->softcap && OF(is_direct)(&call->x);
@@ -398,16 +287,7 @@ static int OF(work)(const Call *call, Queue *queue) {
     scratch->shifts = (double *)p, scratch->sums = scratch->shifts + chunks;
     if (scratch->coefs) memset(scratch->coefs, 0, sizeof(T) * (size_t)(coefs * pitch));
     if (w.is_mixed && call->label_smoothing > 0) OF(sum_smoothing)(&w);
-    for (;;) {
-        int64_t begin = __atomic_fetch_add(&queue->next, queue->block, __ATOMIC_RELAXED);
-        if (begin >= call->count) break;
-        int64_t end = call->count - begin < queue->block ? call->count : begin + queue->block;
-        for (int64_t n; begin < end; begin += n) {
-            n = end - begin < tile ? end - begin : tile;
-            if (n > run - begin % run) n = run - begin % run;
-            OF(tile)(&w, begin, n);
-        }
-    }
+    for (int64_t first = 0, end = 0, n; (n = next_tile(call, queue, tile, &first, &end)); first += n) OF(tile)(&w, first, n);
     free(memory);
     return 0;
 }
