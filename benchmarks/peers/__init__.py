@@ -55,16 +55,19 @@ PEERS = (
     _peer("scikit-learn log_loss", "numpy_losses:sklearn_loss", "numpy", "sklearn"),
 )
 
+# unixent's own backends, which a reader wants beside them.
+OWN = tuple(Peer(f"unixent {name}", name, name, (name,)) for name in ("numpy", "torch", "jax", "mindspore"))
+
 
 def find(name: str) -> Peer:
     """The peer of a name."""
-    by_name = {peer.name: peer for peer in PEERS}
+    by_name = {peer.name: peer for peer in (*PEERS, *OWN)}
     if name not in by_name:
         raise LookupError(f"no peer is called {name!r}; expected one of {', '.join(map(repr, by_name))}")
     return by_name[name]
 
 
 def in_order(reports: Iterable[Report]) -> list[Report]:
-    """Reports in the order of the table of peers; any others come first: they are unixent's own or the reader's."""
-    order = {peer.name: i for i, peer in enumerate(PEERS)}
+    """Reports in the order of the tables, unixent's own before the peers; any others, the reader's, come first."""
+    order = {peer.name: i for i, peer in enumerate((*OWN, *PEERS))}
     return sorted(reports, key=lambda report: order.get(report.implementation, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,8 @@ def main(
     timeout: options.Timeout = 60,
     jobs: options.Jobs = None,
 ) -> None:
-    """Run the conformance catalogue on the cross-entropies of other libraries, and make one page of them.
+    """Run the conformance catalogue on the cross-entropies of other libraries, beside unixent's backends, and make one
+    page of them.
 
     Exit code: 0, or 2 where a peer that was named is unknown or cannot be run.
     """
@@ -67,7 +69,7 @@ def study(
     """
     console = console or Console()
     try:
-        chosen = [peers.find(name) for name in names] or list(peers.PEERS)
+        chosen = [peers.find(name) for name in names] or [*peers.OWN, *peers.PEERS]
         reports = {each.implementation: each for path in merge for each in report.read(path)}
     except (LookupError, ValueError, OSError) as error:
         print_error(console, error)
@@ -83,7 +85,8 @@ def study(
         if current is None:
             code = 2 if names else code
             continue
-        reports[current.implementation] = current
+        current = replace(current, implementation=peer.name)
+        reports[peer.name] = current
         console.print(terminal.line(current), highlight=False)
     if out is not None and reports:
         write_reports(console, out, peers.in_order(reports.values()), "Cross-entropy across frameworks")

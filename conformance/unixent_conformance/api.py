@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,7 +77,19 @@ def run(
         results.append(result)
         if progress is not None:
             progress(len(results), len(plan.cases))
-    return Report(plan.name, plan.framework, plan.version, settle(results))
+    return Report(plan.name, plan.framework, plan.version, settle(results), date=now(), machine=machine())
+
+
+def now() -> str:
+    """The time in UTC, to the minute."""
+    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
+def machine() -> str:
+    """What a report says of the machine: nothing that names it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    plural = "s" if cores > 1 else ""
+    return f"{platform.system()} {platform.machine()}, {cores} core{plural}, Python {platform.python_version()}"
 
 
 @dataclass(frozen=True)

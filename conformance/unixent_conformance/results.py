@@ -77,17 +77,23 @@ class Report:
     """The verdicts of one implementation; `unixent_conformance.report` writes it as JUnit, Markdown and HTML.
 
     ok: nothing silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a `Result` each, with
-    id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste).
+    id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste). left_out:
+    what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where. stopped: what ended it
+    before its last case, empty if nothing did.
     """
 
     implementation: str
     framework: str
     version: str
     cases: tuple[Result, ...]
+    left_out: tuple[str, ...] = ()
+    date: str = ""
+    machine: str = ""
+    stopped: str = ""
 
     @property
     def ok(self) -> bool:
-        return all(result.verdict.ok for result in self.cases)
+        return not self.stopped and all(result.verdict.ok for result in self.cases)
 
     @property
     def counts(self) -> dict[Verdict, int]:
@@ -111,9 +117,13 @@ class Report:
                 "implementation": self.implementation,
                 "framework": self.framework,
                 "environment": self.version,
+                "date": self.date,
+                "machine": self.machine,
+                "stopped": self.stopped,
                 "ok": self.ok,
                 "counts": {verdict.value: n for verdict, n in self.counts.items()},
                 "dialects": self.dialects,
+                "left_out": list(self.left_out),
                 "cases": [result.to_record() for result in self.cases],
             },
             ensure_ascii=False,
@@ -128,7 +138,9 @@ class Report:
             if data["version"] != VERSION:
                 raise ValueError(f"expected a report of version {VERSION}; got {data['version']}")
             cases = tuple(Result.from_record(record) for record in data["cases"])
-            return cls(data["implementation"], data["framework"], data["environment"], cases)
+            left_out = tuple(data.get("left_out", ()))
+            about = {name: data.get(name, "") for name in ("date", "machine", "stopped")}
+            return cls(data["implementation"], data["framework"], data["environment"], cases, left_out, **about)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no report of unixent conformance: {error}") from error
 

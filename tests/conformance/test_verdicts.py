@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,8 @@ from unixent_conformance.harnesses import load
 from unixent_conformance.harnesses.numpy import NumPyHarness
 from unixent_conformance.implementation import Implementation, wrap
 from unixent_conformance.model import Tier
-from unixent_conformance.results import Result
+from unixent_conformance.report import terminal
+from unixent_conformance.results import Report, Result, Verdict
 from unixent_conformance.runner import run_case
 from unixent_conformance.selection import applies
 from unixent_conformance.under_test import Subject
@@ -233,3 +235,20 @@ def test_the_exit_code_says_what_became_of_the_run(tested: str, code: int, text:
     assert isinstance(console.file, io.StringIO)
     assert text in console.file.getvalue()
     assert "Traceback" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("width", "first"), [(40, "✓"), (80, "feature"), (120, "feature")])
+def test_in_a_narrow_terminal_the_verdicts_come_first(width: int, first: str) -> None:
+    """Every count is whole at every width; where the share of the bound is shown, it is explained."""
+    verdicts = [v for v in Verdict for _ in range(1234 if v is Verdict.MATCHES else 107)]
+    results = [Result(f"a/{i}", "out-of-range targets", "eager", v, units=0.5) for i, v in enumerate(verdicts)]
+    console = Console(width=width, file=io.StringIO())
+    console.print(terminal.table(Report("my.kernels:loss", "torch", "torch 2.13.0", tuple(results))))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(len(line) <= width for line in text.splitlines())
+    heading = next(line for line in text.splitlines() if "feature" in line)
+    assert heading.split()[0] == first
+    assert re.search(r"1234 +107 +107 +107 +107", text)
+    assert "…" not in text
+    assert ("1 is normal in half precision" in " ".join(text.split())) == (width > 40)
+    assert ("✗ silently wrong" in " ".join(text.split())) == (width == 40)

@@ -42,3 +42,11 @@ def test_reports_of_other_environments_join_the_page(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert '"name":"elsewhere"' in page
     assert '"name":"scipy log_softmax"' in page
+
+
+def test_unixents_own_backends_are_among_the_columns(tmp_path: Path) -> None:
+    options = ["--quick", "--feature", "z-loss", "--report", "out"]
+    done = study("unixent numpy", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"name":"unixent numpy"' in (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert [peer.name for peer in peers.OWN] == [f"unixent {name}" for name in ("numpy", "torch", "jax", "mindspore")]

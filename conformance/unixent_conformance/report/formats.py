@@ -35,7 +35,7 @@ def to_junit(report: Report) -> str:
 
 def to_markdown(report: Report, most: int = 10) -> str:
     """A table by feature, the dialects with their formulas, the first failures of each feature with lines to paste."""
-    headings = ["feature", *(verdict.value for verdict in Verdict), "error / bound"]
+    headings = ["feature", *(verdict.value for verdict in Verdict), "share of the bound"]
     lines = [f"## {report.implementation}", "", report.version or report.framework, ""]
     lines += ["| " + " | ".join(headings) + " |", "|---" + "|---:" * (len(headings) - 1) + "|"]
     for feature, results in report.by_feature().items():

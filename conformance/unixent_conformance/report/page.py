@@ -1,4 +1,7 @@
-"""One self-contained HTML page: features by implementations, each cell opening to its cases; and what differs.
+"""One self-contained HTML page.
+
+Of one implementation: its verdict, the worst failures, a table of its features, what was not judged. Of several:
+features by implementations, each cell opening to its cases; and what differs.
 
 The page is `page.html` with the style, the script and the data put in. It needs no network and no server.
 """
@@ -16,6 +19,9 @@ from unixent_conformance.dialects import BY_NAME
 from unixent_conformance.results import Report, Result, Verdict
 
 ORDER = (Verdict.MATCHES, Verdict.DIALECT, Verdict.REFUSES, Verdict.WRONG, Verdict.CRASHED)
+# Where the definition is that judges (see pyproject.toml: an address that is kept for the project).
+DEFINITION = "https://unixent.example/docs/semantics.md"
+
 # Cases of one verdict in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
 TEXTS, REPROS = 12, 2
 
@@ -51,11 +57,22 @@ def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
             for feature, results in report.by_feature().items()
         }
         implementations.append(
-            {"name": report.implementation, "framework": report.framework, "version": report.version, "cells": cells}
+            {
+                **{name: getattr(report, name) for name in ("framework", "version", "date", "machine", "stopped")},
+                "name": report.implementation,
+                "left_out": list(report.left_out),
+                "cells": cells,
+                "failures": [_failure(group, features, strings) for group in _worst_first(report)],
+                "refused": [
+                    [len(alike), strings(reason) if reason else -1, _features(alike, features)]
+                    for reason, alike in _refusals(report)
+                ],
+            }
         )
     named = {name for report in reports for name in report.dialects}
     return {
         "title": title,
+        "definition": DEFINITION,
         "verdicts": [verdict.value for verdict in ORDER],
         "features": list(features.index),
         "implementations": implementations,
@@ -78,15 +95,62 @@ def _alike(results: Sequence[Result]) -> dict[tuple[Verdict, tuple[str, ...]], l
 
 def _group(key: tuple[Verdict, tuple[str, ...]], alike: Sequence[Result], strings: Table) -> dict[str, Any]:
     verdict, dialects = key
-    cases: list[list[Any]] = []
-    for result in alike:
+    cases = []
+    for n, result in enumerate(alike):
         # The reasons of refusals repeat, and take up room once; every other text has numbers of its own.
-        keep = result.detail and (verdict is Verdict.REFUSES or len(cases) < TEXTS)
-        text = strings(result.detail) if keep else -1
-        repro = strings(result.repro) if result.repro and len(cases) < REPROS else -1
-        units = float(f"{result.units:.2g}") if math.isfinite(result.units) else None
-        cases.append([strings(result.id), units, strings(result.mode), text, repro])
+        cases.append(_case(result, strings, verdict is Verdict.REFUSES or n < TEXTS, n < REPROS))
     return {"verdict": ORDER.index(verdict), "dialects": list(dialects), "cases": cases}
+
+
+def _case(result: Result, strings: Table, text: bool = True, repro: bool = True) -> list[Any]:
+    units = float(f"{result.units:.2g}") if math.isfinite(result.units) else None
+    said = strings(result.detail) if result.detail and text else -1
+    return [
+        strings(result.id),
+        units,
+        strings(result.mode),
+        said,
+        strings(result.repro) if result.repro and repro else -1,
+    ]
+
+
+def grouped(report: Report) -> list[list[Result]]:
+    """The failures that tell of different faults: what is wrong in one feature, or one error wherever it comes."""
+    groups: dict[tuple[Verdict, str], list[Result]] = {}
+    for result in report.cases:
+        if not result.verdict.ok:
+            alike = result.detail if result.verdict is Verdict.CRASHED else result.feature
+            groups.setdefault((result.verdict, alike), []).append(result)
+    return list(groups.values())
+
+
+def _worst_first(report: Report) -> list[list[Result]]:
+    """The groups of failures: silent errors by their size, then crashes by how many there are."""
+
+    def gravity(group: list[Result]) -> tuple[float, ...]:
+        units = max(math.inf if math.isnan(result.units) else result.units for result in group)
+        return (1, units, len(group)) if group[0].verdict is Verdict.WRONG else (0, len(group))
+
+    return sorted(grouped(report), key=gravity, reverse=True)
+
+
+def _failure(group: Sequence[Result], features: Table, strings: Table) -> list[Any]:
+    """Verdict, number of cases, features, and the case that is furthest off."""
+    worst = max(group, key=lambda result: math.inf if math.isnan(result.units) else result.units)
+    return [ORDER.index(worst.verdict), len(group), _features(group, features), _case(worst, strings)]
+
+
+def _refusals(report: Report) -> list[tuple[str, list[Result]]]:
+    """What was refused, by what was said, the most frequent first."""
+    reasons: dict[str, list[Result]] = {}
+    for result in report.cases:
+        if result.verdict is Verdict.REFUSES:
+            reasons.setdefault(result.detail, []).append(result)
+    return sorted(reasons.items(), key=lambda pair: -len(pair[1]))
+
+
+def _features(results: Sequence[Result], features: Table) -> list[int]:
+    return [features(name) for name in dict.fromkeys(result.feature for result in results)]
 
 
 def _read(name: str) -> str:

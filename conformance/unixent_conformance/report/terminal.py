@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from unixent_conformance.results import Report, Verdict
+from unixent_conformance.results import Report, Result, Verdict
 
 STYLES = {
     Verdict.MATCHES: "green",
@@ -19,26 +22,57 @@ STYLES = {
 }
 
 
-def table(report: Report) -> Table:
-    """One row per feature: how many cases got each verdict, and the largest error in units of its bound.
+# Of verdicts, where a line has no room for their names.
+MARKS = dict(zip(Verdict, "✓≈–✗!", strict=True))
 
-    Verdicts that nothing got have no column, so that a clean run reads as one.
+# The columns of characters that the whole table takes, if every verdict is seen.
+WIDE = 68
+
+SHARE = (
+    "share of the bound: the largest error of what matches, relative to the largest that rounding alone can cause; "
+    "1 is normal in half precision"
+)
+
+
+@dataclass(frozen=True)
+class table:
+    """One row per feature: how many cases got each verdict, and which share of its bound the largest error of those
+    that match takes.
+
+    Verdicts that nothing got have no column, so that a clean run reads as one. Where a line is too short for all of it,
+    the verdicts come first, and the share is left out.
     """
-    title = f"{report.implementation} ({report.version or report.framework})"
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    seen = [verdict for verdict, n in report.counts.items() if n or verdict is Verdict.MATCHES]
-    shown.add_column("feature", no_wrap=True)
-    for verdict in seen:
-        shown.add_column(verdict.value, justify="right", min_width=8)  # two words take two lines, never an ellipsis
-    shown.add_column("error / bound", justify="right", min_width=7)
-    for feature, results in report.by_feature().items():
-        cells = [_cell(sum(r.verdict is verdict for r in results), verdict) for verdict in seen]
-        bad = not all(r.verdict.ok for r in results)
-        worst = max(r.units for r in results)
-        shown.add_row(f"[red]{feature}[/red]" if bad else feature, *cells, f"{worst:.2g}")
-    shown.add_section()
-    shown.add_row(f"all {len(report.cases)}", *(_cell(report.counts[verdict], verdict) for verdict in seen), "")
-    return shown
+
+    report: Report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        report, narrow = self.report, options.max_width < WIDE
+        seen = [verdict for verdict, n in report.counts.items() if n or verdict is Verdict.MATCHES]
+        # Two words take two lines, never an ellipsis.
+        counts = [Column(justify="right", min_width=3 if narrow else 8) for _ in seen]
+        for column, verdict in zip(counts, seen, strict=True):
+            column.header = MARKS[verdict] if narrow else verdict.value
+        feature, share = (
+            Column("feature", no_wrap=not narrow, overflow="fold"),
+            Column("share of the bound", justify="right"),
+        )
+        columns = [*counts, feature] if narrow else [feature, *counts, share]
+        shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        shown.title_justify = shown.caption_justify = "left"
+        shown.title = f"{report.implementation} ({report.version or report.framework})"
+        shown.caption = ", ".join(f"{MARKS[verdict]} {verdict.value}" for verdict in seen) if narrow else SHARE
+
+        def add(name: str, results: Sequence[Result], largest: str) -> None:
+            cells = [_cell(sum(r.verdict is verdict for r in results), verdict) for verdict in seen]
+            shown.add_row(*((*cells, name) if narrow else (name, *cells, largest)))
+
+        for name, results in report.by_feature().items():
+            bad = not all(r.verdict.ok for r in results)
+            units = [r.units for r in results if r.verdict is Verdict.MATCHES]
+            add(f"[red]{name}[/red]" if bad else name, results, f"{max(units):.2f}" if units else "")
+        shown.add_section()
+        add(f"all {len(report.cases)}", report.cases, "")
+        yield shown
 
 
 def line(report: Report) -> str:
