@@ -24,6 +24,18 @@ MAX_AXES = 8
 ADDRESSES = struct.Struct("10q")
 CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 4d")
 
+_TEXT, _ADDRESS, _NUMBER = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
+
+# What each function of the library returns and takes.
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
+    "isa": (_TEXT, [_NUMBER]),
+    "rows": (ctypes.c_int, [_TEXT, _TEXT, _NUMBER]),
+    "in_range": (ctypes.c_int, [_ADDRESS, _NUMBER, _NUMBER]),
+    "sum": (ctypes.c_double, [_ADDRESS, _NUMBER, _NUMBER]),
+    "exp": (None, [_NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER]),
+    "log1p": (None, [_NUMBER, _ADDRESS, _ADDRESS, _NUMBER]),
+}
+
 _logger = logging.getLogger("unixent")
 
 
@@ -65,35 +77,21 @@ def load() -> Library | None:
         if shared.unixent_call_size() != ADDRESSES.size + CALL.size:
             raise OSError(f"{NAME} is of another version: python hatch_build.py builds it again")
         xla_rows = shared.unixent_xla_rows
+        functions = {name: getattr(shared, f"unixent_{name}") for name in FUNCTIONS}
     except (OSError, AttributeError) as error:
         # Once: the result is kept.
         _logger.info("native kernel not available, using the framework's own operators: %s", error)
         return None
-    packed, address, number = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
-    for name, result, arguments in (
-        ("isa", packed, [number]),
-        ("rows", ctypes.c_int, [packed, packed, number]),
-        ("in_range", ctypes.c_int, [address, number, number]),
-        ("sum", ctypes.c_double, [address, number, number]),
-        ("exp", None, [number, address, address, number, number]),
-        ("log1p", None, [number, address, address, number]),
-    ):
-        function = getattr(shared, f"unixent_{name}")
-        function.restype, function.argtypes = result, arguments
+    for name, (result, arguments) in FUNCTIONS.items():
+        functions[name].restype, functions[name].argtypes = result, arguments
+    isa_name = functions.pop("isa")
     isas: tuple[str, ...] = ()
-    while (isa := shared.unixent_isa(len(isas))) is not None:
+    while (isa := isa_name(len(isas))) is not None:
         isas += (isa.decode(),)
     chosen = os.environ.get("UNIXENT_NATIVE_ISA", isas[0])
     if chosen not in isas:
         raise OptionError(f"UNIXENT_NATIVE_ISA: expected one of {', '.join(isas)}; got {chosen!r}")
-    functions = (
-        shared.unixent_rows,
-        shared.unixent_in_range,
-        shared.unixent_sum,
-        shared.unixent_exp,
-        shared.unixent_log1p,
-    )
-    return Library(*functions, xla_rows, isas, isas.index(chosen))
+    return Library(**functions, xla_rows=xla_rows, isas=isas, isa=isas.index(chosen))
 
 
 def instruction_set() -> str | None:

@@ -286,8 +286,9 @@ def test_the_environment_switches_it_off_and_chooses_the_instruction_set(native_
     [
         lambda patch: patch.setattr(library_module, "NAME", "nowhere.so"),
         lambda patch: patch.setattr(library_module, "ADDRESSES", struct.Struct("9q")),
+        lambda patch: patch.setitem(library_module.FUNCTIONS, "of a later version", (None, [])),
     ],
-    ids=["missing", "stale"],
+    ids=["missing", "stale", "without a function"],
 )
 def test_a_missing_or_stale_library_is_reported_once_and_is_no_error(monkeypatch, caplog, change):
     change(monkeypatch)

@@ -68,10 +68,11 @@ static inline int is_tiled(const Call *call) {
     return call->shape[call->num_axes - 1] > 1 && (step < 0 ? -step : step) < (classes < 0 ? -classes : classes);
 }
 
-/* Whether rows are worked many at a time, one in each lane of a vector (short.h). */
-enum { SHORT = 256, MAX_TILE = 256 };
+/* Whether rows are worked many at a time, one in each lane of a vector (short.h): where a row by itself would not take
+   longer. */
+enum { MAX_SHORT = 256, MAX_TILE = 256 };
 static inline int is_short(const Call *call) {
-    return call->num_classes <= SHORT && call->label_smoothing == 0 && call->softcap == 0 && !call->probabilities.data && !call->columns;
+    return call->num_classes <= MAX_SHORT && call->label_smoothing == 0 && call->softcap == 0 && !call->probabilities.data && !call->columns;
 }
 
 /* How many positions are read at a time: whole cache lines of them, as much as stays in the second cache; of short rows

@@ -143,7 +143,7 @@ static void OF(softcap)(T *x, T *derivative, int64_t n, double softcap) {
 /* row_stats of a row by itself. */
 static inline void OF(row_stats)(OF(Stats) *s) {
     const Vector_double none = {0};
-    RowStats rows = {none + s->pivot_logit, none + s->shift, none + s->sum_rest};
+    RowStats rows = {.pivot_logit = none + s->pivot_logit, .shift = none + s->shift, .sum_rest = none + s->sum_rest};
     row_stats(&rows);
     s->shift = rows.shift[0], s->nll = rows.nll[0], s->logsumexp = rows.logsumexp[0];
     s->p = rows.p[0], s->one_minus_p = rows.one_minus_p[0], s->exp_scale = rows.exp_scale[0];

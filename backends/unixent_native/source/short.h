@@ -5,7 +5,7 @@
 typedef struct {
     double pivot_logit[MAX_TILE], shift[MAX_TILE], sum_rest[MAX_TILE];
     double target_coef[MAX_TILE], grad_scale[MAX_TILE], pivot_grad[MAX_TILE];
-    T position_weight[MAX_TILE], factor[MAX_TILE], line[SHORT * VECTOR_BYTES / sizeof(T)];
+    T position_weight[MAX_TILE], factor[MAX_TILE], line[MAX_SHORT * VECTOR_BYTES / sizeof(T)];
     int64_t pivot[MAX_TILE];
     T panels[];
 } OF(Tile);
@@ -119,7 +119,8 @@ static inline __attribute__((always_inline)) void OF(sum_panel)(T *panel, int64_
 /* The losses of DOUBLES rows, and the factors of their gradients. */
 static inline void OF(short_losses)(OF(Tile) *tile, int64_t i, const Call *call, double *loss) {
     const Vector_double none = {0};
-    RowStats s = {load_double(tile->pivot_logit + i), load_double(tile->shift + i), load_double(tile->sum_rest + i)};
+    RowStats s = {.pivot_logit = load_double(tile->pivot_logit + i), .shift = load_double(tile->shift + i),
+                  .sum_rest = load_double(tile->sum_rest + i)};
     row_stats(&s);
     Vector_double coef = load_double(tile->target_coef + i), scale = load_double(tile->grad_scale + i);
     Bits_double nothing = (coef == 0.0) & (s.nll == INFINITY);
