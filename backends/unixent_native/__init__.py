@@ -5,8 +5,18 @@ use. None knows a framework: arrays are addresses, shapes and strides. ``source/
 compiles.
 """
 
-from unixent_native.call import DTYPES, Strided, packed_call, row_losses
+from unixent_native.call import DTYPES, NUMBERS_PER_THREAD, Strided, packed_call, row_losses
 from unixent_native.cores import available_cores
 from unixent_native.library import MAX_AXES, instruction_set, load
 
-__all__ = ["DTYPES", "MAX_AXES", "Strided", "available_cores", "instruction_set", "load", "packed_call", "row_losses"]
+__all__ = [
+    "DTYPES",
+    "MAX_AXES",
+    "NUMBERS_PER_THREAD",
+    "Strided",
+    "available_cores",
+    "instruction_set",
+    "load",
+    "packed_call",
+    "row_losses",
+]

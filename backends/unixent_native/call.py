@@ -15,7 +15,7 @@ from unixent_native.library import ADDRESSES, CALL, MAX_AXES, Library
 #: Codes of the dtypes that the library reads and writes; float32 and float64 are those it computes in.
 DTYPES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
-# Below so many numbers a thread, a call is over before another thread has started: 0.1 ms.
+#: Below so many numbers a thread, a call is over before another thread has started: 0.1 ms.
 NUMBERS_PER_THREAD = 1 << 16
 
 _pack_addresses, _pack_call = ADDRESSES.pack, CALL.pack

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.options import LossOptions
-from unixent_native import DTYPES, Strided, load, row_losses
+from unixent_native import DTYPES, NUMBERS_PER_THREAD, Strided, load, row_losses
 from unixent_torch import compat
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import on_huge_pages
@@ -95,7 +95,8 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         0.0,
         0.0,
         None,
-        num_threads(),
+        # Asking for the cores takes a microsecond, and a small call has one thread in any case.
+        num_threads() if count * classes >= 2 * NUMBERS_PER_THREAD else 1,
     )
     mean = library.sum(at_losses, count, code) / denominator
     if not mean <= largest:
