@@ -1,19 +1,17 @@
-"""Liger-Kernel's Triton cross-entropy; without a GPU, through Triton's interpreter."""
+"""Liger-Kernel's Triton losses, of logits and fused with the classifier, through Triton's interpreter."""
 
 from __future__ import annotations
 
-import os
-
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+from unixent_conformance import triton_interpreter
 
-from liger_kernel.transformers.functional import liger_cross_entropy
-from triton.runtime.interpreter import InterpreterError
+triton_interpreter.enable()
 
-from peers.adapting import flat, only, peer
-from unixent_conformance.harness import Unsupported
+from liger_kernel.transformers.functional import liger_cross_entropy, liger_fused_linear_cross_entropy  # noqa: E402
+
+from peers.adapting import flat, only, peer  # noqa: E402
+from unixent_conformance.harness import Unsupported  # noqa: E402
 
 
 def _cross_entropy(
@@ -33,20 +31,48 @@ def _cross_entropy(
     if target.is_floating_point():
         raise Unsupported("takes class indices only")
     rows = logits.reshape(-1, logits.shape[-1]).clone()
-    try:
-        loss: torch.Tensor = liger_cross_entropy(
-            rows,
-            flat(target, logits.shape[:-1]),
-            weight=weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            lse_square_scale=z_loss,
-            softcap=softcap,
-        )
-    except InterpreterError as error:  # of the interpreter's own making: on a GPU the kernel is compiled
-        raise Unsupported(f"Triton's interpreter cannot run this without a GPU: {error}") from error
+    loss: torch.Tensor = liger_cross_entropy(
+        rows,
+        flat(target, logits.shape[:-1]),
+        weight=weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+        lse_square_scale=z_loss,
+        softcap=softcap,
+    )
     return loss.reshape(logits.shape[:-1]) if reduction == "none" else loss
 
 
+def _linear(
+    hidden: torch.Tensor,
+    classifier: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    if target.is_floating_point():
+        raise Unsupported("takes class indices only")
+    loss: torch.Tensor = liger_fused_linear_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]),
+        classifier,
+        flat(target, hidden.shape[:-1]),
+        bias=bias,
+        ce_weight=weight,
+        ignore_index=ignore_index,
+        lse_square_scale=z_loss,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        softcap=softcap,
+    )
+    return loss.reshape(hidden.shape[:-1]) if reduction == "none" else loss
+
+
+linear_cross_entropy = peer("liger-kernel linear", _linear, "liger-kernel", "triton")
 cross_entropy = peer("liger-kernel", _cross_entropy, "liger-kernel", "triton")

@@ -11,8 +11,8 @@ from unixent_conformance import run
 from unixent_conformance.api import find_tested
 from unixent_conformance.results import Verdict
 
-# Compiles its kernel for each shape and dtype, which takes minutes; `python benchmarks/peers` has the time.
-SLOW = {"cut-cross-entropy", "liger-kernel"}
+# Compiled for each shape and dtype, or interpreted, which takes minutes; `python benchmarks/peers` has the time.
+SLOW = {"cut-cross-entropy", "cut-cross-entropy triton", "liger-kernel", "liger-kernel linear"}
 
 
 @pytest.fixture(params=PEERS, ids=lambda peer: peer.name)
@@ -21,7 +21,7 @@ def peer(request: pytest.FixtureRequest) -> Peer:
     if requested.absent():
         pytest.skip(requested.absent())
     if requested.name in SLOW:
-        pytest.skip("compiles for minutes on a CPU: run it with `python benchmarks/peers`")
+        pytest.skip("takes minutes on a CPU: run it with `python benchmarks/peers`")
     return requested
 
 
