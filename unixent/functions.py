@@ -68,10 +68,10 @@ def cross_entropy(
 ) -> Any:
     r"""Cross-entropy between logits and targets, in nats, with one meaning on every framework.
 
-    Let P be the shape of ``logits`` without the class axis, C the number of classes, x the logits (after
-    ``softcap``), lse the log-sum-exp of a position over its classes, and L_c = lse - x_c >= 0 the negative
-    log-probability of class c. With w the class weights, v the position weight (``mask``, and 0 where the target is
-    ``ignore_index``), s the label smoothing and z the coefficient of the squared log-normaliser:
+    Let P be the shape of ``logits`` without the class axis, C the number of classes, x the logits (after ``scale``,
+    ``softcap`` and ``temperature``), lse the log-sum-exp of a position over its classes, and L_c = lse - x_c >= 0 the
+    negative log-probability of class c. With w the class weights, v the position weight (``mask``, and 0 where the
+    target is ``ignore_index``), s the label smoothing and z the coefficient of the squared log-normaliser:
 
     .. code-block:: text
 
@@ -95,7 +95,8 @@ def cross_entropy(
         ignore_index: positions with this target do not exist; may lie inside or outside [0, C). Class indices only.
         label_smoothing: in [0, 1]; the share of the target that is spread evenly over the C classes.
         z_loss: coefficient >= 0 of the squared log-normaliser.
-        softcap: None, or a > 0 that replaces x by a * tanh(x / a) first.
+        scale, softcap, temperature: k > 0, None or a > 0, and T > 0: x is replaced by cap(k * x) / T first, in this
+            order, where cap(x) = a * tanh(x / a), or x without a softcap. -inf stays -inf.
         num_classes: None, or how many of the classes along ``axis`` exist. The rest pads the vocabulary: probability 0
             and gradient 0 whatever it holds, not in smoothing's C, out of range as an index. ``weight`` has num_classes
             entries; probability targets have the shape of logits.
@@ -163,8 +164,8 @@ def loss_terms(
     mean over several batches is ``sum(numerators) / sum(denominators)``, which the mean of their means is not.
 
     Args:
-        logits, target, weight, mask, axis, ignore_index, label_smoothing, z_loss, softcap, num_classes, validate,
-        parallel, backend: as in `cross_entropy`.
+        logits, target, weight, mask, axis, ignore_index, label_smoothing, z_loss, scale, softcap, temperature,
+        num_classes, validate, parallel, backend: as in `cross_entropy`.
         dtype: dtype of both terms; None for the accumulation dtype (float32 for half and float32 logits, float64
             otherwise), since a float16 count is infinite beyond 65504.
 
@@ -271,8 +272,8 @@ def value_and_grad(
     where r sums the exponentials of the other classes: p_y - 1 without its cancellation.
 
     Args:
-        logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, softcap, num_classes,
-        normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
+        logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, scale, softcap,
+        temperature, num_classes, normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
         grad_output: upstream gradient, of the shape of the loss (P for "none", 0-d otherwise); None for ones.
         wrt: "logits", "target" (probability targets only), or a tuple of these.
 

@@ -19,7 +19,9 @@ class PositionOptions(TypedDict, total=False):
     ignore_index: int
     label_smoothing: float
     z_loss: float
+    scale: float
     softcap: float | None
+    temperature: float
     num_classes: int | None
     dtype: Any
     validate: Validate

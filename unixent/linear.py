@@ -73,9 +73,9 @@ def linear_cross_entropy(
         classifier: (C, D), floating.
         target: class indices of shape P, or probabilities of shape P + (C,).
         bias: (C,), floating, or None.
-        weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap, num_classes, normalizer, on_empty,
-        dtype, validate, parallel, backend: as in `cross_entropy`; ``dtype=None`` means the dtype of hidden, and beyond
-        ``num_classes`` the rows of classifier are padding.
+        weight, mask, reduction, ignore_index, label_smoothing, z_loss, scale, softcap, temperature, num_classes,
+        normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`; ``dtype=None`` means the dtype
+        of hidden, and beyond ``num_classes`` the rows of classifier are padding.
         chunk: number of positions whose logits may exist at a time; None chooses from shapes and dtype.
 
     Returns:
@@ -172,8 +172,9 @@ def linear_value_and_grad(
     """The fused loss and its gradients for hidden, classifier and bias, on every backend.
 
     Args:
-        hidden, classifier, target, bias, weight, mask, reduction, ignore_index, label_smoothing, z_loss, softcap,
-        num_classes, normalizer, on_empty, dtype, validate, parallel, chunk, backend: as in `linear_cross_entropy`.
+        hidden, classifier, target, bias, weight, mask, reduction, ignore_index, label_smoothing, z_loss, scale,
+        softcap, temperature, num_classes, normalizer, on_empty, dtype, validate, parallel, chunk, backend: as in
+            `linear_cross_entropy`.
         grad_output: upstream gradient, of the shape of the loss; None for ones.
         wrt: one or several of "hidden", "classifier", "bias", "target"; None for hidden, classifier and, where given,
             bias.

@@ -38,8 +38,8 @@ class CrossEntropyLoss(Generic[PerToken]):
         calculate_per_token_loss: return `LossTerms` (numerator, denominator) instead of the mean; ``reduction``,
             ``on_empty`` and ``normalizer`` would have no effect then, and are refused.
         weight: class weights (C,).
-        reduction, axis, ignore_index, label_smoothing, z_loss, softcap, num_classes, on_empty, dtype, validate,
-        backend: as in `cross_entropy`.
+        reduction, axis, ignore_index, label_smoothing, z_loss, scale, softcap, temperature, num_classes, on_empty,
+        dtype, validate, backend: as in `cross_entropy`.
 
     Raises:
         OptionError: an option is out of range, or has no effect beside another. Unknown keywords raise TypeError, as

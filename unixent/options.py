@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unixent.errors import OptionError, option_error
+from unixent.semantics import LogitTransform
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_IGNORE_INDEX = -100
@@ -107,7 +108,9 @@ class LossOptions:
     ignore_index: int = DEFAULT_IGNORE_INDEX
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
     num_classes: int | None = None
     on_empty: OnEmpty = "zero"
     dtype: str | None = None
@@ -134,6 +137,13 @@ class LossOptions:
         if self.softcap is not None and (type(self.softcap) is not float or not 0 < self.softcap < math.inf):
             expected = "None or a finite float > 0"
             set_field(self, "softcap", _number("softcap", self.softcap, expected, _LEAST_POSITIVE, math.inf))
+        if type(self.scale) is not float or not 0 < self.scale < math.inf:
+            set_field(self, "scale", _number("scale", self.scale, "a finite float > 0", _LEAST_POSITIVE, math.inf))
+        if type(self.temperature) is not float or not 0 < self.temperature < math.inf:
+            expected = "a finite float > 0"
+            set_field(
+                self, "temperature", _number("temperature", self.temperature, expected, _LEAST_POSITIVE, math.inf)
+            )
         if self.num_classes is not None and (type(self.num_classes) is not int or self.num_classes < 1):
             set_field(self, "num_classes", _count("num_classes", self.num_classes, "None or an int >= 1"))
         if type(self.on_empty) is not str or self.on_empty not in _ON_EMPTY:
@@ -142,6 +152,18 @@ class LossOptions:
             set_field(self, "dtype", _dtype_name(self.dtype))
         if type(self.validate) is not str or self.validate not in _VALIDATE:
             set_field(self, "validate", _choice("validate", self.validate, _VALIDATE))
+
+    def transform(self, acc_dtype: str) -> LogitTransform:
+        """What scale, softcap and temperature make of logits, in that accumulation dtype.
+
+        Raises:
+            OptionError: the dtype has no number for scale / temperature.
+        """
+        try:
+            return LogitTransform.of(self.scale, self.softcap, self.temperature, acc_dtype)
+        except OverflowError as error:
+            name = "scale" if self.temperature == 1 else "temperature"
+            raise option_error(name, str(error), self.scale / self.temperature) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,9 @@ from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, Ta
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import ArrayInfo, Backend, LossProblem, Sharding
 from unixent.scores import Scores
+from unixent.semantics import LogitTransform
+
+_IDENTITY = LogitTransform()
 
 
 def make_problem(
@@ -48,6 +51,9 @@ def make_problem(
         classes = options.num_classes
         if classes > num_held:
             raise option_error("num_classes", f"None or an int in [1, {num_held}]", classes)
+    transform = _IDENTITY  # mostly, and not worth two calls
+    if options.softcap is not None or not options.scale == options.temperature == 1:
+        transform = options.transform(acc_dtype)
     target, weight, mask = arguments["target"], arguments.get("weight"), arguments.get("mask")
     target_kind = _check_target(backend, target, positions, shape)
     if target_kind == "probability" and options.ignore_index != DEFAULT_IGNORE_INDEX:
@@ -84,6 +90,7 @@ def make_problem(
         num_classes=classes,
         target_kind=target_kind,
         acc_dtype=acc_dtype,
+        transform=transform,
         # Terms are partial sums: in half precision a count above 65504 would already be infinite.
         result_dtype=options.dtype or (acc_dtype if common.return_terms else first.info.dtype),
         return_terms=common.return_terms,

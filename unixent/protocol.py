@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from unixent.options import LossOptions, ParallelConfig
+from unixent.semantics import LogitTransform
 
 Array = Any  # whatever the framework calls its array
 
@@ -140,6 +141,7 @@ class LossProblem:
             beyond C is padding of probability 0 and gradient 0 (see `unixent.classes`).
         target_kind: "index" or "probability".
         acc_dtype: "float32" or "float64": the dtype of every exp, log and sum.
+        transform: what scale, softcap and temperature make of the logits first.
         result_dtype: dtype that the finished result is rounded to.
         return_terms: return `LossTerms` instead of the reduced loss.
         all_targets_valid: the class indices have been read, and each is a class other than ignore_index, so that a
@@ -157,6 +159,7 @@ class LossProblem:
     num_classes: int
     target_kind: str
     acc_dtype: str
+    transform: LogitTransform
     result_dtype: str
     return_terms: bool = False
     all_targets_valid: bool = False

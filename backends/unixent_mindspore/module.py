@@ -41,7 +41,7 @@ class CrossEntropyLoss(nn.Cell):
             second pass, and has no effect in compiled code, where values cannot be read.
         calculate_per_token_loss: return the pair (numerator, denominator) instead of their quotient.
         weight: class weights (C,).
-        axis, reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in
+        axis, reduction, ignore_index, label_smoothing, z_loss, scale, softcap, temperature, on_empty, validate: as in
             `unixent.cross_entropy`; with ``calculate_per_token_loss``, ``reduction`` and ``on_empty`` have no effect
             and are refused.
         dtype: dtype of the result, by name; None for float32, or float64 for float64 logits.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from unixent.semantics import LogitTransform
 from unixent_native.library import ADDRESSES, CALL, MAX_AXES, Library
 
 #: Codes of the dtypes that the library reads and writes; float32 and float64 are those it computes in.
@@ -52,7 +53,7 @@ def row_losses(
     acc_dtype: int,
     label_smoothing: float,
     z_loss: float,
-    softcap: float | None,
+    transform: LogitTransform,
     threads: int,
     columns: int = 0,
     all_classes: int | None = None,
@@ -75,7 +76,8 @@ def row_losses(
         grad_scale_step: 0 or 1.
         losses: P in C order, of the accumulation dtype.
         acc_dtype: that of float32 or float64.
-        label_smoothing, z_loss, softcap: the options.
+        label_smoothing, z_loss: the options.
+        transform: what becomes of the logits first.
         threads: the most threads to use.
         columns: float64; without a gradient `unixent.semantics.ShareStats` to fill, each field P in C order; with one
             what exp(x_c - m) is multiplied by, x_k, m, the gradient at the pivot, and L_k.
@@ -94,7 +96,13 @@ def row_losses(
         addresses += (0 if array is None else array.data,)
         strides += (None if array is None else array[1:],)
         everywhere &= array is None or array.data != 0
-    options = (label_smoothing, label_smoothing / (all_classes or shape[-1]), z_loss, softcap or 0.0)
+    options = (
+        label_smoothing,
+        label_smoothing / (all_classes or shape[-1]),
+        z_loss,
+        transform.softcap or 0.0,
+        transform.inverse_temperature,
+    )
     count, rest = _packed(shape, strides, grad_scale_step, acc_dtype, options, threads)
     if rest is None:
         return False
@@ -115,17 +123,23 @@ def packed_call(
     acc_dtype: int,
     label_smoothing: float,
     z_loss: float,
-    softcap: float | None,
+    transform: LogitTransform,
     threads: int,
 ) -> bytes | None:
     """The same call without its addresses, for a caller that learns them later; None where it is not taken.
 
     Args:
-        shape, grad_scale_step, acc_dtype, label_smoothing, z_loss, softcap, threads: those of `row_losses`.
+        shape, grad_scale_step, acc_dtype, label_smoothing, z_loss, transform, threads: those of `row_losses`.
         arrays: logits, probabilities and their gradients, by dtype and strides.
     """
     strides = tuple(None if array is None else array[1:] for array in arrays)
-    options = (label_smoothing, label_smoothing / shape[-1], z_loss, softcap or 0.0)
+    options = (
+        label_smoothing,
+        label_smoothing / shape[-1],
+        z_loss,
+        transform.softcap or 0.0,
+        transform.inverse_temperature,
+    )
     return _packed(shape, strides, grad_scale_step, acc_dtype, options, threads)[1]
 
 
@@ -135,7 +149,7 @@ def _packed(
     arrays: tuple[tuple[int, tuple[int, ...]] | None, ...],
     grad_scale_step: int,
     acc_dtype: int,
-    options: tuple[float, float, float, float],
+    options: tuple[float, ...],
     threads: int,
 ) -> tuple[int, bytes | None]:
     """The number of positions, and a call without its addresses; None where positions have too many axes."""

@@ -22,7 +22,7 @@ NAME = "rows" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 # A call as ``source/call.h`` lays it out.
 MAX_AXES = 8
 ADDRESSES = struct.Struct("10q")
-CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 4d")
+CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 5d")
 
 _TEXT, _ADDRESS, _NUMBER = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
 

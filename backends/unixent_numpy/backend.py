@@ -12,7 +12,6 @@ import numpy as np
 from unixent.classes import pad_gradients, take_share
 from unixent.options import ParallelConfig
 from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
-from unixent.semantics import representable_softcap
 from unixent_numpy.collectives import group_of
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import row_losses
@@ -102,8 +101,7 @@ class NumpyBackend:
         sharding, normalizer = problem.sharding, problem.normalizer
         if normalizer is not None and float(normalizer) and not 2.0**-64 <= float(normalizer) <= 2.0**64:
             # In float32 it, its reciprocal or what it divides may round to 0 or infinity.
-            softcap = representable_softcap(problem.options.softcap, problem.acc_dtype)  # as without the normalizer
-            problem = replace(problem, acc_dtype="float64", options=replace(problem.options, softcap=softcap))
+            problem = replace(problem, acc_dtype="float64")
         if sharding is None or sharding.model_group is None:
             result: tuple[Any, tuple[Array, ...]] = solve(problem, grad_output, wrt, row_losses)
             return result

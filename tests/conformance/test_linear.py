@@ -30,6 +30,7 @@ RECIPES = {
         )
     ),
     "capped": Linear(linear.INDEX.but(softcap=2.0, reduction="none", grad_output="uneven")),
+    "scaled": Linear(linear.INDEX.but(logit_scale=0.5, softcap=2.0, temperature=0.7)),
     "probabilities": Linear(linear.PROBABILITY.but(weight="plain", reduction="sum", dtype="float64")),
     "confident": linear.SHAPES["confident"],
 }
@@ -56,11 +57,13 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], mpma
     o, classes = call.options, len(call.classifier)
     w = [number(1 if call.weight is None else call.weight[c]) for c in range(classes)]
     s, z, a = (number(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
+    k, temperature = number(o.get("scale", 1.0)), number(o.get("temperature", 1.0))
     indices = call.target.dtype.kind == "i"
     losses, gradients, denominator = [], [], mpmath.mpf(0)
     for n, row in enumerate(logits_of(call)):
-        x = [a * mpmath.tanh(e / a) for e in row] if a else row
-        softcap_grad = [1 - mpmath.tanh(e / a) ** 2 if a else mpmath.mpf(1) for e in row]
+        scaled = [k * e for e in row]
+        x = [(a * mpmath.tanh(e / a) if a else e) / temperature for e in scaled]
+        chain = [(1 - mpmath.tanh(e / a) ** 2 if a else 1) * k / temperature for e in scaled]
         y = call.target.reshape(-1)[n] if indices else -1
         v = number(1 if call.mask is None else call.mask.reshape(-1)[n])
         v = v * int(not indices or y != o.get("ignore_index", -100))
@@ -69,7 +72,7 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], mpma
         lse = mpmath.log(sum(mpmath.exp(e) for e in x))
         p = [mpmath.exp(e - lse) for e in x]
         losses.append(v * (sum(t[c] * (lse - x[c]) for c in range(classes)) + z * lse**2))
-        gradients.append([v * softcap_grad[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
+        gradients.append([v * chain[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
         denominator += v * (sum(w[c] * q[c] for c in range(classes)) if indices else 1)
     return losses, gradients, denominator
 

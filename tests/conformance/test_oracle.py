@@ -29,10 +29,11 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], list
     w = [number(1)] * classes if call.weight is None else [number(float(e)) for e in call.weight.astype(narrow)]
     m = np.ones(len(x)) if call.mask is None else call.mask.reshape(-1).astype(narrow)
     s, z, a = (number(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
+    k, temperature = number(o.get("scale", 1.0)), number(o.get("temperature", 1.0))
     losses, gradients, probabilities, denominators = [], [], [], []
     for row, label, mask in zip(x, y, m, strict=True):
-        raw = [number(float(e)) for e in row]
-        capped = [a * mpmath.tanh(e / a) for e in raw] if a else raw
+        raw = [k * number(float(e)) for e in row]
+        capped = [(a * mpmath.tanh(e / a) if a else e) / temperature for e in raw]
         lse = mpmath.log(sum(mpmath.exp(e) for e in capped))
         v = number(float(mask)) * int(not indices or int(label) != o.get("ignore_index", -100))
         if indices:
@@ -42,8 +43,8 @@ def textbook(call: Call) -> tuple[list[mpmath.mpf], list[list[mpmath.mpf]], list
         t = [w[c] * ((1 - s) * q[c] + s / classes) for c in range(classes)]
         losses.append(v * (sum(t[c] * (lse - capped[c]) for c in range(classes)) + z * lse**2))
         p = [mpmath.exp(e - lse) for e in capped]
-        softcap_grad = [1 - mpmath.tanh(e / a) ** 2 if a else number(1) for e in raw]
-        gradients.append([v * softcap_grad[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
+        chain = [(1 - mpmath.tanh(e / a) ** 2 if a else 1) * k / temperature for e in raw]
+        gradients.append([v * chain[c] * (p[c] * sum(t) - t[c] + 2 * z * lse * p[c]) for c in range(classes)])
         probabilities.append([v * w[c] * (1 - s) * (lse - capped[c]) for c in range(classes)])
         denominators.append(v * (sum(w[c] * q[c] for c in range(classes)) if indices else 1))
     return losses, gradients, probabilities, denominators
@@ -69,6 +70,8 @@ RECIPES = {
     "everything": Recipe(weight="zeros", mask="fraction", smoothing=0.3, z_loss=0.1, ignore="inside", positions=(12,)),
     "probabilities": Recipe(target="unnormalised", weight="plain", smoothing=0.2, axis=0, positions=(3, 2)),
     "capped": Recipe(softcap=3.0, scale=4.0),
+    "scaled": Recipe(logit_scale=0.3, temperature=0.7, z_loss=0.1),
+    "scaled, capped, tempered": Recipe(logit_scale=1.7, softcap=3.0, temperature=0.7, target="unnormalised"),
     "one class": Recipe(classes=1, z_loss=0.5),
 }
 
@@ -93,7 +96,7 @@ def test_value_and_gradients(recipe: Recipe) -> None:
         losses, gradients, probabilities, denominators = textbook(call)
         close(rows.losses(), losses, rows.loss_magnitudes(), roundings)
         close(rows.denominators, denominators, abs(rows.denominators), roundings)
-        close(rows.logits_gradients(), gradients, rows.gradient_magnitudes() * rows.softcap_grad, roundings)
+        close(rows.logits_gradients(), gradients, rows.gradient_magnitudes() * rows.transform_grad, roundings)
         if recipe.target != "index":
             close(rows.target_gradients(), probabilities, abs(rows.target_gradients()), roundings)
 

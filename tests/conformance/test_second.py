@@ -50,8 +50,10 @@ def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     s, z, a = (mpmath.mpf(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
     x = np.where((v == 0)[:, None], mpmath.mpf(0), x)
     tanh, exp, log = (np.frompyfunc(f, 1, 1) for f in (mpmath.tanh, mpmath.exp, mpmath.log))
-    softcap_grad = 1 - tanh(x / a) ** 2 if a else x * 0 + 1
-    x = a * tanh(x / a) if a else x
+    k, temperature = mpmath.mpf(o.get("scale", 1.0)), mpmath.mpf(o.get("temperature", 1.0))
+    x = k * x
+    chain = (1 - tanh(x / a) ** 2 if a else x * 0 + 1) * k / temperature
+    x = (a * tanh(x / a) if a else x) / temperature
     lse = log(exp(x).sum(axis=1))[:, None]
     p, t = exp(x - lse), w * ((1 - s) * q + s / classes)
     up = exact(np.broadcast_to(1.0 if call.grad_output is None else call.grad_output, (n,) if n else ()))
@@ -59,7 +61,7 @@ def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
         up = exact(np.ravel(call.grad_output))
     scale = {"mean": 1 / mpmath.mpf(o.get("normalizer") or d.sum())}.get(o.get("reduction", "mean"), mpmath.mpf(1))
     above = (up * v * scale)[:, None]
-    flow = above * softcap_grad * (p * t.sum(axis=1)[:, None] - t + 2 * z * lse * p)
+    flow = above * chain * (p * t.sum(axis=1)[:, None] - t + 2 * z * lse * p)
     grads = {"target": above * w * (1 - s) * (lse - x)}
     if call.linear:
         return {**grads, "hidden": flow @ moved["classifier"], "classifier": flow.T @ hidden, "bias": flow.sum(axis=0)}

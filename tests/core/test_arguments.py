@@ -24,7 +24,10 @@ def own(framework: str, array: Any) -> Any:
     return unixent.get_backend(framework).asarray(np.asarray(array, np.float32), None)
 
 
-@pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "softcap"])
+NUMBERS = ("label_smoothing", "z_loss", "scale", "softcap", "temperature")
+
+
+@pytest.mark.parametrize("option", NUMBERS)
 @pytest.mark.parametrize(
     "value", [10**400, -(10**400), True, np.True_, "0.5", b"1", np.timedelta64(1), decimal.Decimal("0.5"), [0.5], 1j]
 )
@@ -35,12 +38,12 @@ def test_options_that_are_no_finite_real_numbers_are_refused_by_name(option: str
 
 @pytest.mark.parametrize("value", [1, np.float16(0.5), np.int8(1), fractions.Fraction(1, 2), np.array(0.5)])
 def test_options_may_be_any_real_number(value: Any) -> None:
-    options = unixent.LossOptions(label_smoothing=value, z_loss=value, softcap=value)
-    assert options == unixent.LossOptions(label_smoothing=float(value), z_loss=float(value), softcap=float(value))
+    options = unixent.LossOptions(**dict.fromkeys(NUMBERS, value))
+    assert options == unixent.LossOptions(**dict.fromkeys(NUMBERS, float(value)))
 
 
 OPTIONS = (
-    *("axis", "label_smoothing", "z_loss", "softcap", "ignore_index", "num_classes", "normalizer", "chunk", "wrt"),
+    *(*NUMBERS, "axis", "ignore_index", "num_classes", "normalizer", "chunk", "wrt"),
     *("reduction", "on_empty", "validate", "dtype", "backend"),
 )
 
@@ -77,7 +80,7 @@ def test_an_array_that_must_be_given_is_not_none(name: str) -> None:
 
 @needs_framework
 def test_an_option_given_as_a_frameworks_array_is_refused(framework: str) -> None:
-    for option in ("label_smoothing", "z_loss", "softcap"):
+    for option in NUMBERS:
         with pytest.raises(unixent.OptionError, match=f"{option}: expected"):
             unixent.cross_entropy(LOGITS, INDEX, **{option: own(framework, 0.5)})
 

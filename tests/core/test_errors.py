@@ -55,6 +55,15 @@ CASES = [
     (unixent.OptionError, "z_loss: expected a finite float >= 0; got -1", (X, Y), {"z_loss": -1}),
     (unixent.OptionError, "softcap: expected None or a finite float > 0; got 0", (X, Y), {"softcap": 0}),
     (unixent.OptionError, "softcap: .* got inf", (X, Y), {"softcap": float("inf")}),
+    (unixent.OptionError, "scale: expected a finite float > 0; got 0", (X, Y), {"scale": 0}),
+    (unixent.OptionError, "temperature: expected a finite float > 0; got -1", (X, Y), {"temperature": -1}),
+    (
+        unixent.OptionError,
+        r"temperature: expected scale / temperature in \[1.18e-38, 3.4e\+38\], to compute in float32; got 2e\+50",
+        (X.astype(np.float32), Y),
+        {"scale": 2.0, "temperature": 1e-50},
+    ),
+    (unixent.OptionError, "scale: .* got 1e-310", (X, Y), {"scale": 1e-310}),
     (
         unixent.OptionError,
         "normalizer: expected None, since reduction is 'sum'",

@@ -29,9 +29,10 @@ def test_dtype_by_any_spelling(dtype):
 
 
 def test_numbers_of_any_type():
-    options = LossOptions(label_smoothing=0, z_loss=np.float64(0.5), softcap=30)
-    assert (options.label_smoothing, options.z_loss, options.softcap) == (0.0, 0.5, 30.0)
-    assert all(type(x) is float for x in (options.label_smoothing, options.z_loss, options.softcap))
+    options = LossOptions(label_smoothing=0, z_loss=np.float64(0.5), softcap=30, scale=2, temperature=np.float32(0.5))
+    floats = (options.label_smoothing, options.z_loss, options.softcap, options.scale, options.temperature)
+    assert floats == (0.0, 0.5, 30.0, 2.0, 0.5)
+    assert all(type(x) is float for x in floats)
 
 
 @pytest.mark.parametrize("name", ["data_parallel", "model_parallel", "context_parallel"])

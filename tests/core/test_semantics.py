@@ -247,15 +247,41 @@ def test_the_mean_of_losses_whose_sum_overflows_is_formed_by_every_namespace(nam
         assert float(mean) == pytest.approx(expected, rel=1e-6)
 
 
+def softcap_of(softcap, dtype):
+    return semantics.LogitTransform.of(1.0, softcap, 1.0, dtype).softcap
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_representable_softcap_is_one_that_the_dtype_holds(dtype):
+def test_the_softcap_of_a_transform_is_one_that_the_dtype_holds(dtype):
     limits = np.finfo(dtype)
     smallest, largest = float(limits.smallest_normal), float(limits.max)
-    kept = {cap: semantics.representable_softcap(cap, dtype) for cap in (smallest, 1.0, 30.0, largest)}
+    kept = {cap: softcap_of(cap, dtype) for cap in (smallest, 1.0, 30.0, largest)}
     assert all(cap == given for given, cap in kept.items())
-    assert semantics.representable_softcap(smallest / 4, dtype) == smallest
-    assert semantics.representable_softcap(1e300, "float32") is None
-    assert semantics.representable_softcap(None, dtype) is None
+    assert softcap_of(smallest / 4, dtype) == smallest
+    assert softcap_of(1e300, "float32") is None
+    assert softcap_of(None, dtype) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "softcap", "temperature"),
+    [(0.5, None, 1.0), (1.0, None, 0.7), (0.3, 30.0, 0.7), (1e-30, 2.0, 1e-20), (1e30, 1e-9, 1e-8), (1e38, 2.0, 3.0)],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_transform_is_the_logits_scaled_capped_and_tempered(scale, softcap, temperature, dtype):
+    x = np.array([0.0, 1e-3, -2.0, 50.0])
+    expected = scale * x
+    if softcap is not None:
+        expected = softcap * np.tanh(expected / softcap)
+    cap, inverse_temperature = semantics.LogitTransform.of(scale, softcap, temperature, dtype)
+    capped = x if cap is None else cap * np.tanh(x / cap)
+    np.testing.assert_allclose(inverse_temperature * capped, expected / temperature, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("scale", "temperature"), [(1.0, 1e-39), (1e39, 1.0), (1e-39, 1.0), (1e-30, 1e30)])
+def test_a_transform_that_the_dtype_cannot_hold_is_refused_rather_than_wrong(scale, temperature):
+    with pytest.raises(OverflowError, match="to compute in float32"):
+        semantics.LogitTransform.of(scale, None, temperature, "float32")
+    assert semantics.LogitTransform.of(scale, None, temperature, "float64").inverse_temperature == scale / temperature
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -14,6 +14,7 @@ FEATURES = {case.feature for case in catalogue()}
 
 # Faults that are conventions with a name, and hazards with one: every quick answer of theirs follows it.
 CONVENTIONS = {
+    "MinusInfinityTimesNothing": {"0·∞ is NaN, gradient too"},
     "MeanOverAllPositions": {"mean over all positions"},
     "WeightsNotInTheDenominator": {"mean over all positions"},
     "IgnoredStillCounted": {"mean over all positions"},

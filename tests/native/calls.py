@@ -7,6 +7,7 @@ from unittest import mock
 
 import numpy as np
 
+from unixent.semantics import LogitTransform
 from unixent_native.library import Library
 from unixent_numpy import vocab_parallel
 from unixent_numpy.kernel import KernelSpec, composed, native
@@ -71,6 +72,7 @@ def random_call(rng: np.random.Generator) -> Call:
     acc = np.dtype("f8" if dtype == np.dtype("f8") else "f4")
     x = rng.normal(size=(*positions, num_classes)) * rng.choice([0.1, 1, 5, 30])
     softcap = rng.choice([None, None, 5.0, 30.0])
+    transform = LogitTransform(softcap, float(rng.choice([1, 1, 1, 0.25, 1.3])))
     if rng.random() < 0.3:
         special = rng.random(x.shape) < rng.choice([0.02, 0.3])
         x[special] = rng.choice([np.nan, -1e4] if softcap else [np.inf, np.nan, *[-np.inf] * 8], special.sum())
@@ -97,7 +99,7 @@ def random_call(rng: np.random.Generator) -> Call:
         weight,
         position_weight,
         grad_scale,
-        KernelSpec(acc, smoothing, z_loss, softcap),
+        KernelSpec(acc, smoothing, z_loss, transform),
     )
 
 
@@ -155,7 +157,8 @@ def compare(call: Call, done: Any, due: Any) -> None:
         scale = grad_scale.astype(wide)
         u, logs = float(np.finfo(spec.acc_dtype).eps) / 2, 2 * np.log2(x.shape[-1])
         largest = np.where(np.isfinite(x.astype(wide)), np.abs(x.astype(wide)), 0).max(-1)
-        is_plain = target.dtype.kind == "i" and not spec.label_smoothing and not spec.z_loss and spec.softcap is None
+        is_plain = target.dtype.kind == "i" and not spec.label_smoothing and not spec.z_loss
+        is_plain = is_plain and spec.transform == LogitTransform()
         size = np.abs(expected) if is_plain else np.abs(expected) + 20 * (1 + largest) * (1 + largest * spec.z_loss)
         # A subnormal loss is rounded to a multiple of the smallest one.
         near(losses, expected, (8 + logs) * u * size + float(np.finfo(spec.acc_dtype).smallest_subnormal))

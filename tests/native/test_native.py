@@ -16,13 +16,14 @@ from calls import Alone, check, check_share, random_call
 from exponential import log1p_arguments, native_exp, native_log1p, worst_log1p_ulp, worst_ulp
 
 from unixent.errors import OptionError
+from unixent.semantics import LogitTransform
 from unixent_native import library as library_module
 from unixent_native.call import Strided, merged_axes, row_losses
 from unixent_numpy.kernel import KernelSpec, native
 from unixent_numpy.vocab_parallel.blocks import LocalLogits, Shard
 from unixent_numpy.vocab_parallel.composed import row_losses as share_losses
 
-FLOAT32 = np.dtype("f4")
+FLOAT32, PLAIN = np.dtype("f4"), LogitTransform()
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,7 +69,7 @@ def test_bits_of_a_short_row_depend_neither_on_its_place_nor_on_the_layout(each_
     x[5], x[6, :1], x[7, -1:] = np.nan, np.inf, -np.inf
     target, scale = rng.integers(num_classes, size=300), rng.random(300).astype(acc)
     v, weight = (rng.random(300) > 0.2).astype(acc), rng.random(num_classes).astype(acc)
-    spec = KernelSpec(acc, 0.0, 1e-3, None)
+    spec = KernelSpec(acc, 0.0, 1e-3, PLAIN)
 
     def solve(x, rows):
         losses, (grad,) = native.row_losses(
@@ -94,7 +95,7 @@ def test_bits_of_a_row_do_not_depend_on_threads_or_other_rows(native_library, sh
     if classes_first:
         x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -1, 0)), 0, -1)
     target, scale = rng.integers(shape[-1], size=shape[:-1]), rng.random(shape[:-1]).astype(np.float32)
-    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, PLAIN)
 
     def solve(rows):
         return native.row_losses(native_library, x[rows], target[rows], None, None, scale[rows], spec, ("logits",))
@@ -124,7 +125,15 @@ def test_split_losses_take_it_for_both_halves_with_the_same_bits_on_any_threads(
     x = rng.normal(size=(300, 2049)).astype(np.float32)
     target = rng.random(x.shape) if probabilities else rng.integers(4000, size=300)
     wrt = ("logits", "target") if probabilities else ("logits",)
-    call = (Shard(Alone(), 10, 2049, 4000), x, target, None, None, np.ones((), "f4"), KernelSpec(FLOAT32, 0.1, 0, None))
+    call = (
+        Shard(Alone(), 10, 2049, 4000),
+        x,
+        target,
+        None,
+        None,
+        np.ones((), "f4"),
+        KernelSpec(FLOAT32, 0.1, 0, PLAIN),
+    )
     results = []
     for threads in (1, 2, 5):
         monkeypatch.setenv("UNIXENT_NUM_THREADS", str(threads))
@@ -144,7 +153,7 @@ def test_the_gradient_may_take_the_place_of_the_logits(native_library, dtype, sm
             None,
             None,
             np.ones((), acc),
-            KernelSpec(acc, smoothing, 0.1, None),
+            KernelSpec(acc, smoothing, 0.1, PLAIN),
         )
         before = x.copy()
         losses, (grad,) = native.row_losses(native_library, x, *operands, ("logits",))
@@ -167,12 +176,11 @@ def test_minus_infinity_has_probability_zero_and_plus_infinity_is_nan(each_isa, 
         None,
         None,
         np.ones((), acc),
-        KernelSpec(acc, 0.0, 0.0, softcap),
+        KernelSpec(acc, 0.0, 0.0, LogitTransform(softcap)),
         ("logits",),
     )
-    losses, (grad,) = native.row_losses(
-        each_isa, x, np.zeros(4, int), None, None, np.ones((), acc), KernelSpec(acc, 0.0, 0.0, softcap), ("logits",)
-    )
+    spec = KernelSpec(acc, 0.0, 0.0, LogitTransform(softcap))
+    losses, (grad,) = native.row_losses(each_isa, x, np.zeros(4, int), None, None, np.ones((), acc), spec, ("logits",))
     np.testing.assert_array_equal(losses, [rest[0][0], np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(grad[0], [rest[1][0][0, 0], 0, rest[1][0][0, 1]])
     assert np.isnan(grad[1:]).all()
@@ -180,7 +188,7 @@ def test_minus_infinity_has_probability_zero_and_plus_infinity_is_nan(each_isa, 
 
 def test_an_index_out_of_range_reads_nothing_and_is_nan(native_library):
     x, target = np.zeros((3, 4), np.float32), np.array([4, -1, 2**62])
-    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, PLAIN)
     losses, (grad,) = native.row_losses(native_library, x, target, None, None, np.ones((), "f4"), spec, ("logits",))
     assert np.isnan(losses).all()
     assert np.isnan(grad).all()
@@ -200,7 +208,7 @@ def test_sums_and_ranges_are_those_of_python(native_library):
 def test_calls_from_many_threads_do_not_meet(native_library):
     rng = np.random.default_rng(7)
     x, target = rng.normal(size=(200, 1000)).astype(np.float32), rng.integers(1000, size=200)
-    spec = KernelSpec(FLOAT32, 0.0, 0.0, None)
+    spec = KernelSpec(FLOAT32, 0.0, 0.0, PLAIN)
     expected = native.row_losses(native_library, x, target, None, None, None, spec)[0]
     results = []
 
@@ -247,7 +255,7 @@ def test_positions_along_many_strides_keep_their_bits(native_library, probabilit
         x = rng.normal(size=(3, *(2,) * 10)).astype(np.float32).transpose(*rng.permutation(10) + 1, 0)
     target = rng.random(x.shape).astype(np.float32) if probabilities else rng.integers(3, size=x.shape[:-1])
     wrt = ("logits", "target") if probabilities else ("logits",)
-    rest = (None, None, np.ones((), "f4"), KernelSpec(FLOAT32, 0.0, 0.0, None), wrt)
+    rest = (None, None, np.ones((), "f4"), KernelSpec(FLOAT32, 0.0, 0.0, PLAIN), wrt)
     losses, grads = native.row_losses(native_library, x, target, *rest)
     flat_target = target.reshape(-1, 3) if probabilities else target.reshape(-1)
     expected, expected_grads = native.row_losses(native_library, x.reshape(-1, 3), flat_target, *rest)
@@ -257,7 +265,7 @@ def test_positions_along_many_strides_keep_their_bits(native_library, probabilit
 
 def test_an_array_at_no_address_is_not_taken(native_library):
     nothing = Strided(0, 2, (12, 4))
-    assert not row_losses(native_library, (2, 3), nothing, 0, None, 0, 0, 0, 0, 0, None, None, 2, 0.0, 0.0, None, 1)
+    assert not row_losses(native_library, (2, 3), nothing, 0, None, 0, 0, 0, 0, 0, None, None, 2, 0.0, 0.0, PLAIN, 1)
 
 
 def run_python(code: str, **environment: str) -> str:

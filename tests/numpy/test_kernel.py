@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import unixent
+from unixent.semantics import LogitTransform
 from unixent_numpy.kernel import KernelSpec, blocks, row_losses
 
 OPTIONS = [
@@ -67,7 +68,8 @@ def test_row_losses_may_write_the_gradient_over_the_logits(label_smoothing):
     rng = np.random.default_rng(7)
     x, target = rng.normal(size=(2, 3, 5)), rng.integers(5, size=(2, 3))
     position_weight, grad_scale = rng.random((2, 3)), rng.random((2, 3))
-    operands = (target, None, position_weight, grad_scale, KernelSpec(x.dtype, label_smoothing, 0.1, 2.0), ("logits",))
+    spec = KernelSpec(x.dtype, label_smoothing, 0.1, LogitTransform(2.0))
+    operands = (target, None, position_weight, grad_scale, spec, ("logits",))
     before = x.copy()
     losses, (grad,) = row_losses(x, *operands)
     np.testing.assert_array_equal(x, before)
@@ -80,7 +82,7 @@ def test_row_losses_may_write_the_gradient_over_the_logits(label_smoothing):
 def test_row_losses_of_weight_zero_are_zero_and_of_weight_nan_nan():
     x = np.array([[np.nan, 1.0], [1.0, 2.0], [np.inf, 0.0], [0.0, 3.0]])
     position_weight = np.array([0.0, np.nan, 0.0, 2.0])
-    spec = KernelSpec(x.dtype, 0.0, 0.0, None)
+    spec = KernelSpec(x.dtype, 0.0, 0.0, LogitTransform())
     losses, (grad,) = row_losses(x, np.array([0, 1, 1, 1]), None, position_weight, position_weight, spec, ("logits",))
     np.testing.assert_array_equal(losses[:3], [0, np.nan, 0])
     np.testing.assert_array_equal(grad[:3], [[0, 0], [np.nan, np.nan], [0, 0]])

@@ -314,7 +314,7 @@ def test_hidden_states_may_be_the_classifier_of_a_compiled_loss():
 
 def test_the_operator_passes_opcheck():
     hidden, classifier, bias = copy.deepcopy(ARGUMENTS)
-    count, static = torch.ones((), dtype=torch.float64), (torch.float64, 0.1, 0.0, None, True, 0, 0.0, 3, None)
+    count, static = torch.ones((), dtype=torch.float64), (torch.float64, 0.1, 0.0, None, 0.7, True, 0, 0.0, 3, None)
     torch.library.opcheck(
         torch.ops.unixent.linear_cross_entropy.default,
         (hidden, classifier, bias, INDEX.clamp(min=0), None, None, count, None, *static, "hidden bias"),

@@ -10,6 +10,7 @@ import torch
 
 import unixent
 import unixent_native
+from unixent.semantics import LogitTransform
 from unixent_torch import kernel
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, composed, native
@@ -17,7 +18,13 @@ from unixent_torch.vocab_parallel import gradients, statistics
 from unixent_torch.vocab_parallel import native as split_native
 from unixent_torch.vocab_parallel.blocks import LocalLogits
 
-SPEC = KernelSpec(torch.float32, 0.0, 0.0, None, True)
+SPEC = KernelSpec(torch.float32, 0.0, 0.0, LogitTransform(), True)
+
+
+def specs_in(acc_dtype):
+    """The plain loss, and one with everything."""
+    plain = KernelSpec(acc_dtype, 0.0, 0.0, LogitTransform(), True)
+    return plain, KernelSpec(acc_dtype, 0.1, 1e-3, LogitTransform(5.0, 0.75), True)
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def test_it_computes_what_operators_do(
         position_weight[0, 1] = 0
     wrt = ("logits", "target") if probabilities else ("logits",)
     scales = (None, 0.25, torch.tensor(0.5, dtype=acc_dtype), torch.rand(3, 1, dtype=acc_dtype))
-    specs = (KernelSpec(acc_dtype, 0.0, 0.0, None, True), KernelSpec(acc_dtype, 0.1, 1e-3, 5.0, True))
+    specs = specs_in(acc_dtype)
     for scale, spec in zip(scales, 2 * specs, strict=True):
         call = (x, target, weight, position_weight, scale, spec, wrt)
         done = native.row_losses(library, *call)
@@ -186,7 +193,7 @@ def test_split_losses_take_it_for_both_halves(
     def refuse(*_: Any) -> Any:
         raise AssertionError("torch's operators were called")
 
-    for spec in (KernelSpec(acc_dtype, 0.0, 0.0, None, True), KernelSpec(acc_dtype, 0.1, 1e-3, 5.0, True)):
+    for spec in specs_in(acc_dtype):
         with monkeypatch.context() as patch:
             patch.setattr(LocalLogits, "pieces", refuse)
             done = solve(spec)

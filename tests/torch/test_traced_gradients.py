@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 import unixent
+from unixent.semantics import LogitTransform
 from unixent_torch.kernel import KernelSpec, row_losses, traced
 
 NAN, INF = math.nan, math.inf
@@ -44,7 +45,7 @@ def test_they_are_those_of_the_kernel(masked: bool, target_kind: str, weighted: 
     target, wrt = (INDEX, ("logits",)) if target_kind == "index" else (PROBABILITIES.to(dtype), ("target", "logits"))
     weights = [each.to(acc_dtype) if given else None for each, given in ((WEIGHT, weighted), (POSITION_WEIGHT, masked))]
     for smoothing, z_loss, softcap in itertools.product((0.0, 0.1, 1.0), (0.0, 0.01), (None, 5.0)):
-        spec = KernelSpec(acc_dtype, smoothing, z_loss, softcap, True)
+        spec = KernelSpec(acc_dtype, smoothing, z_loss, LogitTransform(softcap), True)
         arguments = (LOGITS.to(dtype), target, *weights, SCALE.to(acc_dtype), spec, wrt)
         rtol = 16 * torch.finfo(dtype).eps
         for got, due in zip(traced.row_gradients(*arguments), row_losses(*arguments)[1], strict=True):

@@ -1,4 +1,4 @@
-"""The pass over the logits in operators of JAX: softcap, coefficients and chain rule around the two kinds of row.
+"""The pass over the logits in operators of JAX: transform, coefficients and chain rule around the two kinds of row.
 
 It can be differentiated to every order, since its rows have rules of their own (`index_rows`, `mixed_rows`).
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from unixent.semantics import LogitTransform
 from unixent_jax.collectives import local_slice
 from unixent_jax.kernel import index_rows, mixed_rows
 from unixent_jax.kernel.class_axis import along_classes, class_indices, is_class, target_weight, where_or_zero
 from unixent_jax.kernel.rows import RowSpec
-from unixent_jax.kernel.softcap import apply_softcap, softcap_grad
 from unixent_jax.kernel.spec import KernelSpec, is_index
+from unixent_jax.kernel.transform import apply_transform, transform_grad
 
 
 def row_losses(
@@ -31,12 +32,12 @@ def row_losses(
     rows = RowSpec(spec.class_axis, spec.z_loss)
     v = jnp.ones((), x.dtype) if position_weight is None else jnp.expand_dims(position_weight, axis)
     active = v != 0
-    cap = spec.softcap
+    transform = spec.transform
     x = mask_padding(spec, x, -jnp.inf)
-    if cap is not None:
+    if transform.softcap is not None:
         # Inactive rows are cleared first: the derivative of the cap at NaN would turn their zero gradient into NaN.
         x = where_or_zero(active, x)
-    logits = x if cap is None else apply_softcap(cap, x)
+    logits = apply_transform(transform, x)
 
     grads: dict[str, Array] = {}
     if is_index(target) and spec.label_smoothing == 0:
@@ -53,8 +54,8 @@ def row_losses(
         loss, grads["logits"], nll = mixed_rows.loss_and_grads(rows, logits, coefs, coef_grad, active)
         if "target" in wrt:
             grads["target"] = mask_padding(spec, nll * coef_grad, 0)
-    if cap is not None and "logits" in wrt:
-        grads["logits"] = grads["logits"] * softcap_grad(cap, x)
+    if transform != LogitTransform() and "logits" in wrt:
+        grads["logits"] = grads["logits"] * transform_grad(transform, x)
     if grad_scale is not None:
         scale = jnp.expand_dims(grad_scale, axis)
         grads = {name: where_or_zero(active, scale * grads[name]) for name in wrt}

@@ -138,7 +138,7 @@ def _lower(ctx: Any, *operands: Any, present: tuple[bool, ...], spec: KernelSpec
         DTYPES[spec.acc_dtype],
         spec.label_smoothing,
         spec.z_loss,
-        spec.softcap,
+        spec.transform,
         available_cores(),
     )
     if call is None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from unixent.semantics import LogitTransform
 from unixent_jax.kernel.class_axis import ClassAxis
 
 
@@ -17,7 +18,8 @@ class KernelSpec(NamedTuple):
         class_axis: where the classes are.
         num_classes: C of the whole vocabulary; what the last devices hold beyond it is padding.
         acc_dtype: dtype of every exp, log and sum.
-        label_smoothing, z_loss, softcap: the options of those names.
+        label_smoothing, z_loss: the options of those names.
+        transform: what becomes of the logits first.
         is_widened: whether x is half precision in memory, and only XLA's own operators widen it as they read it.
     """
 
@@ -26,7 +28,7 @@ class KernelSpec(NamedTuple):
     acc_dtype: str
     label_smoothing: float
     z_loss: float
-    softcap: float | None
+    transform: LogitTransform
     is_widened: bool = False
 
 

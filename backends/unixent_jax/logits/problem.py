@@ -102,7 +102,7 @@ def loss_spec(problem: LossProblem, axis: int) -> LossSpec:
         problem.acc_dtype,
         options.label_smoothing,
         options.z_loss,
-        semantics.representable_softcap(options.softcap, problem.acc_dtype),
+        problem.transform,
     )
     return LossSpec(
         kernel, options.reduction, options.on_empty, options.ignore_index, options.validate, problem.return_terms

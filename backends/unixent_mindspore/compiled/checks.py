@@ -173,7 +173,9 @@ def loss_options(keywords: dict[str, Any]) -> LossOptions:
     for name, value in keywords.items():
         if isinstance(value, Tensor):  # one of the graph, in whose place stands one of zeros
             raise OptionError(f"{name}: expected a constant of Python; got a tensor of {value.dtype}")
-        if isinstance(value, float) and (value == math.inf or (name == "softcap" and value == 0)):
+        if isinstance(value, float) and (
+            value == math.inf or (value == 0 and name in ("scale", "softcap", "temperature"))
+        ):
             raise OptionError(
                 f"{name}: expected a number that float32 holds, since MindSpore compiles a Python float as one; got "
                 f"{value} (a module made outside of the function keeps its options as they are)"

@@ -33,8 +33,8 @@ class Rows(RowArithmetic):
         """x_pivot - x_c."""
         return self.sum(self.where(is_pivot, x, self.zero)) - x
 
-    def capped_logit_grads(self, is_pivot: Tensor, coefs: Tensor, coef_sum: Tensor, stats: Any) -> Tensor:
-        """The derivative of each position's loss for its capped logits."""
+    def transformed_logit_grads(self, is_pivot: Tensor, coefs: Tensor, coef_sum: Tensor, stats: Any) -> Tensor:
+        """The derivative of each position's loss for its x'."""
         _, logsumexp, p, one_minus_p, other_p = stats
         other_coefs = self.sum(self.where(is_pivot, self.zero, coefs))
         grads = self.where(is_pivot, other_coefs * p - coefs * one_minus_p, coef_sum * other_p - coefs)
@@ -59,12 +59,12 @@ class RowLosses(Rows):
     def construct(
         self, logits: Tensor, target: Tensor, weight: Tensor, position_weight: Tensor, grad_scale: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        x, softcap_grad = self.cap(logits)
+        x, transform_grad = self.transform(logits)
         coefs, is_pivot = self.target_coefs(x, target, weight), self.pivots(x, target)
         coef_sum, stats = self.sum(coefs), self.statistics(x, is_pivot)
         grads: Any = ()
         if self.wrt_logits:
-            grad = grad_scale * self.capped_logit_grads(is_pivot, coefs, coef_sum, stats) * softcap_grad
+            grad = grad_scale * self.transformed_logit_grads(is_pivot, coefs, coef_sum, stats) * transform_grad
             grads = (self.cast(self.at_positions(grad, position_weight), logits.dtype),)
         if self.wrt_target:
             share, class_losses = self.probability_coefs(x, weight), self.logit_gaps(x, is_pivot) + stats[0]

@@ -18,7 +18,7 @@ class RowCurvature(Rows):
         d / d q  =  u (1 - s) w (<p, a> - a)
         d / d u  =  <a, d loss/d x> / u + <b, d loss/d q> / u
 
-    and, under a soft-cap, the chain rule through a tanh(x / a). The last one is left to be scaled.
+    and the chain rule through x' = b a tanh(x / a). The last one is left to be scaled.
     """
 
     def construct(
@@ -31,22 +31,22 @@ class RowCurvature(Rows):
         a: Tensor,
         b: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, softcap_grad = self.cap(logits)
+        x, transform_grad = self.transform(logits)
         coefs, is_pivot = self.target_coefs(x, target, weight), self.pivots(x, target)
         coef_sum, stats = self.sum(coefs), self.statistics(x, is_pivot)
         loss, logsumexp, p_pivot, _, other_p = stats
         p = self.where(is_pivot, p_pivot, other_p)
         a = self.cast(a, self.dtype)
-        a_capped = a * softcap_grad
-        mean = self.sum(self.times(p, a_capped))
-        grads = self.capped_logit_grads(is_pivot, coefs, coef_sum, stats)
+        a_transformed = a * transform_grad
+        mean = self.sum(self.times(p, a_transformed))
+        grads = self.transformed_logit_grads(is_pivot, coefs, coef_sum, stats)
         p_coef = coef_sum
         if self.has_z_loss:
             p_coef = p_coef + self.two_z_loss * logsumexp
-        hvp = p_coef * (self.times(p, a_capped) - p * mean)
+        hvp = p_coef * (self.times(p, a_transformed) - p * mean)
         if self.has_z_loss:
             hvp = hvp + self.two_z_loss * mean * p
-        scale_grad = self.sum(self.times(grads, a_capped))
+        scale_grad = self.sum(self.times(grads, a_transformed))
         target_hvp = self.zeros(target)
         if not self.indexed:
             share = self.probability_coefs(x, weight)
@@ -54,10 +54,11 @@ class RowCurvature(Rows):
             hvp = hvp + self.sum(share * b) * p - share * b
             losses = self.logit_gaps(x, is_pivot) + loss
             scale_grad = scale_grad + self.sum(self.times(share * b, losses))
-            target_hvp = self.at_positions(grad_scale * share * (mean - a_capped), position_weight)
-        hvp = hvp * softcap_grad
+            target_hvp = self.at_positions(grad_scale * share * (mean - a_transformed), position_weight)
+        hvp = hvp * transform_grad
         if self.has_softcap:
-            # 2 tanh(x / a) / a times sech^2; the derivative of the cap at an infinite logit is 0.
-            softcap_hvp = self.where(self.is_finite(x), self.two * (x / self.softcap) / self.softcap, self.zero)
-            hvp = hvp - softcap_hvp * softcap_grad * a * grads
+            # x'' = -2 tanh(x / a) / a times the first derivative; 0 at an infinite logit.
+            tanh = x / self.softcap / self.inverse_temperature
+            softcap_hvp = self.where(self.is_finite(x), self.two * tanh / self.softcap, self.zero)
+            hvp = hvp - softcap_hvp * a_transformed * grads
         return self.at_positions(grad_scale * hvp, position_weight), target_hvp, scale_grad

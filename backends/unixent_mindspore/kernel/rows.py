@@ -23,13 +23,15 @@ class RowArithmetic(nn.Cell):
         super().__init__()
         self.dtype, self.axis, self.num_classes = DTYPES[spec.acc_dtype], spec.axis, spec.num_classes
         self.indexed, self.dense_target = spec.indexed, spec.dense_target
-        self.has_weight, self.has_z_loss, self.has_softcap = spec.has_weight, spec.z_loss > 0, spec.softcap is not None
+        softcap, inverse_temperature = spec.transform
+        self.has_weight, self.has_z_loss = spec.has_weight, spec.z_loss > 0
+        self.has_softcap, self.has_temperature = softcap is not None, inverse_temperature != 1
 
         self.class_numbers = Tensor(np.arange(spec.num_classes), int64)
         self.one_minus_smoothing = self.constant(1 - spec.label_smoothing)
         self.smoothing_share = self.constant(spec.label_smoothing / spec.num_classes)
         self.two_z_loss = self.constant(2 * spec.z_loss)
-        self.softcap = self.constant(spec.softcap or 1)
+        self.softcap, self.inverse_temperature = self.constant(softcap or 1), self.constant(inverse_temperature)
         self.exp_underflows = self.constant(-600 if spec.acc_dtype == "float64" else -60)
         self.nan, self.inf, self.minus_inf = self.constant(np.nan), self.constant(np.inf), self.constant(-np.inf)
         self.zero, self.one, self.two, self.half = (self.constant(value) for value in (0, 1, 2, 0.5))
@@ -78,16 +80,18 @@ class RowArithmetic(nn.Cell):
         active = self.where(self.equal(position_weight, self.zero), self.zero, value)
         return self.where(self.equal(position_weight, position_weight), active, self.nan)
 
-    def cap(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The capped logits, infinite ones as they are, and the cap's derivative sech^2(x / a) without cancellation."""
-        x = self.cast(logits, self.dtype)
-        if not self.has_softcap:
-            return x, self.one
-        ratio = x / self.softcap
-        w = self.exp(-self.two * self.absolute(ratio))
-        softcap_grad = self.two * self.two * w / ((self.one + w) * (self.one + w))
-        infinite = self.equal(self.absolute(x), self.inf)
-        return self.where(infinite, x, self.softcap * self.tanh(ratio)), softcap_grad
+    def transform(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """x' = b a tanh(x / a), infinite logits as they are, and its derivative, whose sech^2 does not cancel."""
+        x, transform_grad = self.cast(logits, self.dtype), self.inverse_temperature
+        if self.has_softcap:
+            ratio = x / self.softcap
+            w = self.exp(-self.two * self.absolute(ratio))
+            transform_grad = transform_grad * (self.two * self.two * w / ((self.one + w) * (self.one + w)))
+            infinite = self.equal(self.absolute(x), self.inf)
+            x = self.where(infinite, x, self.softcap * self.tanh(ratio))
+        if self.has_temperature:
+            x = self.inverse_temperature * x
+        return x, transform_grad
 
     def is_class(self, index: Tensor, like: Tensor) -> Tensor:
         """Where the classes are those of ``index``, one per position."""

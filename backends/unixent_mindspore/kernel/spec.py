@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 
+from unixent.semantics import LogitTransform
+
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 DTYPES = {name: getattr(ms, name) for name in FLOATS} | {
     name: getattr(ms, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -25,7 +27,8 @@ class KernelSpec:
         axis: where the classes lie.
         num_classes: how many of them the logits have.
         indexed: targets are class indices, not probabilities.
-        label_smoothing, z_loss, softcap: the options of those names.
+        label_smoothing, z_loss: the options of those names.
+        transform: what becomes of the logits first.
         has_weight: there are class weights.
     """
 
@@ -35,7 +38,7 @@ class KernelSpec:
     indexed: bool
     label_smoothing: float
     z_loss: float
-    softcap: float | None
+    transform: LogitTransform
     has_weight: bool
 
     @property

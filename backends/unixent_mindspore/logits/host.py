@@ -61,6 +61,7 @@ def _host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | Linea
         "num_classes": spec.num_classes,
         "target_kind": spec.target_kind,
         "acc_dtype": spec.acc_dtype,
+        "transform": spec.options.transform(spec.acc_dtype),
         "result_dtype": host_dtype(spec.result_dtype),
         "return_terms": spec.return_terms,
         "check_empty": spec.check_empty,

@@ -12,7 +12,6 @@ from mindspore.ops import operations
 from unixent.classes import P, take_share
 from unixent.options import LossOptions
 from unixent.protocol import Backend, LinearProblem, Problem, Sharding
-from unixent.semantics import representable_softcap
 from unixent_mindspore.kernel import ABSENT, DTYPES, KernelSpec
 
 # What every cell takes, in this order, `ABSENT` for what there is not. The fused linear form has its hidden states
@@ -133,7 +132,7 @@ class LossSpec:
             indexed=self.target_kind == "index",
             label_smoothing=self.options.label_smoothing,
             z_loss=self.options.z_loss,
-            softcap=representable_softcap(self.options.softcap, dtype),
+            transform=self.options.transform(dtype),
             has_weight=self.dtypes[4] is not None,
         )
 

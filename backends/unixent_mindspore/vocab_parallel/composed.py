@@ -115,7 +115,7 @@ class ShardedForward(Reduction):
 
     def construct(self, *inputs: Tensor) -> Any:
         logits, _, _, target, weight, mask, normalizer = inputs
-        x, softcap_grad = self.cap(logits)
+        x, transform_grad = self.transform(logits)
         if self.agrees:
             x = x + self.agreement()
         safe_target, v, denominators = self.positions(x, target, weight, mask)
@@ -141,7 +141,7 @@ class ShardedForward(Reduction):
 
         at_pivot = others * p - own * one_minus_p + z_loss_grad * p
         grads = self.where(is_pivot, at_pivot, (own + others + z_loss_grad) * exp_scale * exps - coefs)
-        grads = self.cast(self.at_positions(grad_scale * grads * softcap_grad, v), self.grad_dtype)
+        grads = self.cast(self.at_positions(grad_scale * grads * transform_grad, v), self.grad_dtype)
         target_grads = self.absent
         if not self.indexed:
             share = self.one_minus_smoothing

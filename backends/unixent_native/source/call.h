@@ -31,7 +31,8 @@ typedef struct {
     int64_t shape[MAX_AXES];
     int64_t count; /* number of positions */
     int64_t threads;
-    double label_smoothing, smoothing_per_class, z_loss, softcap; /* softcap: 0 where there is none */
+    double label_smoothing, smoothing_per_class, z_loss;
+    double softcap, inverse_temperature; /* of LogitTransform, unixent/semantics.py; softcap: 0 where there is none */
 } Call;
 
 /* Where the classes of a row lie on several processes each has a call for its share, in two halves. The first, without
@@ -72,7 +73,8 @@ static inline int is_tiled(const Call *call) {
    longer. */
 enum { MAX_SHORT = 256, MAX_TILE = 256 };
 static inline int is_short(const Call *call) {
-    return call->num_classes <= MAX_SHORT && call->label_smoothing == 0 && call->softcap == 0 && !call->probabilities.data && !call->columns;
+    return call->num_classes <= MAX_SHORT && call->label_smoothing == 0 && call->softcap == 0 && call->inverse_temperature == 1
+        && !call->probabilities.data && !call->columns;
 }
 
 /* How many positions are read at a time: whole cache lines of them, as much as stays in the second cache; of short rows

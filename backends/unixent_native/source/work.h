@@ -1,6 +1,6 @@
 /* One thread's share of a call: rows loaded, their statistics, the losses, the gradients stored. */
 
-/* Fills the scratch row with classes start .. start + n: read, unless a tile's were, and capped. */
+/* Fills the scratch row with classes start .. start + n: read, unless a tile's were, and transformed. */
 static inline void OF(fill)(OF(Context) *w, T *row, const char *x, int64_t start, int64_t n) {
     const Call *call = w->call;
     if (x) OF(read)(row + start, 1, x + start * call->x.class_stride, call->x.class_stride, call->x.type, n);
@@ -9,6 +9,10 @@ static inline void OF(fill)(OF(Context) *w, T *row, const char *x, int64_t start
         for (; end < w->padded; end++) row[end] = -(T)INFINITY;
     if (call->softcap)
         OF(softcap)(row + start, w->scratch.softcap_grad ? w->scratch.softcap_grad + start : NULL, end - start, call->softcap);
+    if (call->inverse_temperature != 1) {
+        T factor = (T)call->inverse_temperature;
+        for (int64_t c = start; c < end; c++) row[c] *= factor;
+    }
 }
 
 /* Statistics of a row. x: the logits where they can be worked in place, else NULL and the row is in scratch, filled from
@@ -94,6 +98,7 @@ static void OF(gradients)(OF(Context) *w, T *e, T *coefs, char *out, int64_t piv
                           double pivot_grad, double target_coef, double grad_scale, const OF(Stats) *s) {
     const Call *call = w->call;
     T *softcap_grad = w->scratch.softcap_grad;
+    grad_scale *= call->inverse_temperature, pivot_grad *= call->inverse_temperature;
     for (int64_t start = 0, i = 0; start < call->num_classes; start += CHUNK, i++) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK;
         double shift = w->scratch.shifts[i];
@@ -268,7 +273,7 @@ static int OF(work)(const Call *call, Queue *queue) {
     int64_t num_classes = call->num_classes, tile = tile_size(call);
     w.tiled = tile > 1;
     w.is_mixed = call->probabilities.data || call->label_smoothing > 0;
-    w.direct_x = !w.tiled && !call->softcap && OF(is_direct)(&call->x);
+    w.direct_x = !w.tiled && !call->softcap && call->inverse_temperature == 1 && OF(is_direct)(&call->x);
     w.direct_grad = w.direct_x && call->x_grad.data && OF(is_direct)(&call->x_grad);
     w.of_probability = (T)(1 - call->label_smoothing), w.base = call->smoothing_per_class;
     w.padded = (num_classes + LANES - 1) / LANES * LANES;

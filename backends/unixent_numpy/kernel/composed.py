@@ -6,7 +6,7 @@ import numpy as np
 
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel.blocks import RowBlocks, Rows
-from unixent_numpy.kernel.rows import ClassCoefs, apply_softcap, index_rows, mixed_rows
+from unixent_numpy.kernel.rows import ClassCoefs, apply_transform, index_rows, mixed_rows, through_transform
 from unixent_numpy.kernel.spec import KernelSpec
 
 
@@ -88,9 +88,9 @@ class _BlockWork:
             if self._reads_logits:
                 self._logits.read(rows, block)
             softcap_grad = target_grad = None
-            if spec.softcap is not None:
-                softcap_grad = None if self._logits_grad is None else scratch("softcap_grad", rows)
-                apply_softcap(block, spec.softcap, softcap_grad)
+            if spec.transform.softcap is not None and self._logits_grad is not None:
+                softcap_grad = scratch("softcap_grad", rows)
+            apply_transform(block, spec.transform, softcap_grad)
             index = None if self._index is None else self._index[rows]
             grad_scale = None if self._grad_scale is None else self._grad_scale[rows]
             if self._coefs is None:
@@ -105,8 +105,8 @@ class _BlockWork:
                     target_grad = scratch("target_grad", rows)
                 gaps = scratch("logit_gaps", rows)
                 loss = mixed_rows(block, gaps, index, target_coefs, self._coefs, spec, grad_scale, target_grad)
-            if softcap_grad is not None:
-                block *= softcap_grad
+            if self._logits_grad is not None:
+                through_transform(block, spec.transform, softcap_grad)
             self._store(rows, loss, block, target_grad)
 
     def _store(self, rows: slice, loss: Array, block: Array, target_grad: Array | None) -> None:

@@ -83,7 +83,7 @@ def row_losses(
         DTYPES[dtype.name],
         spec.label_smoothing,
         spec.z_loss,
-        spec.softcap,
+        spec.transform,
         num_threads(),
         0 if share is None else share.columns.ctypes.data,
         None if share is None else share.all_classes,

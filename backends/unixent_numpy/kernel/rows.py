@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unixent.semantics import RowStats, SmoothingCoefs, product, row_stats, smoothing_coefs
+from unixent.semantics import LogitTransform, RowStats, SmoothingCoefs, product, row_stats, smoothing_coefs
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel.spec import KernelSpec
 
@@ -46,24 +46,36 @@ def scale_rows(values: Array, scale: Array) -> None:
     values *= scale[:, None]
 
 
-def apply_softcap(block: Array, softcap: float, softcap_grad: Array | None) -> None:
-    """Replace x by a tanh(x / a), and fill ``softcap_grad`` with the derivative sech^2(x / a), free of cancellation.
+def apply_transform(block: Array, transform: LogitTransform, softcap_grad: Array | None) -> None:
+    """Replace x by x' = b a tanh(x / a), and fill ``softcap_grad``, where given, with sech^2(x / a).
 
     Infinities stay, with derivative 0: a class of probability 0 is one whatever the cap.
     """
-    infinite = np.isinf(block)
-    infinities = block[infinite]
-    block /= softcap
+    softcap, inverse_temperature = transform
+    if softcap is not None:
+        infinite = np.isinf(block)
+        infinities = block[infinite]
+        block /= softcap
+        if softcap_grad is not None:
+            # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
+            np.abs(block, out=softcap_grad)
+            softcap_grad *= -2
+            np.exp(softcap_grad, out=softcap_grad)
+            softcap_grad /= np.square(1 + softcap_grad)
+            softcap_grad *= 4
+        np.tanh(block, out=block)
+        block *= softcap
+        block[infinite] = infinities
+    if inverse_temperature != 1:
+        block *= inverse_temperature
+
+
+def through_transform(grad: Array, transform: LogitTransform, softcap_grad: Array | None) -> None:
+    """Replace the gradient of x' by that of x."""
     if softcap_grad is not None:
-        # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
-        np.abs(block, out=softcap_grad)
-        softcap_grad *= -2
-        np.exp(softcap_grad, out=softcap_grad)
-        softcap_grad /= np.square(1 + softcap_grad)
-        softcap_grad *= 4
-    np.tanh(block, out=block)
-    block *= softcap
-    block[infinite] = infinities
+        grad *= softcap_grad
+    if transform.inverse_temperature != 1:
+        grad *= transform.inverse_temperature
 
 
 class ClassCoefs(NamedTuple):

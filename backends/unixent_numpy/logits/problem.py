@@ -34,8 +34,7 @@ class Operands(NamedTuple):
     def of(cls, problem: LossProblem, target: Array) -> Operands:
         """The operands of ``problem``, whose target is given with its classes last."""
         options, dtype = problem.options, np.dtype(problem.acc_dtype)
-        softcap = semantics.representable_softcap(options.softcap, problem.acc_dtype)
-        spec = KernelSpec(dtype, options.label_smoothing, options.z_loss, softcap)
+        spec = KernelSpec(dtype, options.label_smoothing, options.z_loss, problem.transform)
         weight = None if problem.weight is None else problem.weight.astype(dtype, copy=False)
         is_index = problem.target_kind == "index"
         mask = None

@@ -11,7 +11,7 @@ from unixent_numpy.collectives import Group
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import KernelSpec
 from unixent_numpy.kernel.blocks import RowBlocks, Rows
-from unixent_numpy.kernel.rows import ClassCoefs, apply_softcap
+from unixent_numpy.kernel.rows import ClassCoefs, apply_transform
 
 
 class Shard(NamedTuple):
@@ -60,14 +60,14 @@ class LocalLogits:
         return np.zeros((*size, self.count), self.spec.acc_dtype)
 
     def for_each(self, work: Callable[[slice, Array], None]) -> None:
-        """Call ``work(rows, block)`` for every block of soft-capped logits, which may be overwritten."""
+        """Call ``work(rows, block)`` for every block of logits x', which may be overwritten."""
         self._blocks.for_each(lambda rows: self._read(rows, work))
 
     def for_each_with_grad(self, work: Callable[[slice, Array, Array | None], None]) -> None:
         """The same with the derivative of the soft-cap, None where there is none."""
 
         def with_grad(rows: slice) -> None:
-            softcap_grad = None if self.spec.softcap is None else self.scratch("softcap_grad", rows)
+            softcap_grad = None if self.spec.transform.softcap is None else self.scratch("softcap_grad", rows)
             self._read(rows, lambda rows, block: work(rows, block, softcap_grad), softcap_grad)
 
         self._blocks.for_each(with_grad)
@@ -77,8 +77,7 @@ class LocalLogits:
         # Infinities and NaN are part of the semantics; the state is a thread's own.
         with np.errstate(all="ignore"):
             self._logits.read(rows, block)
-            if self.spec.softcap is not None:
-                apply_softcap(block, self.spec.softcap, softcap_grad)
+            apply_transform(block, self.spec.transform, softcap_grad)
             work(rows, block)
 
     def target_coefs(self, rows: slice) -> Array | None:

@@ -12,7 +12,7 @@ from unixent_numpy.compat import Array
 from unixent_numpy.kernel import KernelSpec, RowLosses
 from unixent_numpy.kernel.blocks import Rows
 from unixent_numpy.kernel.composed import empty_grads
-from unixent_numpy.kernel.rows import multiply, scale_rows
+from unixent_numpy.kernel.rows import multiply, scale_rows, through_transform
 from unixent_numpy.vocab_parallel import native
 from unixent_numpy.vocab_parallel.blocks import LocalLogits, Shard
 from unixent_numpy.vocab_parallel.statistics import (
@@ -102,8 +102,7 @@ def _write_gradients(
             owned = stats.owns_pivot[rows]
             block[owned, pivot[rows][owned]] = pivot_grad[rows][owned]
             block *= grad_scale[rows][:, None]
-            if softcap_grad is not None:
-                block *= softcap_grad
+            through_transform(block, local.spec.transform, softcap_grad)
             write(grads["logits"], rows, block)
 
     local.for_each_with_grad(work)

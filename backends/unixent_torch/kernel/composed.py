@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unixent_torch.kernel.blocks import blocks, on_huge_pages, rows_per_block
-from unixent_torch.kernel.rows import ClassCoefs, apply_softcap, index_rows, mixed_rows
+from unixent_torch.kernel.rows import ClassCoefs, apply_transform, index_rows, mixed_rows, through_transform
 from unixent_torch.kernel.spec import KernelSpec
 
 
@@ -115,9 +115,9 @@ class _BlockWork:
         block = self._buffer("logits", rows, out)
         block.view(source.shape).copy_(source)
         softcap_grad = None
-        if spec.softcap is not None:
-            softcap_grad = self._buffer("softcap_grad", rows) if "logits" in outputs else None
-            apply_softcap(block, spec.softcap, softcap_grad)
+        if spec.transform.softcap is not None and out is not None:
+            softcap_grad = self._buffer("softcap_grad", rows)
+        apply_transform(block, spec.transform, softcap_grad)
         if self._coefs is None:
             assert index is not None
             loss = index_rows(block, index, self._weight, spec.z_loss, grad_scale)
@@ -132,10 +132,8 @@ class _BlockWork:
             loss = mixed_rows(block, gaps, index, probabilities, self._coefs, spec.z_loss, grad_scale, target_grad)
             if target_grad is not None:
                 _store(outputs["target"], target_grad, inactive)
-        if softcap_grad is not None:
-            block.mul_(softcap_grad)
         if out is not None:
-            _store(out, block, inactive)
+            _store(out, through_transform(block, spec.transform, softcap_grad), inactive)
         if position_weight is not None:
             loss = loss * position_weight
         return loss if inactive is None else loss.masked_fill_(inactive, 0)

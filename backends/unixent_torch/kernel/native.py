@@ -97,7 +97,7 @@ def row_losses(
         _DTYPES[dtype],
         spec.label_smoothing,
         spec.z_loss,
-        spec.softcap,
+        spec.transform,
         num_threads(),
         0 if share is None else share.columns.data_ptr(),
         None if share is None else share.all_classes,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import RowStats, product, row_stats, smoothing_coefs
+from unixent.semantics import LogitTransform, RowStats, product, row_stats, smoothing_coefs
 from unixent_torch.kernel.blocks import row_sum
 
 
@@ -35,19 +35,30 @@ def class_weight(weight: Tensor, index: Tensor) -> Tensor:
     return weight.index_select(0, index.reshape(-1)).reshape(index.shape)
 
 
-def apply_softcap(block: Tensor, softcap: float, softcap_grad: Tensor | None) -> None:
-    """Replace the block by a tanh(x / a), and ``softcap_grad`` by its derivative sech^2, free of cancellation.
+def apply_transform(block: Tensor, transform: LogitTransform, softcap_grad: Tensor | None) -> None:
+    """Replace the block by x' = b a tanh(x / a), and ``softcap_grad``, where given, by sech^2(x / a).
 
     Infinite logits stay, with derivative 0.
     """
-    infinite = torch.where(block.isinf(), block, 0)
-    block.div_(softcap)
+    softcap, inverse_temperature = transform
+    if softcap is not None:
+        infinite = torch.where(block.isinf(), block, 0)
+        block.div_(softcap)
+        if softcap_grad is not None:
+            # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
+            torch.abs(block, out=softcap_grad)
+            softcap_grad.mul_(-2).exp_()
+            softcap_grad.div_((1 + softcap_grad).square_()).mul_(4)
+        block.tanh_().mul_(softcap).add_(infinite)
+    if inverse_temperature != 1:
+        block.mul_(inverse_temperature)
+
+
+def through_transform(grad: Tensor, transform: LogitTransform, softcap_grad: Tensor | None) -> Tensor:
+    """The gradient of x' becomes that of x."""
     if softcap_grad is not None:
-        # sech^2(y) = 4 w / (1 + w)^2 with w = exp(-2 |y|); 1 - tanh^2 would cancel for large y.
-        torch.abs(block, out=softcap_grad)
-        softcap_grad.mul_(-2).exp_()
-        softcap_grad.div_((1 + softcap_grad).square_()).mul_(4)
-    block.tanh_().mul_(softcap).add_(infinite)
+        grad.mul_(softcap_grad)
+    return grad if transform.inverse_temperature == 1 else grad.mul_(transform.inverse_temperature)
 
 
 def index_rows(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from unixent.semantics import LogitTransform
+
 
 @dataclass(frozen=True, slots=True)
 class KernelSpec:
@@ -13,12 +15,13 @@ class KernelSpec:
 
     Attributes:
         acc_dtype: dtype of every exp, log and sum.
-        label_smoothing, z_loss, softcap: the options of those names.
+        label_smoothing, z_loss: the options of those names.
+        transform: what becomes of the logits first.
         readable: values can be read without stalling, so that rows may be treated by what is in them.
     """
 
     acc_dtype: torch.dtype
     label_smoothing: float
     z_loss: float
-    softcap: float | None
+    transform: LogitTransform
     readable: bool

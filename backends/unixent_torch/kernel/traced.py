@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import product, row_stats, two_diff
+from unixent.semantics import LogitTransform, product, row_stats, two_diff
 from unixent_torch.kernel.rows import class_weight, scale_infinite_
 from unixent_torch.kernel.spec import KernelSpec
 
@@ -27,8 +27,7 @@ def row_losses(
     if inactive is not None:
         # Before anything else: the derivative of a NaN that is dropped later would still be NaN.
         x = torch.where(inactive, 0, x)
-    if spec.softcap is not None:
-        x = _softcapped(x, spec.softcap)
+    x = _transformed(x, spec.transform)
     if target.is_floating_point() or spec.label_smoothing:
         loss, logsumexp = _mixed(x, target, weight, spec, inactive)
     else:
@@ -58,10 +57,11 @@ def row_gradients(
     if position_weight is not None:
         inactive, scale = (position_weight == 0).unsqueeze(-1), scale * position_weight.unsqueeze(-1)
         x, scale = torch.where(inactive, 0, x), torch.where(inactive, 0, scale)
-    softcap_grad: Tensor | float = 1.0
-    if spec.softcap is not None:
-        w = torch.exp(-2 * (x / spec.softcap).abs())
-        softcap_grad, x = 4 * w / (1 + w).square(), _softcapped(x, spec.softcap)
+    transform_grad: Tensor | float = spec.transform.inverse_temperature
+    if spec.transform.softcap is not None:
+        w = torch.exp(-2 * (x / spec.transform.softcap).abs())
+        transform_grad = transform_grad * (4 * w / (1 + w).square())
+    x = _transformed(x, spec.transform)
     is_index = not (target.is_floating_point() or spec.label_smoothing)
     is_pivot = _is_class(x, target if is_index else x.argmax(-1))
     pivot_logit, others = torch.where(is_pivot, x, 0).sum(-1, keepdim=True), torch.where(is_pivot, -math.inf, x)
@@ -81,7 +81,7 @@ def row_gradients(
         z_loss_grad = 2 * spec.z_loss * stats.logsumexp if spec.z_loss else 0.0
         grad = (rest + pivot + z_loss_grad) * stats.exp_scale * exps - rest_coefs
         pivot_grad = (rest + z_loss_grad) * stats.p - pivot * stats.one_minus_p
-        grads["logits"] = torch.where(is_pivot, pivot_grad, grad) * softcap_grad * scale
+        grads["logits"] = torch.where(is_pivot, pivot_grad, grad) * transform_grad * scale
     if inactive is not None:
         grads = {name: torch.where(inactive, 0, grad) for name, grad in grads.items()}
     return tuple(grads[name].to(dtypes[name]) for name in wrt)
@@ -159,13 +159,16 @@ def _mixed(
     return products.sum(-1) + rest_coef * pivot.loss_of_rest + pivot_coef * pivot.loss, pivot.logsumexp
 
 
-def _softcapped(x: Tensor, softcap: float) -> Tensor:
-    """a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments.
+def _transformed(x: Tensor, transform: LogitTransform) -> Tensor:
+    """b a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments.
 
     -inf stays, with derivative 0; so does +inf, and its row is NaN.
     """
-    y = x / softcap
-    large = y.abs() > 1
-    w = torch.exp(-2 * torch.where(large, y, 1).abs())
-    capped = softcap * torch.where(large, torch.sign(y) * ((1 - w) / (1 + w)), torch.tanh(torch.where(large, 0, y)))
-    return torch.where(x == -math.inf, -math.inf, torch.where(x == math.inf, x, capped))
+    softcap, inverse_temperature = transform
+    if softcap is not None:
+        y = x / softcap
+        large = y.abs() > 1
+        w = torch.exp(-2 * torch.where(large, y, 1).abs())
+        capped = softcap * torch.where(large, torch.sign(y) * ((1 - w) / (1 + w)), torch.tanh(torch.where(large, 0, y)))
+        x = torch.where(x == -math.inf, -math.inf, torch.where(x == math.inf, x, capped))
+    return x if inverse_temperature == 1 else x * inverse_temperature

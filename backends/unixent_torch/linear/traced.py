@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unixent.errors import BackendError
+from unixent.semantics import LogitTransform
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, forms_gradient_late
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
@@ -23,8 +24,10 @@ from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, gra
 def _read(arguments: tuple[Any, ...]) -> tuple[LinearOperands, Denominator, Tensor | None, LinearSpec, tuple[str, ...]]:
     """The operator's arguments as `opaque_loss_and_grads` took them."""
     *tensors, denominator, grad_output = arguments[:8]
-    acc_dtype, label_smoothing, z_loss, softcap, readable, kept_axes, empty, chunk, product_dtype, wrt = arguments[8:]
-    loss = LossSpec(KernelSpec(acc_dtype, label_smoothing, z_loss, softcap, readable), kept_axes, empty)
+    acc_dtype, label_smoothing, z_loss, softcap, inverse_temperature, readable, *rest = arguments[8:]
+    kept_axes, empty, chunk, product_dtype, wrt = rest
+    transform = LogitTransform(softcap, inverse_temperature)
+    loss = LossSpec(KernelSpec(acc_dtype, label_smoothing, z_loss, transform, readable), kept_axes, empty)
     spec = LinearSpec(loss, chunk, product_dtype)
     return LinearOperands(*tensors), denominator, grad_output, spec, tuple(wrt.split())
 
@@ -46,8 +49,8 @@ _operator = torch.library.custom_op(
     schema=(
         "(Tensor hidden, Tensor classifier, Tensor? bias, Tensor target, Tensor? weight, Tensor? position_weight, "
         "Tensor? denominator, Tensor? grad_output, ScalarType acc_dtype, float label_smoothing, float z_loss, "
-        "float? softcap, bool readable, int kept_axes, float empty, int? chunk, ScalarType? product_dtype, str wrt) "
-        "-> Tensor[]"
+        "float? softcap, float inverse_temperature, bool readable, int kept_axes, float empty, int? chunk, "
+        "ScalarType? product_dtype, str wrt) -> Tensor[]"
     ),
 )
 
@@ -74,7 +77,7 @@ def _backward(ctx: Any, output_grads: list[Tensor | None]) -> Any:
     operands, denominator, _, spec, formed = _read((*ctx.saved_tensors[:7], None, *ctx.options))
     grad_output, wrt = output_grads[0], needed(ctx, NAMES)
     if grad_output is None:
-        return (None,) * 18
+        return (None,) * 19
     with torch.no_grad():
         if set(wrt) <= set(formed):
             early = dict(zip(formed, ctx.saved_tensors[7:], strict=True))
@@ -87,7 +90,7 @@ def _backward(ctx: Any, output_grads: list[Tensor | None]) -> Any:
             "linear_cross_entropy: an exported program has no second derivative; got create_graph=True"
         )
         grads = tuple([NoDoubleBackward.apply(grad, error, grad_output, *operands) for grad in grads])
-    return in_order(wrt, grads, 14, NAMES)
+    return in_order(wrt, grads, 15, NAMES)
 
 
 _operator.register_autograd(_backward, setup_context=_save)
@@ -111,7 +114,7 @@ def opaque_loss_and_grads(
         kernel.acc_dtype,
         kernel.label_smoothing,
         kernel.z_loss,
-        kernel.softcap,
+        *kernel.transform,
         kernel.readable,
         spec.loss.kept_axes,
         spec.loss.empty,

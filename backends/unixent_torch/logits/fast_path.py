@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.options import LossOptions
+from unixent.semantics import LogitTransform
 from unixent_native import DTYPES, NUMBERS_PER_THREAD, Strided, load, row_losses
 from unixent_torch import compat
 from unixent_torch.kernel import KernelSpec
@@ -20,6 +21,7 @@ from unixent_torch.logits.autograd import gradients, is_transformed
 from unixent_torch.logits.reduction import LossSpec
 
 Array = np.ndarray[Any, Any]
+_IDENTITY = LogitTransform()
 
 
 class _Number(NamedTuple):
@@ -60,6 +62,8 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         or options.label_smoothing
         or options.z_loss
         or options.softcap is not None
+        or options.scale != 1
+        or options.temperature != 1
         or options.dtype is not None
         or compat.in_forward_mode()
     ):
@@ -94,7 +98,7 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         code,
         0.0,
         0.0,
-        None,
+        _IDENTITY,
         # Asking for the cores takes a microsecond, and a small call has one thread in any case.
         num_threads() if count * classes >= 2 * NUMBERS_PER_THREAD else 1,
     )
@@ -130,7 +134,7 @@ class FastLoss(Function):
         if torch.is_grad_enabled() or is_transformed(grad_output):
             if (x._version, target._version) != versions:
                 raise RuntimeError("logits or target of unixent.cross_entropy were modified by an inplace operation")
-            spec = LossSpec(KernelSpec(x.dtype, 0.0, 0.0, None, True), 0, 0.0)
+            spec = LossSpec(KernelSpec(x.dtype, 0.0, 0.0, _IDENTITY, True), 0, 0.0)
             operands = (x, target, None, None)
             (grad,) = gradients(operands, grad_output, float(denominator), spec, ("logits",))
             return grad, None, None

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.errors import BackendError
+from unixent.semantics import LogitTransform
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import scale_infinite_
@@ -165,12 +166,24 @@ def composed_vjp(
         return loss, vjp(grad_output)
 
 
+def transform_for_hvp(x: Tensor, transform: LogitTransform) -> tuple[Tensor, Tensor | float, Tensor | None]:
+    """x' = b a tanh(x / a), its derivative, and the tanh: its second derivative is -2 tanh / a times the first."""
+    softcap, inverse_temperature = transform
+    transform_grad: Tensor | float = inverse_temperature
+    tanh = None
+    if softcap is not None:
+        tanh = torch.tanh(x / softcap)
+        transform_grad = inverse_temperature * (1 - tanh * tanh)
+        x = torch.where(x.isinf(), x, softcap * tanh)
+    return x if inverse_temperature == 1 else x * inverse_temperature, transform_grad, tanh
+
+
 def hvp(
     operands: Operands, grad_scale: Tensor, spec: KernelSpec, tangents: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor | None]:
     r"""The second derivative of ``sum(grad_scale * losses)`` times tangents u of logits and r of probabilities.
 
-    With T = sum_c t_c, A = T + 2 z lse, k = (1 - s) w, t' = k r and T' its sum, before a softcap:
+    With T = sum_c t_c, A = T + 2 z lse, k = (1 - s) w, t' = k r and T' its sum, of x' (see `transform_for_hvp`):
 
         logits:         p (A (u - <p, u>) + 2 z <p, u>) + p T' - t'
         probabilities:  k (<p, u> - u)
@@ -185,10 +198,7 @@ def hvp(
         scale = torch.where(position_weight == 0, 0, grad_scale * position_weight)
         inactive = (position_weight == 0).unsqueeze(-1)
         x = torch.where(inactive, 0, x)
-    softcap_grad: Tensor | float = 1.0
-    if spec.softcap is not None:
-        tanh = torch.tanh(x / spec.softcap)
-        softcap_grad, x = 1 - tanh * tanh, torch.where(x.isinf(), x, spec.softcap * tanh)
+    x, transform_grad, tanh = transform_for_hvp(x, spec.transform)
     one_minus_smoothing, smoothing = 1 - spec.label_smoothing, spec.label_smoothing / x.shape[-1]
     k: Tensor | float = one_minus_smoothing if weight is None else one_minus_smoothing * weight
     if target.is_floating_point():
@@ -207,14 +217,14 @@ def hvp(
     for_x = torch.zeros_like(x)
     for_target = None
     if "logits" in tangents:
-        u = softcap_grad * tangents["logits"].to(x.dtype)
+        u = transform_grad * tangents["logits"].to(x.dtype)
         mean = (p * u).sum(-1, keepdim=True)
-        for_x = softcap_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean))
-        if spec.softcap is not None:
-            for_x = for_x - 2 / spec.softcap * tanh * u * (coef_sum * p - coefs)
+        for_x = transform_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean))
+        if tanh is not None and spec.transform.softcap is not None:
+            for_x = for_x - 2 / spec.transform.softcap * tanh * u * (coef_sum * p - coefs)
         if target.is_floating_point():
             for_target = scale.unsqueeze(-1) * (k * (mean - u))
     if "target" in tangents:
         r = k * tangents["target"].to(x.dtype)
-        for_x = for_x + softcap_grad * (p * r.sum(-1, keepdim=True) - r)
+        for_x = for_x + transform_grad * (p * r.sum(-1, keepdim=True) - r)
     return scale.unsqueeze(-1) * for_x, for_target

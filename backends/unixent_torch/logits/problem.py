@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import LossProblem, LossTerms, Problem
-from unixent.semantics import representable_softcap
 from unixent.validation import empty_mean
 from unixent_torch import compat
 from unixent_torch.collectives import Groups, all_reduce, sum_over_processes
@@ -37,8 +36,7 @@ def with_room_for_normalizer(problem: ProblemT) -> ProblemT:
         normalizer = normalizer.item() if readable else math.inf if normalizer.dtype is torch.float64 else 1.0
     known = compat.statically_known
     if known(normalizer > 2.0**64) or (known(normalizer < 2.0**-64) and known(normalizer != 0)):
-        softcap = representable_softcap(problem.options.softcap, problem.acc_dtype)  # as without the normalizer
-        problem = replace(problem, acc_dtype="float64", options=replace(problem.options, softcap=softcap))
+        problem = replace(problem, acc_dtype="float64")
     return problem
 
 
@@ -62,10 +60,7 @@ class LossCall:
         on_host = array.is_cpu
         self._readable = on_host and self.mode is Mode.EAGER
         acc_dtype = torch.float64 if problem.acc_dtype == "float64" else torch.float32
-        softcap = options.softcap
-        if softcap is not None:
-            softcap = representable_softcap(softcap, problem.acc_dtype)
-        kernel = KernelSpec(acc_dtype, options.label_smoothing, options.z_loss, softcap, on_host)
+        kernel = KernelSpec(acc_dtype, options.label_smoothing, options.z_loss, problem.transform, on_host)
         kept_axes = len(self._shape) if options.reduction == "none" else 0
         self.spec = LossSpec(kernel, kept_axes, 0.0 if options.on_empty == "zero" else torch.nan)
         self.weight = None if problem.weight is None else problem.weight.to(acc_dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unixent.errors import OptionError
+from unixent.semantics import LogitTransform
 from unixent_native import MAX_AXES, load
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.logits.gradient import RowGradient, in_order, needed
@@ -48,9 +49,10 @@ def _run(
     label_smoothing: float,
     z_loss: float,
     softcap: float | None,
+    inverse_temperature: float,
     wrt: str,
 ) -> list[Tensor]:
-    spec = KernelSpec(acc_dtype, label_smoothing, z_loss, softcap, True)
+    spec = KernelSpec(acc_dtype, label_smoothing, z_loss, LogitTransform(softcap, inverse_temperature), True)
     losses, grads = row_losses(x, target, weight, position_weight, grad_scale, spec, tuple(wrt.split()))
     return [losses, *grads]
 
@@ -61,7 +63,7 @@ _operator = torch.library.custom_op(
     mutates_args=(),
     schema=(
         "(Tensor x, Tensor target, Tensor? weight, Tensor? position_weight, Tensor? grad_scale, ScalarType acc_dtype, "
-        "float label_smoothing, float z_loss, float? softcap, str wrt) -> Tensor[]"
+        "float label_smoothing, float z_loss, float? softcap, float inverse_temperature, str wrt) -> Tensor[]"
     ),
 )
 
@@ -82,14 +84,14 @@ def opaque_row_losses(
     wrt: tuple[str, ...] = (),
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`unixent_torch.kernel.row_losses` as one operator of the graph."""
-    options = (spec.acc_dtype, spec.label_smoothing, spec.z_loss, spec.softcap)
+    options = (spec.acc_dtype, spec.label_smoothing, spec.z_loss, *spec.transform)
     losses, *grads = _operator(x, target, weight, position_weight, grad_scale, *options, " ".join(wrt))
     return losses, tuple(grads)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *operands, _, acc_dtype, label_smoothing, z_loss, softcap, _ = inputs
-    ctx.spec = KernelSpec(acc_dtype, label_smoothing, z_loss, softcap, True)
+    *operands, _, acc_dtype, label_smoothing, z_loss, softcap, inverse_temperature, _ = inputs
+    ctx.spec = KernelSpec(acc_dtype, label_smoothing, z_loss, LogitTransform(softcap, inverse_temperature), True)
     ctx.save_for_backward(*operands)
 
 
@@ -100,7 +102,7 @@ def _backward(ctx: Any, grad_outputs: list[Tensor]) -> Any:
         grads = RowGradient.apply(x, target, weight, position_weight, scale, ctx.spec, wrt)
     else:
         grads = opaque_row_losses(x, target, weight, position_weight, scale, ctx.spec, wrt)[1]
-    return in_order(wrt, grads, 8)
+    return in_order(wrt, grads, 9)
 
 
 _operator.register_autograd(_backward, setup_context=_save)

@@ -60,7 +60,9 @@ class LossModule(nn.Module):
     ignore_index = Option()
     label_smoothing = Option()
     z_loss = Option()
+    scale = Option()
     softcap = Option()
+    temperature = Option()
     on_empty = Option()
     validate = Option()
 

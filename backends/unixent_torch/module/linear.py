@@ -45,8 +45,8 @@ class LinearCrossEntropyLoss(LossModule):
             `torch.nn.Embedding` that the weight is tied to, or a `torch.nn.Linear` that the model also calls. It is
             borrowed: parameters() and state_dict() leave it to its owner. A module with a ``forward`` of its own
             or with forward hooks (an adapter, say) is called, and its logits exist as a whole.
-        reduction, ignore_index, label_smoothing, z_loss, softcap, on_empty, validate: as in `unixent.cross_entropy`;
-            ``ignore_index=None`` means the default.
+        reduction, ignore_index, label_smoothing, z_loss, scale, softcap, temperature, on_empty, validate: as in
+            `unixent.cross_entropy`; ``ignore_index=None`` means the default.
         chunk: number of positions whose logits may exist at a time; None chooses.
         parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``num_classes``
             counts the classes of this process then, which hold no padding, and ``weight`` is that of all of them.
@@ -86,7 +86,9 @@ class LinearCrossEntropyLoss(LossModule):
         label_smoothing: float = 0.0,
         classifier: nn.Module | None = None,
         z_loss: float = 0.0,
+        scale: float = 1.0,
         softcap: float | None = None,
+        temperature: float = 1.0,
         on_empty: OnEmpty = "nan",
         validate: Validate = "auto",
         chunk: int | None = None,
@@ -97,7 +99,9 @@ class LinearCrossEntropyLoss(LossModule):
             ignore_index=DEFAULT_IGNORE_INDEX if ignore_index is None else ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
+            scale=scale,
             softcap=softcap,
+            temperature=temperature,
             on_empty=on_empty,
             validate=validate,
         )

@@ -25,7 +25,7 @@ class CrossEntropyLoss(LossModule):
         size_average, reduce: torch's deprecated pair; use ``reduction``.
         ignore_index, reduction, label_smoothing: as in `unixent.cross_entropy`.
         axis: the class axis; None for 1, or 0 where the input is a vector.
-        z_loss, softcap, num_classes, on_empty, dtype, validate: as in `unixent.cross_entropy`.
+        z_loss, scale, softcap, temperature, num_classes, on_empty, dtype, validate: as in `unixent.cross_entropy`.
         parallel_config: a `unixent.ParallelConfig` where positions or classes are split over processes; ``weight`` is
             that of all classes all the same.
 
@@ -63,7 +63,9 @@ class CrossEntropyLoss(LossModule):
         *,
         axis: int | None = None,
         z_loss: float = 0.0,
+        scale: float = 1.0,
         softcap: float | None = None,
+        temperature: float = 1.0,
         num_classes: int | None = None,
         on_empty: OnEmpty = "nan",
         dtype: Any = None,
@@ -78,7 +80,9 @@ class CrossEntropyLoss(LossModule):
             ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             z_loss=z_loss,
+            scale=scale,
             softcap=softcap,
+            temperature=temperature,
             num_classes=num_classes,
             on_empty=on_empty,
             dtype=dtype,

@@ -8,7 +8,7 @@ from torch import Tensor
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import blocks, rows_per_block
-from unixent_torch.kernel.rows import ClassCoefs, apply_softcap
+from unixent_torch.kernel.rows import ClassCoefs, apply_transform
 
 
 class LocalLogits:
@@ -79,11 +79,10 @@ class LocalLogits:
         return pieces
 
     def read(self, piece: Tensor, softcap_grad: Tensor | None = None) -> Tensor:
-        """Capped logits in scratch, which may be overwritten."""
+        """Logits x' in scratch, which may be overwritten."""
         block = self.buffer("logits", piece.shape[:-1].numel())
         block.view(piece.shape).copy_(piece)
-        if self.spec.softcap is not None:
-            apply_softcap(block, self.spec.softcap, softcap_grad)
+        apply_transform(block, self.spec.transform, softcap_grad)
         return block
 
     def target_coefs(self, probabilities: Tensor | None, rows: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec
-from unixent_torch.kernel.rows import scale_infinite_
+from unixent_torch.kernel.rows import scale_infinite_, through_transform
 from unixent_torch.vocab_parallel import native
 from unixent_torch.vocab_parallel.blocks import LocalLogits, put_where
 from unixent_torch.vocab_parallel.statistics import ShardStats, z_loss_grad
@@ -59,7 +59,7 @@ def shard_gradients(
         outs = dict(zip(wrt, pieces[-len(wrt) :], strict=True))
         scale: Tensor | float = 1.0 if grad_scale is None else grad_scale
         scale = scale[rows] if isinstance(scale, Tensor) and scale.ndim else scale
-        softcap_grad = None if spec.softcap is None else local.buffer("softcap_grad", rows.stop - rows.start)
+        softcap_grad = None if spec.transform.softcap is None else local.buffer("softcap_grad", rows.stop - rows.start)
         block = local.read(pieces[0], softcap_grad)
         if "target" in outs:
             gaps = torch.sub(stats.pivot_logit[rows], block, out=local.buffer("logit_gaps", len(block)))
@@ -72,5 +72,5 @@ def shard_gradients(
                 block.sub_(local.target_coefs(pieces[1] if local.index is None else None, len(block)))
             put_where(block, stats.owns_pivot[rows], stats.local_index[rows], stats.pivot_grad[rows])
             block.mul_(scale)
-            store(outs["logits"], block if softcap_grad is None else block.mul_(softcap_grad), rows)
+            store(outs["logits"], through_transform(block, spec.transform, softcap_grad), rows)
     return results

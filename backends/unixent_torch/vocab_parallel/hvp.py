@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.kernel import KernelSpec
-from unixent_torch.logits.gradient import Operands
+from unixent_torch.logits.gradient import Operands, transform_for_hvp
 from unixent_torch.vocab_parallel.blocks import put_where
 from unixent_torch.vocab_parallel.statistics import ShardStats
 
@@ -37,11 +37,7 @@ def shard_hvp(
     if position_weight is not None:
         inactive = position_weight.reshape(-1, 1) == 0
         scale = torch.where(inactive, 0, scale * position_weight.reshape(-1, 1))
-    tanh: Tensor | None = None
-    softcap_grad: Tensor | float = 1.0
-    if spec.softcap is not None:
-        tanh = torch.tanh(rows / spec.softcap)
-        softcap_grad, rows = 1 - tanh * tanh, torch.where(rows.isinf(), rows, spec.softcap * tanh)
+    rows, transform_grad, tanh = transform_for_hvp(rows, spec.transform)
     p = torch.exp(rows - stats.shift) * stats.exp_scale
     if shape[-1]:
         put_where(p, stats.owns_pivot, stats.local_index, stats.p)
@@ -62,14 +58,14 @@ def shard_hvp(
         coef_sum = torch.where(inactive, 0, coef_sum)
     u, r = torch.zeros_like(rows), torch.zeros_like(rows)
     if "logits" in tangents:
-        u = softcap_grad * tangents["logits"].reshape(rows.shape).to(dtype)
+        u = transform_grad * tangents["logits"].reshape(rows.shape).to(dtype)
     if "target" in tangents:
         r = k * tangents["target"].reshape(rows.shape).to(dtype)
     local_sums = torch.stack([(p * u).sum(-1, keepdim=True), r.sum(-1, keepdim=True)])
     mean, r_sum = all_reduce(local_sums, shard.model_groups, "sum").unbind()
-    for_x = softcap_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean + r_sum) - r)
-    if tanh is not None and spec.softcap is not None:
-        for_x = for_x - 2 / spec.softcap * tanh * u * (coef_sum * p - coefs)
+    for_x = transform_grad * (p * (coef_sum * (u - mean) + 2 * spec.z_loss * mean + r_sum) - r)
+    if tanh is not None and spec.transform.softcap is not None:
+        for_x = for_x - 2 / spec.transform.softcap * tanh * u * (coef_sum * p - coefs)
     for_x = (scale * for_x).view(shape).to(x.dtype)
     if target.is_floating_point():
         return for_x, (scale * (k * (mean - u))).view(shape).to(target.dtype)

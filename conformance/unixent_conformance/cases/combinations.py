@@ -29,7 +29,9 @@ FACTORS: dict[str, list[Any]] = {
     "ignore": ["none", "default", "inside", "outside"],
     "smoothing": [0.0, 0.1, 1.0],
     "z_loss": [0.0, 0.05],
+    "logit_scale": [1.0, 0.5],
     "softcap": [None, 6.0],
+    "temperature": [1.0, 0.7],
     "shape": list(SHAPES),
     "reduction": ["mean", "sum", "none"],
     "normalizer": ["none", "float", "array"],
@@ -62,7 +64,7 @@ def _of(row: Row, quick: bool) -> Iterator[Case]:
     recipe = Recipe(**{**levels, "positions": positions, "classes": classes, "axis": axis, "seed": 1})
     named = [row["target"], row["dtype"], row["shape"], row["reduction"]]
     for name, value in row.items():
-        if name not in ("target", "dtype", "shape", "reduction") and value not in ("none", None, 0.0):
+        if name not in ("target", "dtype", "shape", "reduction") and value != getattr(Recipe, name):
             named.append(f"{name}.{value}")
     stem = f"{FEATURE}/{'+'.join(map(str, named))}"
     yield from from_recipe(stem, FEATURE, recipe, quick=quick)

@@ -32,8 +32,11 @@ RECIPES: dict[str, Recipe | Linear] = {
     "label smoothing": SMALL.but(smoothing=0.2, weight="plain"),
     "z-loss": SMALL.but(z_loss=0.3, reduction="none"),
     "softcap": SMALL.but(softcap=2.0),
+    "temperature": SMALL.but(logit_scale=1.5, softcap=2.0, temperature=0.7),
     "everything": SMALL.but(smoothing=0.1, z_loss=0.1, softcap=3.0, weight="plain", mask="fraction"),
-    "everything, probabilities": PROBABILITY.but(smoothing=0.1, z_loss=0.1, softcap=3.0, weight="plain"),
+    "everything, probabilities": PROBABILITY.but(
+        smoothing=0.1, z_loss=0.1, logit_scale=1.5, softcap=3.0, temperature=0.7, weight="plain"
+    ),
     "normalizer": SMALL.but(normalizer="float"),
     "second axis": SMALL.but(positions=(2, 2), axis=1, reduction="none"),
     "one class": SMALL.but(classes=1, softcap=2.0, z_loss=0.1),
@@ -41,15 +44,17 @@ RECIPES: dict[str, Recipe | Linear] = {
     "float32": SMALL.but(dtype="float32", z_loss=0.1),
     "fused": Linear(SMALL, width=3),
     "fused, without bias": Linear(SMALL.but(reduction="none"), width=3, bias=False),
-    "fused, z-loss and softcap": Linear(SMALL.but(z_loss=0.2, softcap=3.0, mask="fraction"), width=3),
+    "fused, z-loss, softcap, temperature": Linear(
+        SMALL.but(z_loss=0.2, softcap=3.0, temperature=0.7, mask="fraction"), width=3
+    ),
     "fused, probabilities": Linear(PROBABILITY.but(reduction="sum", smoothing=0.1), width=3),
     "fused, float32": Linear(SMALL.but(dtype="float32"), width=3, bias=False),
 }
 
-QUICK_NAMES = ("class indices", "class probabilities", "z-loss", "softcap", "everything", "fused")
+QUICK_NAMES = ("class indices", "class probabilities", "z-loss", "softcap", "temperature", "everything", "fused")
 
 # Where each case costs a compilation, those that between them have every option.
-FEW = (*QUICK_NAMES[:4], "everything, probabilities", "fused, z-loss and softcap")
+FEW = (*QUICK_NAMES[:4], "everything, probabilities", "fused, z-loss, softcap, temperature")
 
 
 def cases() -> Iterator[Case]:

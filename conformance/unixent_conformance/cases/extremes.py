@@ -30,21 +30,25 @@ def _capped() -> Iterator[Case]:
     """Confident rows under a softcap: the loss is lost where two fusions round the capped logits differently."""
     for dtype in DTYPES:
         for target in ("one-hot", "a distribution", "index", "smoothed, others of weight 0"):
-            for softcap in (30.0, 20.0):
-                build, quick = partial(_confident, dtype, target, softcap), dtype == "float32" and softcap == 30.0
-                stem, needs = f"{CAPPED}/{target}, {softcap}/{dtype}", build().needs()
+            for softcap, temperature in ((30.0, 1.0), (20.0, 1.0), (30.0, 0.7)):
+                options = {"softcap": softcap, "reduction": "none"}
+                if temperature != 1:
+                    options["temperature"] = temperature
+                build, quick = partial(_confident, dtype, target, options), dtype == "float32" and softcap == 30.0
+                named = f"{softcap}, temperature {temperature}" if temperature != 1 else f"{softcap}"
+                stem, needs = f"{CAPPED}/{target}, {named}/{dtype}", build().needs()
                 made = [make(f"{stem}/value", CAPPED, build, needs=needs, quick=quick)]
                 made += gradients(stem, CAPPED, build, needs, quick=quick)
                 # Where each case is compiled, too: there it has gone wrong.
                 yield from (replace(case, tiers=case.tiers | {Tier.CORE}) if quick else case for case in made)
 
 
-def _confident(dtype: str, target: str, softcap: float) -> Call:
+def _confident(dtype: str, target: str, options: dict[str, Any]) -> Call:
     rng = np.random.default_rng(13)
     logits = rng.uniform(-25.0, 5.0, (16, 5))
     logits[:, 0] = rng.uniform(30.0, 60.0, 16)
     logits[0] = [48.112003, -12.546135, -5.666677, 3.342884, -21.824055]
-    x, options = logits.astype(dtype_of(dtype)), {"softcap": softcap, "reduction": "none"}
+    x = logits.astype(dtype_of(dtype))
     if target == "one-hot":
         return Call(x, np.eye(5)[np.zeros(16, int)].astype(x.dtype), options=options)
     if target == "a distribution":
@@ -67,6 +71,11 @@ def _extreme() -> Iterator[Case]:
         for normalizer in (1e300, 1e50, 1e-30, 1e-50, 1e-300):
             build = partial(_normalized, dtype, normalizer)
             yield from each(f"{EXTREME}/normalizer {normalizer}/{dtype}", EXTREME, build, quick=quick)
+        for options in ({"scale": 1e-30}, {"scale": 1e30, "softcap": 2.0}, {"softcap": 1e30, "temperature": 1e-10}):
+            recipe = Recipe(dtype=dtype, softcap=options.get("softcap"), logit_scale=options.get("scale", 1.0))
+            build = partial(_with_zeros, recipe.but(temperature=options.get("temperature", 1.0), reduction="none"))
+            named = ", ".join(f"{name} {value}" for name, value in options.items())
+            yield from each(f"{EXTREME}/{named}/{dtype}", EXTREME, build, quick=quick)
         for softcap in (1e300, 1e-50):
             build = partial(_normalized, dtype, 1e30, softcap=softcap)
             yield from each(f"{EXTREME}/softcap {softcap} and normalizer 1e30/{dtype}", EXTREME, build, quick=quick)

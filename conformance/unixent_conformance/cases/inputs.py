@@ -38,7 +38,9 @@ class Recipe:
     mask: str = "none"  # "none", "bool", "int", "fraction", "faint" (fractions that sum to less than 1)
     smoothing: float = 0.0
     z_loss: float = 0.0
+    logit_scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
     reduction: str = "mean"
     normalizer: str = "none"  # "none", "float", "array"
     result: str | None = None
@@ -98,7 +100,9 @@ class Recipe:
             "ignore_index": (index, -100),
             "label_smoothing": (self.smoothing, 0.0),
             "z_loss": (self.z_loss, 0.0),
+            "scale": (self.logit_scale, 1.0),
             "softcap": (self.softcap, None),
+            "temperature": (self.temperature, 1.0),
             "normalizer": (normalizers[self.normalizer], None),
             "dtype": (self.result, None),
         }

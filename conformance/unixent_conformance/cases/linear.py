@@ -85,6 +85,7 @@ CHUNK_RECIPES: dict[str, Recipe] = {
     "weights, ignored": LONG.but(weight="plain", ignore="default"),
     "mask, none": LONG.but(mask="fraction", reduction="none"),
     "smoothing, z-loss, softcap": LONG.but(smoothing=0.1, z_loss=0.01, softcap=5.0),
+    "scale, softcap, temperature": LONG.but(logit_scale=0.5, softcap=5.0, temperature=0.7),
     "probabilities, sum": LONG.but(target="probability", reduction="sum"),
     "two position axes": INDEX.but(positions=(5, 4)),
     "ignored rows fill a chunk": LONG.but(ignore="default", seed=3),

@@ -63,6 +63,8 @@ SPOTS: dict[str, dict[str, Spot]] = {
         "z-loss": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [2, 0], {"z_loss": 0.1}),
         "z-loss, everywhere": Spot(rows([-INF, -INF, -INF], ORDINARY), [2, 0], {"z_loss": 0.1}),
         "capped": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [0, 0], {"softcap": 5.0}),
+        "scaled": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [1, 0], {"scale": 0.5, "temperature": 0.7}),
+        "scaled by a tiny number": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [1, 0], {"scale": 1e-30}),
         "at probability 0": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [[0.0, 0.25, 0.75], [0.5, 0.25, 0.25]]),
         "at a probability": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [[0.5, 0.25, 0.25], [0.5, 0.25, 0.25]]),
         "at a probability of weight 0": Spot(
@@ -76,6 +78,7 @@ SPOTS: dict[str, dict[str, Spot]] = {
         "twice": Spot(rows([INF, INF, 1.0], ORDINARY), [1, 0]),
         "in one class": Spot(rows([INF], [3.0]), [0, 0]),
         "capped": Spot(rows([INF, 0.0, 1.0], ORDINARY), [1, 0], {"softcap": 5.0}),
+        "scaled": Spot(rows([INF, 0.0, 1.0], ORDINARY), [1, 0], {"scale": 0.5, "temperature": 0.7}),
         "probabilities": Spot(rows([INF, 0.0, 1.0], ORDINARY), [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]]),
         "smoothed": Spot(rows([INF, 0.0, 1.0], ORDINARY), [0, 0], {"label_smoothing": 0.1}),
     },
@@ -100,6 +103,7 @@ SPOTS: dict[str, dict[str, Spot]] = {
         "infinite loss, masked": Spot(rows([-INF, 0.0, 1.0], ORDINARY), [0, 0], mask=[0.0, 1.0]),
         "NaN, masked, smoothed": Spot(rows([NAN] * 3, ORDINARY), [1, 0], {"label_smoothing": 0.1}, mask=[0.0, 1.0]),
         "NaN, masked, capped": Spot(rows([NAN] * 3, ORDINARY), [1, 0], {"softcap": 5.0}, mask=[0.0, 1.0]),
+        "NaN, masked, scaled": Spot(rows([NAN] * 3, ORDINARY), [1, 0], {"temperature": 0.7}, mask=[0.0, 1.0]),
         "NaN, masked, probabilities": Spot(
             rows([NAN, 0.0, 1.0], ORDINARY), [[0.5, 0.25, 0.25], [0.0, 0.5, 0.5]], mask=[0.0, 2.0]
         ),
@@ -116,6 +120,7 @@ SPOTS: dict[str, dict[str, Spot]] = {
         "subnormal": Spot(lambda f: [[f.smallest, -f.smallest, 0.0], [f.smallest_normal, 0.0, 1.0]], [0, 0]),
         "negative zero": Spot(rows([-0.0, 0.0, -0.0], ORDINARY), [0, 0]),
         "largest, capped": Spot(lambda f: [[f.largest, -f.largest], [1.0, 0.0]], [1, 0], {"softcap": 5.0}),
+        "largest, scaled down": Spot(lambda f: [[f.largest, -f.largest], [1.0, 0.0]], [1, 0], {"scale": 1e-4}),
         "largest, smoothed": Spot(lambda f: [[f.largest / 4, 0.0], [1.0, 0.0]], [1, 0], {"label_smoothing": 0.5}),
     },
 }

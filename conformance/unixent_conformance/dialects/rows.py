@@ -119,7 +119,7 @@ class SumToOne(Rows):
             return np.asarray(super().loss_magnitudes() + (self.settled(more) if self.in_value else 0))
 
     def logits_gradients(self) -> Array:
-        return np.asarray(super().logits_gradients() + self.more_p * self.softcap_grad * self.excess[:, None])
+        return np.asarray(super().logits_gradients() + self.more_p * self.transform_grad * self.excess[:, None])
 
     def gradient_magnitudes(self) -> Array:
         return np.asarray(super().gradient_magnitudes() + abs(self.more_p * self.excess[:, None]))
@@ -157,7 +157,7 @@ class Absolute(Rows):
             if self.z_loss:
                 total = total + 2 * abs(self.z_loss * self.lse)[:, None]
             flow = self.settled(abs(self.position_weight)[:, None] * (self.p_roundings * total + abs(self.coefs)))
-            return np.asarray(flow * (self.softcap_grad + self.cap_ratio.any()))
+            return np.asarray(flow * (self.transform_grad + self.cap_ratio.any() * self.inverse_temperature))
 
     def target_magnitudes(self) -> Array:
         return np.asarray(

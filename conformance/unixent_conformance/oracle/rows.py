@@ -9,10 +9,11 @@ the pivot k, and r = sum_{c != k} exp(x_c - m):
     lse = m + log1p(r)        L_c = (m - x_c) + log1p(r)        p_c = exp(x_c - m)/(1 + r)        1 - p_k = r/(1 + r)
     dl_n/dx_c = v_n [ p_c sum_{j != c} t_j  -  t_c (1 - p_c)  +  2 z lse p_c ]
 
-in which nothing cancels. A softcap leaves infinities where they are, with derivative 0, and classes beyond num_classes
-are -inf without coefficients, whatever they hold. Everything runs in `numpy.longdouble` (64 bits of significand on x86,
-113 on aarch64 Linux; where it is only float64, `UNIT_ROUNDOFF` says so and the tolerances allow for it). The tests hold
-this module against mpmath at 50 digits. It shares no code with any backend and cares for no speed.
+in which nothing cancels, with x' = cap(k x) / T in the place of x. A softcap leaves infinities where they are, with
+derivative 0, and classes beyond num_classes are -inf without coefficients, whatever they hold. Everything runs in
+`numpy.longdouble` (64 bits of significand on x86, 113 on aarch64 Linux; where it is only float64, `UNIT_ROUNDOFF` says
+so and the tolerances allow for it). The tests hold this module against mpmath at 50 digits. It shares no code with any
+backend and cares for no speed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ class Rows:
 
     positions: tuple[int, ...]
     axis: int
-    logits: Array  # x', after the softcap
-    softcap_grad: Array  # dx'/dx
+    logits: Array  # x', after scale, softcap and temperature
+    transform_grad: Array  # dx'/dx
     cap_ratio: (
-        Array  # |x/a|, what the relative error of softcap_grad grows with; 0 where there is no cap or an infinity
+        Array  # |kx/a|, what the relative error of transform_grad grows with; 0 where there is no cap or an infinity
     )
+    inverse_temperature: float  # k/T, what dx'/dx is without a cap
     shift: Array  # m, (N,)
     lse_minus_shift: Array  # log1p(r), (N,)
     gap: Array  # m - x'
@@ -91,10 +93,10 @@ class Rows:
             grad = self.p * self.rest_coefs - self.coefs * self.one_minus_p
             if self.z_loss:
                 grad = grad + 2 * self.z_loss * self.lse[:, None] * self.p
-            return self.settled(self.position_weight[:, None] * self.softcap_grad * grad)
+            return self.settled(self.position_weight[:, None] * self.transform_grad * grad)
 
     def gradient_magnitudes(self) -> Array:
-        """The magnitudes of the terms of dl_n/dx'_c, before the derivative of the softcap."""
+        """The magnitudes of the terms of dl_n/dx'_c, before dx'/dx."""
         with np.errstate(all="ignore"):
             rest_coefs = sum_of_rest(abs(self.coefs))
             grad = self.p * rest_coefs + abs(self.coefs) * self.one_minus_p
@@ -136,7 +138,9 @@ def solve_rows(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    scale: float = 1.0,
     softcap: float | None = None,
+    temperature: float = 1.0,
     num_classes: int | None = None,
 ) -> Rows:
     """All that is to be known of each position. weight, mask and probabilities are converted to the accumulation dtype,
@@ -148,12 +152,14 @@ def solve_rows(
     exists = np.arange(width) < classes
     raw = np.where(exists, raw.astype(np.longdouble).reshape(-1, width), -np.inf)
     with np.errstate(all="ignore"):
-        x, cap_ratio, softcap_grad = raw, np.zeros_like(raw), np.ones_like(raw)
+        x, cap_ratio, transform_grad = np.longdouble(scale) * raw, np.zeros_like(raw), np.ones_like(raw)
         if softcap is not None:
-            ratio = raw / np.longdouble(softcap)
+            ratio = x / np.longdouble(softcap)
             decay = np.exp(-2 * abs(ratio))
             x = np.where(np.isinf(raw), raw, np.longdouble(softcap) * np.tanh(ratio))
-            cap_ratio, softcap_grad = np.where(np.isinf(ratio), 0, abs(ratio)), 4 * decay / (1 + decay) ** 2
+            cap_ratio, transform_grad = np.where(np.isinf(ratio), 0, abs(ratio)), 4 * decay / (1 + decay) ** 2
+        x = x / np.longdouble(temperature)
+        transform_grad = transform_grad * np.longdouble(scale) / np.longdouble(temperature)
 
         shift = x.max(axis=1)
         gap = shift[:, None] - x
@@ -188,8 +194,9 @@ def solve_rows(
             positions=positions,
             axis=axis,
             logits=x,
-            softcap_grad=softcap_grad,
+            transform_grad=transform_grad,
             cap_ratio=cap_ratio,
+            inverse_temperature=scale / temperature,
             shift=shift,
             lse_minus_shift=np.log1p(rest),
             gap=gap,

@@ -18,7 +18,7 @@ import numpy as np
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle.rows import Rows, solve_rows
 
-ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "softcap", "num_classes")
+ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "scale", "softcap", "temperature", "num_classes")
 
 
 @dataclass(frozen=True)

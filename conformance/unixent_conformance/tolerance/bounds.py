@@ -21,6 +21,7 @@ those), and one rounding to the dtype of the result. Where the numbers come from
 * Adding N positions in a tree: u log2 N, and twice that as room for blocks and threads.
 * A denominator is a sum of N products: (3 + 2 log2 N) u of the sum of its magnitudes.
 * A softcap a tanh(x/a) is a division (u), a tanh good to two ulp or so (4u) and a product (u), each relative to x'.
+* A scale and a temperature are numbers that are rounded (2u), a product and a division (2u), relative to x' too.
 * Products that fall below the smallest normal number of the accumulation dtype may lose everything: many devices
   flush such numbers to zero. This floor is of order 1e-38 in float32, below anything a half precision result can show.
 """
@@ -33,8 +34,8 @@ from unixent_conformance.model import Array
 from unixent_conformance.oracle import Solution
 from unixent_conformance.tolerance.formats import Estimate, Format, log2, roundoff, times
 
-# The softcap's roundings with room for a tanh of four ulp, in u relative to x'.
-SOFTCAP_ROUNDINGS = 10
+# The softcap's roundings with room for a tanh of four ulp, and those of scale and temperature, in u relative to x'.
+SOFTCAP_ROUNDINGS, FACTOR_ROUNDINGS = 10, 4
 
 
 def units_of(s: Solution) -> tuple[float, float]:
@@ -75,19 +76,32 @@ def denominator_error(s: Solution) -> Array:
     return np.asarray(denominator(s).bound / abs(s.reduced.denominator) if s.reduced.divided else 0.0)
 
 
+def transform_roundings(s: Solution) -> int:
+    """What each x' may be off by, in u relative to itself."""
+    scale, softcap, temperature = transform(s)
+    capped = SOFTCAP_ROUNDINGS if softcap is not None else 0
+    return capped + (FACTOR_ROUNDINGS if (scale, temperature) != (1, 1) else 0)
+
+
+def transform(s: Solution) -> tuple[float, float | None, float]:
+    """scale, softcap and temperature of the call."""
+    options = s.call.options
+    return options.get("scale", 1.0), options.get("softcap"), options.get("temperature", 1.0)
+
+
 def lse_rounding(s: Solution) -> float:
     """What lse may be off by where it is near 0."""
     return (3 + log2(s.rows.classes)) * units_of(s)[0]
 
 
 def position_bounds(s: Solution) -> Array:
-    """(8 + 2 log2 C) u of the terms' magnitudes, and what the capped logits' own rounding moves: |dl/dx'| |dx'|."""
+    """(8 + 2 log2 C) u of the terms' magnitudes, and what the roundings of x' move: |dl/dx'| |dx'|."""
     rows, (u, tiny) = s.rows, units_of(s)
     with np.errstate(all="ignore"):
         bound = (8 + 2 * log2(rows.classes)) * u * rows.loss_magnitudes()
-        if rows.cap_ratio.any():
+        if roundings := transform_roundings(s):
             moved = times(rows.gradient_magnitudes(), abs(rows.logits))
-            bound = bound + SOFTCAP_ROUNDINGS * u * moved.sum(axis=1)
+            bound = bound + roundings * u * moved.sum(axis=1)
         # What the rounding of lse itself does to lse^2 where lse is near 0.
         relative, absolute = 8 * u * (abs(rows.shift) + rows.lse_minus_shift), lse_rounding(s)
         moved_square = (relative + absolute) ** 2 + 2 * abs(rows.lse) * absolute
@@ -99,21 +113,21 @@ def position_bounds(s: Solution) -> Array:
 
 
 def logits_gradient(s: Solution) -> Estimate:
-    """(16 + 2 |x_c - m| + 2 log2 C) u of the entry's terms, the cap's roundings, the scale's and the floor."""
+    """(16 + 2 |x_c - m| + 2 log2 C) u of the entry's terms, the roundings of x', the upstream's and the floor."""
     rows, (u, tiny) = s.rows, units_of(s)
     gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
     with np.errstate(all="ignore"):
         factor = 16 + 2 * gap + 2 * log2(rows.classes)
-        if rows.cap_ratio.any():
-            # p_c moves with its own x' and with the others'; softcap_grad = sech^2 moves with twice its argument.
+        if roundings := transform_roundings(s):
+            # p_c moves with its own x' and with the others'; sech^2 moves with twice its argument.
             farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
-            factor = factor + SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
+            factor = factor + roundings * (1 + 2 * farthest) + 4 * rows.cap_ratio
         relative = u * (factor + 2) + denominator_error(s)
-        per_position = times(rows.gradient_magnitudes() * rows.softcap_grad, relative)
+        per_position = times(rows.gradient_magnitudes() * rows.transform_grad, relative)
         per_position = per_position + (16 + 2 * log2(rows.classes)) * u * rows.gradient_roundings()
         if rows.z_loss:
             z_loss_grad = 2 * rows.z_loss * lse_rounding(s) * abs(rows.position_weight)[:, None]
-            per_position = per_position + times(rows.p * rows.softcap_grad, z_loss_grad)
+            per_position = per_position + times(rows.p * rows.transform_grad, z_loss_grad)
         weight = abs(rows.coefs).sum(axis=1, keepdims=True) + rows.z_loss * abs(rows.lse)[:, None]
         floor = tiny * (1 + abs(rows.position_weight)[:, None]) * (1 + rows.classes * weight)
         floor = np.where(np.isneginf(rows.logits) & (rows.coefs == 0), 0, floor)
@@ -128,9 +142,9 @@ def target_gradient(s: Solution) -> Estimate:
         relative = (8 + 2 * log2(rows.classes) + 4) * u + denominator_error(s)
         bound = times(rows.target_magnitudes(), relative)
         scale = abs(rows.position_weight)[:, None]
-        if rows.cap_ratio.any():
+        if roundings := transform_roundings(s):
             moved = abs(rows.logits) + times(rows.p, abs(rows.logits)).sum(axis=1, keepdims=True)
-            bound = bound + SOFTCAP_ROUNDINGS * u * scale * times(abs(rows.target_coef), moved)
+            bound = bound + roundings * u * scale * times(abs(rows.target_coef), moved)
         floor = tiny * rows.classes * np.where(rows.target_coef == 0, 0, 1 + scale * abs(rows.target_coef))
         value = s.gradient(rows.target_gradients())
         # As for the logits: the last product, with what comes from upstream, may be flushed as well.

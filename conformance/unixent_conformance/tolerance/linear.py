@@ -5,8 +5,8 @@ Stability of Numerical Algorithms, 3.1), is within
 
     |z^_c - z_c| <= eps_c = gamma_{D+1} (sum_d |h_d||w_cd| + |b_c|)
 
-of the exact one. A softcap shrinks that by its derivative, at most exp(2 eps/a) times that at z. Let E be a row's
-largest eps. What is moved, from r_c = exp(z_j - z_c) being moved by a factor of at most exp(eps_j + eps_c):
+of the exact one. x' is moved by that times dx'/dx, under a softcap at most exp(2 eps/a) times that at z. Let E be a
+row's largest eps. What is moved, from r_c = exp(z_j - z_c) being moved by a factor of at most exp(eps_j + eps_c):
 
     |dL_c|    <= M_c = exp(2E) sum_{j != c} p_j expm1(eps_j + eps_c)      which keeps the factor 1 - p_c
     |d lse|   <= M   = exp(2E) sum_j p_j expm1(eps_j)
@@ -42,7 +42,7 @@ class LogitError:
     nll: Array  # M_c, (N, C)
     lse: Array  # M, (N, 1)
     p: Array  # Q_c, (N, C)
-    softcap_grad: Array  # relative, (N, C)
+    transform_grad: Array  # relative, (N, C)
     largest: Array  # E, (N, 1)
 
     @property
@@ -64,13 +64,13 @@ def estimates(s: Solution, linear: Linear, wrt: tuple[str, ...]) -> dict[str, Es
 
 def logit_error(s: Solution, linear: Linear) -> LogitError:
     """What follows from eps, row by row; an infinite logit is infinite whatever its roundings."""
-    rows, softcap, (u, tiny) = s.rows, s.call.options.get("softcap"), bounds.units_of(s)
+    rows, (scale, softcap, _), (u, tiny) = s.rows, bounds.transform(s), bounds.units_of(s)
     terms = linear.hidden.shape[1] + 1
     with np.errstate(all="ignore"):
         raw = gamma(terms, u) * linear.magnitude + terms * tiny
         raw = np.where(np.isfinite(rows.logits) & np.isfinite(raw), raw, 0)
-        ratio = raw / softcap if softcap else np.zeros_like(raw)
-        eps = raw * np.where(raw > 0, rows.softcap_grad * np.exp(2 * ratio), 0)
+        ratio = raw * scale / softcap if softcap else np.zeros_like(raw)
+        eps = raw * np.where(raw > 0, rows.transform_grad * np.exp(2 * ratio), 0)
         largest = eps.max(axis=1, keepdims=True)
         p = np.where(np.isfinite(rows.p), rows.p, 0)
         one_minus_p = np.where(np.isfinite(rows.one_minus_p), rows.one_minus_p, 0)
@@ -106,8 +106,8 @@ def _logits_gradient(s: Solution, error: LogitError) -> Estimate:
         extra = abs(rows.coefs).sum(axis=1, keepdims=True) * error.p
         if rows.z_loss:
             extra = extra + 2 * rows.z_loss * (abs(rows.lse)[:, None] * error.p + error.lse * (rows.p + error.p))
-        extra = abs(rows.position_weight)[:, None] * extra * rows.softcap_grad * (1 + error.softcap_grad)
-        extra = extra + times(rows.softcap_grad * error.softcap_grad, rows.gradient_magnitudes())
+        extra = abs(rows.position_weight)[:, None] * extra * rows.transform_grad * (1 + error.transform_grad)
+        extra = extra + times(rows.transform_grad * error.transform_grad, rows.gradient_magnitudes())
         bound = given.bound.reshape(extra.shape) * error.room + abs(s.gradient_rows(extra))
         return Estimate(given.value.reshape(extra.shape), bound)
 

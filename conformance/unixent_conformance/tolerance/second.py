@@ -1,11 +1,10 @@
 """Second derivatives: how each gradient changes where its arguments move, from the formulas.
 
-Let x move by d and probabilities q by e. With d' = sech^2(x/a) d (d without a softcap), k = sum_j p_j d'_j,
-T = sum_j t_j and dt = w (1 - s) e, the gradient of a position's loss, v sech^2 f with f = p_c T - t_c + 2 z lse p_c,
-changes by
+Let x move by d and probabilities q by e. With g = dx'/dx, d' = g d, k = sum_j p_j d'_j, T = sum_j t_j and
+dt = w (1 - s) e, the gradient of a position's loss, v g f with f = p_c T - t_c + 2 z lse p_c, changes by
 
-    v [ sech^2 ( T p_c (d'_c - k) + p_c sum_j dt_j - dt_c + 2 z (k p_c + lse p_c (d'_c - k)) ) + (d sech^2) f ]
-    d sech^2 = -(2/a) tanh(x/a) sech^2(x/a) d
+    v [ g ( T p_c (d'_c - k) + p_c sum_j dt_j - dt_c + 2 z (k p_c + lse p_c (d'_c - k)) ) + (dg) f ]
+    dg = -2 (K/a) tanh(K x/a) g d       under a softcap a behind a scale K, of which a temperature makes tanh = T x'/a
 
 and that of q, v w (1 - s) L, by v w (1 - s) (k - d'_c). Reduction and upstream gradient do not depend on x: they scale.
 For a fused linear call x = h W^T + b moves by dh W^T + h dW^T + db, and its gradients G W, G^T h and sum_n G by
@@ -50,11 +49,11 @@ def of_logits(s: Solution) -> dict[str, Estimate]:
 
 def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, Change]:
     """The change of each position's own gradients, before reduction and upstream gradient."""
-    rows, softcap = s.rows, s.call.options.get("softcap")
+    rows, (scale, softcap, temperature) = s.rows, bounds.transform(s)
     p, t, v, z = rows.p, rows.coefs, rows.position_weight[:, None], rows.z_loss
     lse, lse_size = rows.lse[:, None], (abs(rows.shift) + rows.lse_minus_shift)[:, None]
     with np.errstate(all="ignore"):
-        d = rows.softcap_grad * moved
+        d = rows.transform_grad * moved
         mean, mean_size = (p * d).sum(axis=1, keepdims=True), (p * abs(d)).sum(axis=1, keepdims=True)
         dp, dp_size = p * (d - mean), p * (abs(d) + mean_size)
         value, size = t.sum(axis=1, keepdims=True) * dp, abs(t).sum(axis=1, keepdims=True) * dp_size
@@ -64,9 +63,10 @@ def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, 
             dt = rows.target_coef * target_moved
             value = value + p * dt.sum(axis=1, keepdims=True) - dt
             size = size + p * abs(dt).sum(axis=1, keepdims=True) + abs(dt)
-        value, size = v * rows.softcap_grad * value, abs(v) * rows.softcap_grad * size
+        value, size = v * rows.transform_grad * value, abs(v) * rows.transform_grad * size
         if softcap is not None:
-            cap_change = -2 * product(rows.softcap_grad, rows.logits) / np.longdouble(softcap) ** 2 * moved
+            curvature = np.longdouble(scale) * np.longdouble(temperature) / np.longdouble(softcap) ** 2
+            cap_change = -2 * curvature * product(rows.transform_grad, rows.logits) * moved
             value, size = value + v * cap_change * _gradient(rows), size + abs(cap_change) * rows.gradient_magnitudes()
         each = {"logits": Change(rows.settled(value), rows.settled(size))}
         if target_moved is not None:
@@ -117,9 +117,9 @@ def _relative(s: Solution) -> Array:
     rows = s.rows
     gap = np.where(np.isfinite(rows.gap), rows.gap, 0)
     factor = 16 + 2 * gap + 2 * log2(rows.classes)
-    if rows.cap_ratio.any():
+    if roundings := bounds.transform_roundings(s):
         farthest = np.where(np.isfinite(rows.logits), abs(rows.logits), 0).max(axis=1, keepdims=True)
-        factor = factor + bounds.SOFTCAP_ROUNDINGS * (1 + 2 * farthest) + 4 * rows.cap_ratio
+        factor = factor + roundings * (1 + 2 * farthest) + 4 * rows.cap_ratio
     return np.asarray(ROOM * bounds.units_of(s)[0] * factor + bounds.denominator_error(s))
 
 

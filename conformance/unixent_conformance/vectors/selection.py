@@ -23,6 +23,7 @@ REASONS = {
     "label smoothing": "The smoothed share is spread over all C classes, each with its own weight.",
     "z-loss": "The square of the log-normaliser is masked and averaged with the loss, and flows into the gradient.",
     "softcap": "The cap comes before everything, and its derivative keeps its relative accuracy where it saturates.",
+    "temperature": "Logits are scaled, capped and divided by the temperature, in that order, and so is the gradient.",
     "axis and shape": "The class axis may be any; positions may have any number of axes, or none.",
     "normalizer": "A given denominator replaces the counted one, in value and gradient.",
     "target dtypes": "Every integer dtype holds an index, signed or not, and ignore_index is compared by value.",

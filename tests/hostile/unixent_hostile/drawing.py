@@ -100,6 +100,8 @@ def draw_options(r: Random, positions: tuple[int, ...], classes: int, has_indice
         "label_smoothing": weighted(r, {0.0: 62, 0.1: 20, 0.5: 6, 1.0: 6, 1e-6: 6}),
         "z_loss": weighted(r, {0.0: 66, 1e-4: 14, 0.1: 10, 1.0: 6, 10.0: 4}),
         "softcap": weighted(r, {None: 66, 30.0: 10, 5.0: 8, 1.0: 6, 0.1: 4, 1e-3: 2, 1e300: 2, 1e-50: 2}),
+        "scale": weighted(r, {1.0: 76, 0.5: 6, 0.125: 6, 2.0: 6, 30.0: 3, 1e-3: 3}),
+        "temperature": weighted(r, {1.0: 76, 0.7: 10, 3.0: 6, 0.1: 4, 1e-2: 2, 1e3: 2}),
         "reduction": weighted(r, {"mean": 48, "sum": 16, "none": 36}),
         "on_empty": weighted(r, {"zero": 70, "nan": 15, "raise": 15}),
         "dtype": weighted(r, {None: 72, "float16": 6, "bfloat16": 6, "float32": 8, "float64": 8}),

@@ -147,6 +147,8 @@ class Judge:
         got = list(_flat(answer))
         solution = oracle.solve(asked(drawn.call))
         parts = expected(drawn, solution)
+        if beyond_the_dtype(solution):
+            return Outcome(compared)  # x' is infinite where it is computed
         if len(got) != len(parts):
             return Outcome(group=f"{drawn.form}: {len(got)} results, expected {len(parts)}")
         for part, value in zip(parts, got, strict=True):
@@ -181,9 +183,16 @@ def asked(call: Call) -> Call:
     """The call as the oracle is asked it: a soft-cap above the accumulation dtype's largest number is the identity, one
     below its smallest normal number is that."""
     softcap, form = call.options.get("softcap"), FORMATS[call.acc_dtype]
-    if softcap is None or form.smallest_normal <= softcap <= form.largest:
+    scale = call.options.get("scale", 1.0)
+    if softcap is None or form.smallest_normal <= softcap / scale <= form.largest:
         return call
-    return replace(call, options={**call.options, "softcap": None if softcap > 1 else form.smallest_normal})
+    return replace(call, options={**call.options, "softcap": None if softcap > 1 else form.smallest_normal * scale})
+
+
+def beyond_the_dtype(solution: oracle.Solution) -> bool:
+    """Whether scale and temperature make a finite logit larger than the accumulation dtype's largest number."""
+    size = abs(solution.rows.logits)
+    return bool((np.isfinite(size) & (size > FORMATS[solution.acc_dtype].largest)).any())
 
 
 def expected(drawn: Drawn, solution: oracle.Solution) -> list[Part]:

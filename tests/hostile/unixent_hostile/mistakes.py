@@ -72,6 +72,8 @@ ABOVE, NAN, INF = 10**400, math.nan, math.inf
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (-0.1, 1.5, NAN, "0.1", True, [0.1], 1j, ABOVE, None, np.array([0.1]), np.timedelta64(1)),
     "z_loss": (-1.0, NAN, INF, "1", True, ABOVE, (0.1,), None, b"1", np.datetime64("2020")),
+    "scale": (0.0, -1.0, NAN, INF, "2", True, ABOVE, None, [2.0], np.timedelta64(3), 1e-300 / 1e10),
+    "temperature": (0.0, -0.7, NAN, INF, "1", True, ABOVE, None, (0.7,), np.datetime64("2020")),
     "softcap": (0.0, -1.0, NAN, INF, "30", True, ABOVE, [30.0], np.timedelta64(3), Fraction(-1, 3)),
     "reduction": ("avg", None, 1, "MEAN", b"mean", ["mean"], "batchmean", np.array("mean")),
     "on_empty": ("ignore", None, 0, "ZERO", ["zero"]),
@@ -97,7 +99,7 @@ def draw_mistake(r: Random, form: str, call: Call) -> Mistake | None:
         names += ["grad_output"]
     if r.random() < 0.5 and not form.endswith("autograd"):
         return _array_mistake(r, r.choice(names), call)
-    options = ["label_smoothing", "z_loss", "softcap", "dtype", "validate", "ignore_index"]
+    options = ["label_smoothing", "z_loss", "scale", "softcap", "temperature", "dtype", "validate", "ignore_index"]
     options += ["axis"] if not linear else ["chunk"] if not form.endswith("autograd") else []
     options += [] if "terms" in form else ["reduction", "on_empty", "normalizer"]
     options += ["wrt", "wrt"] if form.endswith("value_and_grad") else []

@@ -24,7 +24,7 @@ class Inapplicable(Exception):
 
 
 LOGITS = ("logits", "target", "probabilities", "weight", "mask", "normalizer", "grad_output")
-OPTIONS = ("softcap", "label_smoothing", "z_loss", "ignore_index", "dtype")
+OPTIONS = ("scale", "softcap", "temperature", "label_smoothing", "z_loss", "ignore_index", "dtype")
 ARGUMENTS = (*LOGITS, "hidden", "classifier", "bias", *OPTIONS)
 DIFFERENTIABLE = ("logits", "probabilities", "hidden", "classifier", "bias")
 
@@ -74,7 +74,9 @@ def plain_values() -> dict[str, Any]:
         "hidden": rng.standard_normal((3, 2)),
         "classifier": rng.standard_normal((4, 2)),
         "bias": rng.standard_normal(4),
+        "scale": np.array(0.5),
         "softcap": np.array(2.0),
+        "temperature": np.array(0.75),
         "label_smoothing": np.array(0.25),
         "z_loss": np.array(0.5),
         "ignore_index": np.array(1),

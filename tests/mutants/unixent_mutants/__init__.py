@@ -19,7 +19,7 @@ from unixent_conformance.runner import run_case
 from unixent_conformance.under_test import Subject
 from unixent_mutants.plain import REGISTRY, Plain
 
-FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding")
+FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding", "temperature")
 
 
 def mutants() -> dict[str, type[Plain]]:

@@ -16,7 +16,9 @@ DEFAULTS: dict[str, Any] = {
     "ignore_index": -100,
     "label_smoothing": 0.0,
     "z_loss": 0.0,
+    "scale": 1.0,
     "softcap": None,
+    "temperature": 1.0,
     "num_classes": None,
     "normalizer": None,
     "on_empty": "zero",
@@ -50,6 +52,9 @@ def check(x: Array, target: Array, weight: Array | None, mask: Array | None, o: 
         raise ValueError("reduction, on_empty")
     if not 0 <= o["label_smoothing"] <= 1 or not 0 <= o["z_loss"] < np.inf:
         raise ValueError("label_smoothing, z_loss")
+    for name in ("scale", "temperature"):
+        if not np.finfo(np.float64 if x.dtype == np.float64 else np.float32).tiny < o[name] < np.inf:
+            raise ValueError(name)
     if o["softcap"] is not None and not 0 < o["softcap"] < np.inf:
         raise ValueError("softcap")
     if o["normalizer"] is not None and (

@@ -112,6 +112,14 @@ class Plain:
 
     # Steps of the arithmetic
 
+    def transform(self, x: Array) -> Array:
+        capped = self.cap(x * x.dtype.type(self.options["scale"]))
+        return np.asarray(capped / x.dtype.type(self.options["temperature"]))
+
+    def transform_grad(self, x: Array) -> Array:
+        scale, temperature = (x.dtype.type(self.options[name]) for name in ("scale", "temperature"))
+        return np.asarray(self.softcap_grad(x * scale) * scale / temperature)
+
     def cap(self, x: Array) -> Array:
         a = self.options["softcap"]
         if a is None:
@@ -262,10 +270,10 @@ class Plain:
         losses, gradients = np.zeros(n, acc), np.zeros((n, classes), acc)
         for block in self.blocks(n):
             wide = raw[block].astype(acc)
-            stats = self.statistics(self.cap(wide))
+            stats = self.statistics(self.transform(wide))
             losses[block] = np.where(out_of_range[block], np.nan, self.position_losses(stats, t[block], v[block]))
             if wrt == "logits":
-                logits_grad = self.position_gradients(stats, t[block], v[block]) * self.softcap_grad(wide)
+                logits_grad = self.position_gradients(stats, t[block], v[block]) * self.transform_grad(wide)
                 gradients[block] = np.where(out_of_range[block, None], np.nan, logits_grad)
             elif wrt == "target":
                 gradients[block] = self.target_gradients(stats, w, v[block])
