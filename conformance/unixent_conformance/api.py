@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -15,11 +15,11 @@ from unixent_conformance import harnesses
 from unixent_conformance.cases import catalogue, find
 from unixent_conformance.dialects import explain, settle
 from unixent_conformance.harness import Harness
-from unixent_conformance.identity import obstacle, through_identity
+from unixent_conformance.identity import narrowed
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
 from unixent_conformance.model import Call, Case, Tier
-from unixent_conformance.results import Report, Result, Verdict
+from unixent_conformance.results import Report, Result
 from unixent_conformance.runner import run_case
 from unixent_conformance.selection import select
 from unixent_conformance.under_test import Subject
@@ -77,7 +77,9 @@ def run(
         results.append(result)
         if progress is not None:
             progress(len(results), len(plan.cases))
-    return Report(plan.name, plan.framework, plan.version, settle(results), date=now(), machine=machine())
+    return Report(
+        plan.name, plan.framework, plan.version, settle(results), plan.left_out, date=now(), machine=machine()
+    )
 
 
 def now() -> str:
@@ -103,10 +105,7 @@ class Prepared:
 
     def judge(self, id: str, mode: str) -> Result:
         """The verdict on one case; what the oracle calls wrong may be right in a dialect."""
-        case, subject = find(id), self.subjects[mode]
-        why = obstacle(case.build()) if self.linear else ""
-        if why:
-            return Result(id, case.feature, mode, Verdict.REFUSES, why)
+        case, subject = narrowed(find(id)) if self.linear else find(id), self.subjects[mode]
         result = run_case(case, subject)
         return result if self.strict else explain(result, case, subject)
 
@@ -118,17 +117,32 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
     """The implementation of a task, loaded, and the cases that it means."""
     tested, harness = find_tested(task.tested if implementation is None else implementation, task.framework)
     if task.linear:
-        tested = through_identity(tested, harness)
+        tested = tested.seen_as_logits()
     tier = Tier.QUICK if task.quick else Tier.FULL
-    cases = catalogue(tier, features=task.features or ())
-    if tested.terms is None:  # a loss is none the less a loss
-        cases = [case for case in cases if case.quantity != "terms"]
+    # A loss is none the less a loss without terms.
+    answerable = [case for case in catalogue() if case.quantity != "terms" or tested.terms is not None]
+    cases = set(catalogue(tier, features=task.features or ()))
     # Features that are asked for by name are asked for in every mode.
-    pairs = select(cases, harness.modes, Tier.FULL if task.features else tier)
+    selected = select(
+        [case for case in answerable if case in cases], harness.modes, Tier.FULL if task.features else tier
+    )
+    pairs = tuple((case.id, mode.name) for case, mode in selected)
+    most = sum(1 for _ in select(answerable, harness.modes))
     version = ", ".join(filter(None, (tested.version, harness.version())))
-    plan = Plan(tested.name, harness.name, version, tuple((case.id, mode.name) for case, mode in pairs))
+    plan = Plan(tested.name, harness.name, version, pairs, tuple(_left_out(pairs, most, harness, task)))
     subjects = {mode.name: Subject(harness, tested, mode) for mode in harness.modes}
     return Prepared(plan, subjects, task.strict or tested.own_errors, task.linear)
+
+
+def _left_out(pairs: Collection[tuple[str, str]], most: int, harness: Harness, task: Task) -> Iterator[str]:
+    """What the largest run of this implementation would ask too."""
+    modes = {mode for _, mode in pairs}
+    if len(pairs) < most:
+        chosen = " and ".join([*(["quick cases"] if task.quick else []), *(["some features"] if task.features else [])])
+        yield f"{most - len(pairs)} cases{f', since {chosen} were asked for' if chosen else ''}"
+    absent = [mode.name for mode in harness.modes if mode.name not in modes]
+    if absent:
+        yield f"the modes {', '.join(absent)}"
 
 
 def importable(implementation: Any) -> str | None:
@@ -161,7 +175,7 @@ def find_tested(implementation: Any, framework: str | None = None) -> tuple[Impl
 def subject(implementation: Any, framework: str | None = None, mode: str = "eager", *, linear: bool = False) -> Subject:
     """An implementation seen through its harness, NumPy in and NumPy out: what a snippet of a failure starts with."""
     tested, harness = find_tested(implementation, framework)
-    tested = through_identity(tested, harness) if linear else tested
+    tested = tested.seen_as_logits() if linear else tested
     modes = {m.name: m for m in harness.modes}
     if mode not in modes:
         raise LookupError(f"{harness.name} has no mode {mode!r}; it has {', '.join(modes)}")

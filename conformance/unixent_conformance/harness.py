@@ -178,6 +178,10 @@ class Harness:
         vector, by the framework's own differentiation of its gradient."""
         raise Unsupported(f"{self.name} has no second derivatives")
 
+    def raised(self, error: BaseException) -> tuple[type[BaseException], ...]:
+        """The classes of an error and of those that it was raised from: a compiler may wrap what a function raised."""
+        return (type(error), *(self.raised(error.__cause__) if error.__cause__ is not None else ()))
+
     def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         """Whether an error is how the framework says that a function has no rule for the mode's transform: a refusal,
         where the implementation does not declare that transform."""

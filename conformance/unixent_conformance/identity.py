@@ -1,67 +1,84 @@
 """A fused linear form, seen as a loss of logits: hidden states times the identity are logits.
 
-    loss(logits, target) = linear(hidden=logits, classifier=I, target)        dloss/dlogits = dloss/dhidden
+    loss(logits, target) = linear(hidden=logits, classifier=I, target)          dloss/dlogits = dloss/dhidden
+                         = linear(hidden=I, classifier=logits^T, target)        dloss/dlogits = (dloss/dclassifier)^T
 
-x·1 plus zeros is x without rounding, in any order, so the whole catalogue and its bounds apply as they are; only logits
-that are not finite cannot pass (0·∞ is NaN), and there is no axis but the last.
+x·1 plus zeros is x without rounding, in any order, so the whole catalogue and its bounds apply as they are. The second
+form is for more classes than an identity is made for; for one position the identity is a 1, which takes logits that are
+not finite too (0·∞ is NaN). There is no axis but the last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.inputs import dtype_of
-from unixent_conformance.harness import Harness, Unsupported
-from unixent_conformance.implementation import Implementation
-from unixent_conformance.model import Call
+from unixent_conformance.harness import Unsupported
+from unixent_conformance.model import Array, Call, Case
 
-# The identity is C x C.
+# An identity is as wide as this at the most.
 WIDEST = 4096
 
 
-def through_identity(implementation: Implementation, harness: Harness) -> Implementation:
-    """The implementation whose loss is the fused linear form of another: its `linear`, or its only callable."""
-    linear, both = implementation.linear or implementation.loss, implementation.linear_value_and_grad
-    options = implementation.options
-    return replace(
-        implementation,
-        loss=_on_logits(linear, harness),
-        terms=None,
-        linear=linear,
-        value_and_grad=None if both is None else _on_logits(both, harness),
-        options=None if options is None else (options - {"hidden", "classifier"}) | {"logits", "target"},
-        as_logits=True,
-    )
+@dataclass(frozen=True)
+class Through:
+    """The call of a fused linear form with the logits of another call; `argument` is the one that stands for them."""
+
+    call: Call
+    argument: str
+    shape: tuple[int, ...]
+
+    def wrt(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(self.argument if name == "logits" else name for name in names)
+
+    def to_argument(self, array: Array) -> Array:
+        """What has the shape of the logits in that of the argument."""
+        if self.argument == "hidden":
+            return array
+        return np.ascontiguousarray(array.reshape(-1, self.shape[-1]).T)
+
+    def from_argument(self, array: Array, name: str) -> Array:
+        """A gradient as that of `name` in the other call."""
+        transposed = name == "logits" and self.argument == "classifier"
+        return np.ascontiguousarray(array.T).reshape(self.shape) if transposed else array
 
 
-def obstacle(call: Call) -> str:
-    """Why the logits of a call cannot pass an identity classifier; empty if they can."""
-    if call.linear:
-        return ""
-    logits = np.asarray(call.logits)
-    if max(logits.shape, default=0) > WIDEST:
-        return f"an identity classifier of more than {WIDEST} classes is not made"
-    if not np.isfinite(logits.astype(np.complex128)).all():
-        return "logits that are not finite cannot pass an identity classifier"
-    return ""
+def through_identity(call: Call) -> Through:
+    """A call of logits as one of a fused linear form."""
+    logits, options = np.asarray(call.logits), {name: value for name, value in call.options.items() if name != "axis"}
+    if call.options.get("axis", -1) not in (-1, logits.ndim - 1):
+        raise Unsupported("a fused linear form has its classes along the last axis")
+    classes = logits.shape[-1] if logits.ndim else 0
+    positions, finite = logits.size // max(classes, 1), _finite(logits)
+    if positions != 1 and classes <= WIDEST and finite:
+        identity = np.eye(classes, dtype=logits.dtype)
+        given = replace(call, logits=None, hidden=logits, classifier=identity, options=options)
+        return Through(given, "hidden", logits.shape)
+    if positions > WIDEST or not (finite or positions == 1):
+        raise Unsupported("logits that are not finite, or of too many positions, cannot pass an identity")
+    hidden = np.eye(positions, dtype=logits.dtype).reshape(*logits.shape[:-1], positions)
+    through = Through(replace(call, logits=None, hidden=hidden, options=options), "classifier", logits.shape)
+    return replace(through, call=replace(through.call, classifier=through.to_argument(logits)))
 
 
-def _on_logits(linear: Callable[..., Any], harness: Harness) -> Callable[..., Any]:
-    def loss(logits: Any, target: Any, *, axis: int = -1, **options: Any) -> Any:
-        if axis not in (-1, len(logits.shape) - 1):
-            raise Unsupported("a fused linear form has its classes along the last axis")
-        if options.get("wrt") == "logits":
-            options["wrt"] = "hidden"
-        identity = _identity(logits.shape[-1], logits, harness)
-        return linear(logits, identity, target, **options)
-
-    return loss
+def narrowed(case: Case) -> Case:
+    """The case, of its first position alone where only that can pass."""
+    call = case.build()
+    if call.linear or case.property is not None or call.logits.ndim != 2 or _finite(call.logits):
+        return case
+    return replace(case, build=lambda: _first(call))
 
 
-def _identity(classes: int, like: Any, harness: Harness) -> Any:
-    dtype = str(like.dtype).rsplit(".", 1)[-1].lower()
-    return harness.from_numpy(np.eye(classes).astype(dtype_of(dtype)))
+def _first(call: Call) -> Call:
+    count = len(call.logits)
+
+    def first(array: Any) -> Any:
+        return array[:1] if array is not None and array.ndim and len(array) == count else array
+
+    return replace(call, **{name: first(getattr(call, name)) for name in ("logits", "target", "mask", "grad_output")})
+
+
+def _finite(logits: Array) -> bool:
+    return bool(np.isfinite(np.asarray(logits).astype(np.complex128)).all())

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
+from unixent_conformance.model import UNPROMISED
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -16,9 +18,11 @@ class Implementation:
     terms and value_and_grad take what `unixent.loss_terms` and `unixent.value_and_grad` take; without the latter,
     gradients come from the framework's differentiation. `capabilities` are names such as "dtype:float16",
     "target:probability", "linear" or "batch_invariant"; what a case needs beyond them may be refused, loudly. None
-    declares everything. `options` are the keywords accepted, None for all. `own_errors` says that errors must be of
-    the classes of `unixent` and name the argument; otherwise any exception does where one is due. `refusals` are
-    classes of exception by which it says that it lacks something; any other, where none is due, is a crash.
+    declares everything but `model.UNPROMISED`: floating arrays of several dtypes in one call ("dtype:mixed"), and class
+    indices of another dtype than int64 ("target:int32"). `options` are the keywords accepted, None for all.
+    `own_errors` says that errors must be of the classes of `unixent` and name the argument; otherwise any exception
+    does where one is due. `refusals` are classes of exception by which it says that it lacks something; any other,
+    where none is due, is a crash.
     """
 
     name: str
@@ -35,9 +39,21 @@ class Implementation:
     path: str = ""  # where a new process finds it; the name, if empty
     as_logits: bool = False  # a fused linear form, seen as a loss of logits
 
+    def seen_as_logits(self) -> Implementation:
+        """The fused linear form, its `linear` or its only callable, as a loss of logits (see `identity`)."""
+        options = self.options
+        return replace(
+            self,
+            terms=None,
+            linear=self.linear or self.loss,
+            value_and_grad=None,
+            options=None if options is None else (options - {"hidden", "classifier"}) | {"logits", "target"},
+            as_logits=True,
+        )
+
     def lacking(self, needs: frozenset[str]) -> frozenset[str]:
         """What of `needs` is not declared."""
-        return frozenset() if self.capabilities is None else needs - self.capabilities
+        return needs & UNPROMISED if self.capabilities is None else needs - self.capabilities
 
     def unknown(self, options: frozenset[str]) -> frozenset[str]:
         """Which keywords its signature does not have."""
@@ -54,6 +70,7 @@ def of_backend(name: str) -> Implementation:
     names |= {f"target:{target}" for target in declared.targets}
     names |= {f"transform:{transform}" for transform in declared.transforms}
     names |= {flag for flag in ("linear", "parallel", "batch_invariant") if getattr(declared, flag)}
+    names |= UNPROMISED
     return Implementation(
         name=name,
         loss=unixent.cross_entropy,

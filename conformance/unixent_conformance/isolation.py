@@ -60,6 +60,7 @@ class Plan:
     framework: str
     version: str
     cases: tuple[tuple[str, str], ...]
+    left_out: tuple[str, ...] = ()
 
 
 class CannotStart(ImportError):
@@ -89,7 +90,8 @@ class Worker:
         if "error" in said:
             self.close()
             raise CannotStart(said["error"])
-        self.plan = Plan(**{**said, "cases": tuple((id, mode) for id, mode in said["cases"])})
+        cases, left_out = tuple((id, mode) for id, mode in said["cases"]), tuple(said["left_out"])
+        self.plan = Plan(**{**said, "cases": cases, "left_out": left_out})
 
     def ask(self, id: str, mode: str, seconds: float | None) -> Result | str:
         """The result of a case, or how the process ended instead: "died with SIGSEGV", "gave no answer in 60 s"."""

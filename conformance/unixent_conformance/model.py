@@ -15,6 +15,14 @@ Array = np.ndarray[Any, Any]
 # What is asked of a call: which arrays an answer has.
 Quantity = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients", "second derivatives"]
 
+# The capability of taking floating arrays of several dtypes in one call.
+MIXED = "dtype:mixed"
+
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+# What nobody promises who does not declare it: frameworks differ in it.
+UNPROMISED = frozenset({MIXED, *(f"target:{dtype}" for dtype in INTEGERS if dtype != "int64")})
+
 ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
 
 
@@ -127,7 +135,18 @@ class Call:
             needs.add("linear")
         if self.options.get("dtype"):
             needs.add(f"dtype:{self.options['dtype']}")
+        if self.mixes_dtypes:
+            needs.add(MIXED)
+        target = np.asarray(self.target).dtype
+        if target.kind in "iu" and target != np.int64:
+            needs.add(f"target:{target.name}")
         return frozenset(needs)
+
+    @property
+    def mixes_dtypes(self) -> bool:
+        """Whether the floating arrays are of more than one dtype."""
+        dtypes = {np.asarray(array).dtype for array in self.all_arrays().values()}
+        return len([dtype for dtype in dtypes if dtype.kind == "f" or dtype.name == "bfloat16"]) > 1
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,9 @@ class Result:
 class Report:
     """The verdicts of one implementation; `unixent_conformance.report` writes it as JUnit, Markdown and HTML.
 
-    ok: nothing silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a `Result` each, with
-    id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to paste). left_out:
-    what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where. stopped: what ended it
+    ok: something matches, nothing is silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a
+    `Result` each, with id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to
+    paste). left_out: what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where. stopped: what ended it
     before its last case, empty if nothing did.
     """
 
@@ -93,7 +93,19 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return not self.stopped and all(result.verdict.ok for result in self.cases)
+        return not self.stopped and not self.failures and self.counts[Verdict.MATCHES] > 0
+
+    @property
+    def failures(self) -> tuple[Result, ...]:
+        """What is silently wrong or crashed."""
+        return tuple(result for result in self.cases if not result.verdict.ok)
+
+    @property
+    def judged(self) -> dict[str, int]:
+        """By mode, how many cases were called and judged: all but those that were refused."""
+        modes = Counter({result.mode: 0 for result in self.cases})
+        modes.update(result.mode for result in self.cases if result.verdict is not Verdict.REFUSES)
+        return dict(modes)
 
     @property
     def counts(self) -> dict[Verdict, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.harness import BATCH, EAGER, Derivative, Harness, Mode, Unsupported
+from unixent_conformance.identity import Through, through_identity
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.model import Array, Call, Case, Quantity
 
@@ -42,7 +43,13 @@ class Subject:
         """What of a case's needs, and of the mode's, the implementation does not declare."""
         return self.implementation.lacking(case.needs | self.mode.needs)
 
+    def _through(self, call: Call) -> Through | None:
+        """The call of a fused linear form that is asked in the place of one of logits."""
+        return through_identity(call) if self.implementation.as_logits and not call.linear else None
+
     def loss(self, call: Call) -> Array:
+        through = self._through(call)
+        call = call if through is None else through.call
         return self._read(self._run(self._loss(call), call))
 
     def terms(self, call: Call) -> tuple[Array, Array]:
@@ -55,6 +62,10 @@ class Subject:
         """The loss and d sum(grad_output * loss)/d argument for each of `wrt`: by the implementation's own function, or
         by the framework's differentiation of the loss."""
         implementation = self.implementation
+        through = self._through(call)
+        if through is not None:
+            answer = self.gradients(through.call, through.wrt(wrt))
+            return answer[0], *map(through.from_argument, answer[1:], wrt)
         both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
         if both is None or self.mode.autodiff:
             value, gradients = self.harness.gradient(self._derivative(call, wrt), self.mode)
@@ -68,14 +79,20 @@ class Subject:
 
     def second_derivatives(self, call: Call) -> tuple[Array, ...]:
         """How the gradients of `call.differentiable()` change along `call.directions()`."""
-        directions = [self._give(array) for array in call.directions().values()]
-        of = self._derivative(call, call.differentiable())
-        return tuple(map(self._read, self.harness.hvp(of, directions, self.mode)))
+        through, wrt, directions = self._through(call), call.differentiable(), call.directions()
+        if through is not None:
+            directions["logits"] = through.to_argument(directions["logits"])
+        asked = (call, wrt) if through is None else (through.call, through.wrt(wrt))
+        given = [self._give(array) for array in directions.values()]
+        products = map(self._read, self.harness.hvp(self._derivative(*asked), given, self.mode))
+        return tuple(products if through is None else map(through.from_argument, products, wrt))
 
     def written_to(self, call: Call) -> list[str]:
         """The array arguments that a call of the value and one of the gradient have changed."""
         changed: set[str] = set()
-        for function in (self.implementation.loss, self.implementation.value_and_grad):
+        through = self._through(call)
+        call = call if through is None else through.call
+        for function in (self._loss(call), None if call.linear else self.implementation.value_and_grad):
             if function is not None:
                 bound, arrays = self._bind(function, call)
                 before = [self.harness.to_numpy(array).tobytes() for array in arrays]

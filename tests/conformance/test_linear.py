@@ -12,11 +12,15 @@ import pytest
 
 import unixent
 from unixent_conformance import oracle, run, tolerance
-from unixent_conformance.cases import catalogue, linear
+from unixent_conformance.cases import catalogue, find, linear
 from unixent_conformance.cases.linear import Linear
 from unixent_conformance.expected import expected
+from unixent_conformance.harnesses import load
+from unixent_conformance.identity import narrowed
 from unixent_conformance.model import Call
+from unixent_conformance.runner import run_case
 from unixent_conformance.tolerance.linear import LogitError, gamma, logit_error
+from unixent_conformance.under_test import Subject
 from unixent_mutants.linear import plain_linear
 
 FEATURES = tuple(sorted({case.feature for case in linear.cases()}))
@@ -218,3 +222,19 @@ def test_catalogue_has_every_option_fused() -> None:
         "softcap",
         "normalizer",
     } <= features
+
+
+@pytest.mark.parametrize(
+    "id",
+    [
+        "large-inputs/32000-classes/float32/gradient",
+        "minus-infinity/beside-the-target/float32-none/gradient",
+        "minus-infinity/all-but-the-target/float32-none/value",
+        "NaN/elsewhere/float32-none/gradient",
+        "plus-infinity/probabilities/float32-none/target-gradient",
+    ],
+)
+def test_many_classes_and_what_is_not_finite_pass_as_the_logits_of_a_linear_form(id: str) -> None:
+    seen = Subject(load("numpy"), plain_linear.seen_as_logits())
+    result = run_case(narrowed(find(id)), seen)
+    assert result.verdict.value == "matches", result.detail

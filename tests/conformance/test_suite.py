@@ -34,6 +34,24 @@ def test_ids_are_unique_stable_and_plain() -> None:
     assert not any(set(" ,[]#\t") & set(id) for id in ids)
 
 
+def test_a_case_needs_what_its_call_does() -> None:
+    silent = [case for case in catalogue(Tier.QUICK) if case.raises is None and case.build().needs() - case.needs]
+    assert not silent, [case.id for case in silent]
+
+
+def test_a_quick_run_of_a_feature_asks_no_less_of_it_than_a_quick_run_of_all() -> None:
+    modes = (
+        Mode("eager"),
+        Mode("sampled", tier=Tier.SAMPLED),
+        Mode("grad", autodiff=True, tier=Tier.CORE),
+        Mode("jit", traced=True, autodiff=True, tier=Tier.CORE),
+        Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW),
+    )
+    whole = set(select(catalogue(Tier.QUICK), modes, Tier.QUICK))
+    alone = {pair for name in FEATURES for pair in select(catalogue(Tier.QUICK, features=(name,)), modes)}
+    assert whole <= alone
+
+
 def test_quick_cases_are_few_and_of_every_feature() -> None:
     quick = catalogue(Tier.QUICK)
     assert {case.feature for case in quick} == set(FEATURES)

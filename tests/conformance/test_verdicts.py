@@ -100,6 +100,53 @@ def test_options_outside_the_signature_are_refused_without_a_call() -> None:
     assert judge(result, "class-indices/plain/float32-sum/gradient").detail == "numpy has no automatic differentiation"
 
 
+class Unavailable(Exception):
+    """An error of a compiler, say, which stands in the way of the one that was raised."""
+
+
+def test_a_refusal_that_something_else_wraps_is_one() -> None:
+    def loss(*args: Any, **options: Any) -> Any:
+        try:
+            raise NotImplementedError("no")
+        except NotImplementedError as error:
+            raise Unavailable("a graph") from error
+
+    assert judge(wrap(loss), "class-indices/plain/float32-sum/value").verdict.value == "refuses"
+    assert judge(wrap(raising(Unavailable)), "class-indices/plain/float32-sum/value").verdict.value == "crashed"
+
+
+@pytest.mark.parametrize("id", ["class-indices/plain/float64-sum/value", "class-indices/plain/float16-none/value"])
+def test_a_scalar_of_numpy_is_a_result_and_its_dtype_counts(id: str) -> None:
+    def scalar(logits: Any, target: Any, **options: Any) -> Any:
+        return np.asarray(plain.loss(logits, target, **options))[()]
+
+    assert judge(wrap(scalar), id).verdict.value == "matches"
+    wide = judge(
+        wrap(lambda *given, **options: np.float32(scalar(*given, **options))), "class-indices/plain/float64-sum/value"
+    )
+    assert wide.detail == "loss: dtype float32, expected float64"
+
+
+@pytest.mark.parametrize(
+    ("id", "declared"),
+    [
+        ("normalizer/array/float64-mean/value", "dtype:mixed"),
+        ("result-dtype/float32-to-float64/sum/gradient", "dtype:mixed"),
+        ("fused-linear/wider-classifier/mean/value", "dtype:mixed"),
+        ("target-dtypes/uint64/plain/mean/value", "target:uint64"),
+        ("target-dtypes/int32/plain/mean/value", "target:int32"),
+    ],
+)
+def test_a_loud_error_about_dtypes_that_nobody_promised_is_a_refusal(id: str, declared: str) -> None:
+    wrong = raising(RuntimeError, "expected one dtype")
+    loss = Implementation("loud", wrong, value_and_grad=wrong, linear=wrong, linear_value_and_grad=wrong)
+    assert judge(loss, id).verdict.value == "refuses"
+    needs = case(id).needs
+    assert declared in needs
+    assert judge(replace(loss, capabilities=needs), id).verdict.value == "crashed"
+    assert judge(replace(loss, capabilities=needs - {declared}), id).verdict.value == "refuses"
+
+
 def test_every_refusal_of_a_small_implementation_is_named() -> None:
     def loss(logits: Any, target: Any) -> Any:
         return plain.loss(logits, target)
@@ -134,7 +181,12 @@ def test_errors_about_values_become_nan_under_a_trace(id: str) -> None:
     harness = TracingHarness()
     assert judge(BLIND, id, "eager", harness).verdict.value == "silently wrong"
     assert judge(BLIND, id, "traced", harness).verdict.value == "matches"
-    assert judge(plain, id, "traced", harness).verdict.value == "crashed"
+    assert judge(replace(plain, own_errors=True), id, "traced", harness).verdict.value == "crashed"
+
+
+def test_any_error_does_for_a_stranger_under_a_trace_too() -> None:
+    loud = Implementation("loud", raising(IndexError, "target 5 is out of bounds"))
+    assert judge(loud, "out-of-range-targets/C/value", "traced", TracingHarness()).verdict.value == "matches"
 
 
 class MappingHarness(NumPyHarness):
@@ -252,3 +304,46 @@ def test_in_a_narrow_terminal_the_verdicts_come_first(width: int, first: str) ->
     assert "…" not in text
     assert ("1 is normal in half precision" in " ".join(text.split())) == (width > 40)
     assert ("✗ silently wrong" in " ".join(text.split())) == (width == 40)
+
+
+def shown(tested: str, **options: Any) -> tuple[int, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = runs.run([tested], quick=True, console=console, **options)
+    assert isinstance(console.file, io.StringIO)
+    return code, console.file.getvalue()
+
+
+def test_a_run_in_which_nothing_matches_is_not_ok() -> None:
+    code, text = shown(f"{__name__}:refuses_everything", features=["mask", "z-loss"], isolate=False)
+    assert code == 2
+    assert "nothing matches" in text
+    assert not run(refuses_everything, features=["mask"], quick=True).ok
+
+
+def refuses_everything(logits: Any, target: Any) -> Any:
+    raise NotImplementedError
+
+
+def test_the_summary_says_what_was_judged_where_and_what_was_left_out() -> None:
+    _, text = shown(f"{__name__}:of_indices", features=["class indices", "mask"], isolate=False)
+    cases = catalogue(Tier.QUICK, features=["class indices", "mask"])
+    judged = [c for c in cases if c.feature == "class indices" and c.quantity == "loss"]
+    assert f"{len(judged)} of " in text
+    assert f"judged by mode: eager {len(judged)}" in text
+    asked, everything = (len([c for c in some if c.quantity != "terms"]) for some in (cases, catalogue()))
+    assert f"left out: {everything - asked} cases, since quick cases and some features were asked for" in text
+
+
+def of_indices(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    return plain.loss(logits, target, reduction=reduction)
+
+
+def test_an_error_that_comes_everywhere_is_shown_once() -> None:
+    code, text = shown(f"{__name__}:no_device", features=["class indices", "z-loss", "mask"], isolate=False)
+    assert code == 1
+    assert text.count("uc.check(case, subject)") == 1
+    assert "in 3 features" in text
+
+
+def no_device(logits: Any, target: Any, **options: Any) -> Any:
+    raise RuntimeError("no device is found")

@@ -30,7 +30,7 @@ def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> 
     report = run(peer.path, peer.harness, features=features, quick=True, linear=peer.linear)
     verdicts = {r.id: (r.verdict, r.detail) for r in report.cases}
     assert report.implementation == peer.name
-    assert report.ok, verdicts
+    assert not report.failures, verdicts
     assert report.counts[Verdict.REFUSES], verdicts
     if peer.name != "mindspore mint":  # it has no kernel on a CPU
         assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts

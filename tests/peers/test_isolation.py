@@ -74,8 +74,8 @@ def test_a_function_that_only_this_process_has_runs_here() -> None:
 
 
 def test_a_fused_linear_form_runs_the_cases_of_logits_through_an_identity() -> None:
-    report = run("subjects:linear", "numpy", features=["class indices", "NaN"], quick=True, linear=True)
+    report = run("subjects:linear", "numpy", features=["class indices"], quick=True, linear=True)
     by_feature = {name: {r.verdict for r in results} for name, results in report.by_feature().items()}
     assert Verdict.MATCHES in by_feature["class indices"]
-    assert by_feature["NaN"] == {Verdict.REFUSES}
+    assert Verdict.REFUSES in by_feature["class indices"]
     assert report.ok, crashes(report)

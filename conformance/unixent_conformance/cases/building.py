@@ -56,9 +56,9 @@ def refused(
 
 def from_recipe(stem: str, feature: str, recipe: Recipe, **more: Any) -> Iterator[Case]:
     """The value, and each gradient that is defined, under an uneven upstream gradient."""
-    more["needs"] = recipe.needs()
-    yield make(f"{stem}/value", feature, recipe.call, "loss", **more)
-    yield from gradients(stem, feature, recipe.but(grad_output="uneven").call, **more)
+    upstream = recipe.but(grad_output="uneven")
+    yield make(f"{stem}/value", feature, recipe.call, "loss", needs=recipe.needs(), **more)
+    yield from gradients(stem, feature, upstream.call, upstream.needs(), **more)
 
 
 def gradients(stem: str, feature: str, build: Callable[[], Call], needs: frozenset[str], **more: Any) -> Iterator[Case]:

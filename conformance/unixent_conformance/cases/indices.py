@@ -10,9 +10,8 @@ import numpy as np
 
 from unixent_conformance.cases.building import VALUE_AND_GRADIENT, each, make
 from unixent_conformance.cases.inputs import dtype_of
-from unixent_conformance.model import Call, Case, Raises
+from unixent_conformance.model import INTEGERS, Call, Case, Raises
 
-INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 DTYPES, RANGE, IGNORE = "target dtypes", "out-of-range targets", "ignore_index"
 
 

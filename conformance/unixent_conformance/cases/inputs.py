@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from unixent_conformance.model import Array, Call
+from unixent_conformance.model import MIXED, Array, Call
 
 try:
     from ml_dtypes import bfloat16 as _bfloat16
@@ -44,7 +44,6 @@ class Recipe:
     reduction: str = "mean"
     normalizer: str = "none"  # "none", "float", "array"
     result: str | None = None
-    target_dtype: str = "int64"
     scale: float = 3.0  # standard deviation of the logits
     offset: float = 0.0
     confident: float = 0.0  # added to the target's logit
@@ -78,7 +77,7 @@ class Recipe:
         else:
             if self.ignore != "none":
                 y = np.where(rng.random(n) < 0.4, options.get("ignore_index", -100), y)
-            target = y.astype(self.target_dtype).reshape(self.positions)
+            target = y.reshape(self.positions)
         grad_output = None
         if self.grad_output == "uneven":
             shape = self.positions if self.reduction == "none" else ()
@@ -87,8 +86,14 @@ class Recipe:
 
     def needs(self) -> frozenset[str]:
         """What `call().needs()` gives, without the arrays."""
-        dtypes = {f"dtype:{dtype}" for dtype in (self.dtype, self.result) if dtype}
-        return frozenset({*dtypes, "target:index" if self.target == "index" else "target:probability"})
+        needs = {f"dtype:{dtype}" for dtype in (self.dtype, self.result) if dtype}
+        needs.add("target:index" if self.target == "index" else "target:probability")
+        others = {"float32"} if self.normalizer == "array" else set()
+        if self.grad_output != "none":
+            others.add(self.result or self.dtype)
+        if others - {self.dtype}:
+            needs.add(MIXED)
+        return frozenset(needs)
 
     def _options(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that an implementation without an option can still be asked."""

@@ -50,7 +50,7 @@ def run(
 ) -> None:
     """Run the catalogue on backends, or on a callable of yours.
 
-    Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run.
+    Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run, or nothing matches.
     """
     with suite_required():
         from unixent_conformance.cli import runs
@@ -83,7 +83,7 @@ def split(
 ) -> None:
     """Run the catalogue over several processes, which it starts.
 
-    Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run.
+    Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run, or nothing matches.
     """
     with suite_required():
         from unixent_conformance.cli import runs

@@ -1,7 +1,8 @@
 """Run the suite and show what comes of it; every function returns an exit code.
 
 0: everything matches, is a dialect or is refused as declared. 1: something is silently wrong or crashed. 2: what was
-asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one line that says why.
+asked for cannot be run (an unknown or uninstalled backend, no such function or feature), with one line that says why,
+or nothing matches.
 """
 
 from __future__ import annotations
@@ -107,6 +108,12 @@ def write_reports(console: Console, out: Path, reports: Sequence[Report], title:
     console.print(f"{written[0]} and {len(written) - 1} more files", highlight=False, soft_wrap=True)
 
 
+def exit_code(report: Report) -> int:
+    if report.failures:
+        return 1
+    return 0 if report.ok else 2
+
+
 def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Callable[[str], Report | None]) -> int:
     """Run and show each in turn; where one cannot be run, the others still are."""
     code, reports = 0, []
@@ -117,11 +124,8 @@ def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Ca
             continue
         reports.append(current)
         console.print(terminal.table(current))
-        if current.ok:
-            console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
-        else:
-            terminal.print_failures(console, current)
-            code = max(code, 1)
+        terminal.print_summary(console, current)
+        code = max(code, exit_code(current))
     if out is not None and reports:
         tested = ", ".join(each.implementation for each in reports)
         write_reports(console, out, reports, f"Conformance of {tested}")

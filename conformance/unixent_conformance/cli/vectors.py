@@ -38,13 +38,16 @@ def check_command(
     implementation: options.Implementation = None,
     framework: options.Framework = None,
 ) -> None:
-    """Hold a backend to a set of vectors. Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run."""
+    """Hold a backend to a set of vectors.
+
+    Exit code: 0 all well, 1 silently wrong or crashed, 2 could not be run, or nothing matches.
+    """
     asked = [name for name in (backend, implementation) if name is not None]
     if len(asked) != 1:
         fail("expected either --backend or --implementation")
     with suite_required():
         from unixent_conformance import vectors
-        from unixent_conformance.cli.runs import with_progress
+        from unixent_conformance.cli.runs import exit_code, with_progress
         from unixent_conformance.report import terminal
     console = Console()
     import_from_here()
@@ -53,6 +56,5 @@ def check_command(
     except CANNOT_RUN as error:
         fail(error)
     console.print(terminal.table(report))
-    if not report.ok:
-        terminal.print_failures(console, report)
-        raise typer.Exit(1)
+    terminal.print_summary(console, report)
+    raise typer.Exit(exit_code(report))

@@ -23,7 +23,7 @@ class NumPyHarness(Harness):
         return np.asarray(array)
 
     def owns(self, value: Any) -> bool:
-        return isinstance(value, np.ndarray)
+        return isinstance(value, np.ndarray | np.generic)  # a reduction gives a scalar
 
 
 harness = NumPyHarness()

@@ -97,6 +97,12 @@ class TorchHarness(Harness):
             tangents = [forward_ad.unpack_dual(grad).tangent for grad in grads]
             return tuple(torch.zeros_like(a) if t is None else t for a, t in zip(leaves.moving, tangents, strict=True))
 
+    def raised(self, error: BaseException) -> tuple[type[BaseException], ...]:
+        """The compiler stands in for an error of what it traces with a class that it makes for that."""
+        classes = super().raised(error)
+        stands_for = {own: given for given, own in getattr(torch._dynamo.exc, "observed_exception_map", {}).items()}
+        return (*classes, *(stands_for[cls] for cls in classes if cls in stands_for))
+
     def has_no_rule(self, error: Exception, mode: Mode) -> bool:
         return super().has_no_rule(error, mode) or any(word in str(error) for word in NO_RULE)
 

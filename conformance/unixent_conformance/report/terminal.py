@@ -81,17 +81,52 @@ def line(report: Report) -> str:
     return f"{report.implementation} [dim]({report.version})[/dim]: {counts}"
 
 
+def print_summary(console: Console, report: Report) -> None:
+    """The failures, how much was judged and in which modes, what was left out, and the verdict on the run."""
+    print_failures(console, report)
+    for text in summary(report):
+        console.print(text, highlight=False, soft_wrap=True)
+    if report.ok:
+        console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
+    elif not report.failures:
+        console.print("[bold yellow]nothing matches[/bold yellow]: no case shows that it is right", highlight=False)
+
+
+def summary(report: Report) -> list[str]:
+    """What was asked, a line each.
+
+    >>> summary(Report("mine", "numpy", "", (Result("a/b", "a", "eager", Verdict.REFUSES),), ("the mode vmap",)))
+    ['0 of 1 cases judged, 1 refused (judged by mode: eager 0)', 'left out: the mode vmap']
+    """
+    judged, modes = sum(report.judged.values()), ", ".join(f"{mode} {n}" for mode, n in report.judged.items())
+    refused = f", {len(report.cases) - judged} refused" if judged < len(report.cases) else ""
+    lines = [f"{judged} of {len(report.cases)} cases judged{refused} (judged by mode: {modes})"]
+    return [*lines, f"left out: {'; '.join(report.left_out)}"] if report.left_out else lines
+
+
+def grouped(report: Report) -> list[list[Result]]:
+    """The failures that tell of different faults: what is wrong in one feature, or one error wherever it comes."""
+    groups: dict[tuple[Verdict, str], list[Result]] = {}
+    for result in report.failures:
+        alike = result.detail if result.verdict is Verdict.CRASHED else result.feature
+        groups.setdefault((result.verdict, alike), []).append(result)
+    return list(groups.values())
+
+
 def print_failures(console: Console, report: Report, most: int = 5) -> None:
-    """The first failures of distinct features, each with its snippet, and how many more there are."""
-    bad = [r for r in report.cases if not r.verdict.ok]
-    first = list({r.feature: r for r in reversed(bad)}.values())[::-1][:most]
-    for r in first:
+    """The first of each group of failures with its snippet, how many are like it, and how many more there are."""
+    groups = grouped(report)
+    for r, *alike in groups[:most]:
         style = STYLES[r.verdict]
         title = f"[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]"
-        console.print(f"\n{title}\n{escape(r.detail)}\n", highlight=False, soft_wrap=True)
+        features = len({other.feature for other in (r, *alike)})
+        count = (
+            f" [dim]and {len(alike)} more like it, in {features} feature{'s'[: features > 1]}[/dim]" if alike else ""
+        )
+        console.print(f"\n{title}{count}\n{escape(r.detail)}\n", highlight=False, soft_wrap=True)
         console.print(r.repro, markup=False, highlight=False, soft_wrap=True, style="dim")  # not wrapped: to be pasted
-    if len(bad) > len(first):
-        console.print(f"... and {len(bad) - len(first)} more")
+    if len(groups) > most:
+        console.print(f"... and {sum(map(len, groups[most:]))} more failures in {len(groups) - most} groups")
 
 
 def progress_bar(console: Console) -> Progress:

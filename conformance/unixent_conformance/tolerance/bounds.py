@@ -73,7 +73,8 @@ def denominator(s: Solution) -> Estimate:
 
 def denominator_error(s: Solution) -> Array:
     """Relative error of what a mean is divided by; 0 where nothing is, and for a normalizer, which is given."""
-    return np.asarray(denominator(s).bound / abs(s.reduced.denominator) if s.reduced.divided else 0.0)
+    with np.errstate(all="ignore"):
+        return np.asarray(denominator(s).bound / abs(s.reduced.denominator) if s.reduced.divided else 0.0)
 
 
 def transform_roundings(s: Solution) -> int:
