@@ -8,6 +8,7 @@ from typing import Any
 
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.implementation import Implementation, wrap
+from unixent_conformance.model import UNPROMISED
 
 # A loud word about the arguments. Anything else (an attribute that is missing, an unbound name) is an internal error,
 # and so a crash.
@@ -24,7 +25,7 @@ def peer(name: str, loss: Callable[..., Any], *distributions: str, **more: Any) 
         wrap(loss),
         name=name,
         # No peer promises the bits of a row to be the same in every batch.
-        capabilities=frozenset({*(f"dtype:{dtype}" for dtype in DTYPES), "target:index", "target:probability"}),
+        capabilities=UNPROMISED | {*(f"dtype:{dtype}" for dtype in DTYPES), "target:index", "target:probability"},
         refusals=REFUSALS,
         version=", ".join(f"{name} {metadata.version(name)}" for name in distributions),
         **more,

@@ -14,8 +14,8 @@ from typing import Any
 from unixent_conformance import harnesses
 from unixent_conformance.cases import catalogue, find
 from unixent_conformance.dialects import explain, settle
+from unixent_conformance.fitting import fitted
 from unixent_conformance.harness import Harness
-from unixent_conformance.identity import narrowed
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
 from unixent_conformance.model import Call, Case, Tier
@@ -105,7 +105,8 @@ class Prepared:
 
     def judge(self, id: str, mode: str) -> Result:
         """The verdict on one case; what the oracle calls wrong may be right in a dialect."""
-        case, subject = narrowed(find(id)) if self.linear else find(id), self.subjects[mode]
+        subject = self.subjects[mode]
+        case = fitted(find(id), subject.implementation)
         result = run_case(case, subject)
         return result if self.strict else explain(result, case, subject)
 

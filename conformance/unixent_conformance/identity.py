@@ -24,43 +24,57 @@ WIDEST = 4096
 
 @dataclass(frozen=True)
 class Through:
-    """The call of a fused linear form with the logits of another call; `argument` is the one that stands for them."""
+    """The call of a fused linear form with the logits of another call; `argument` is the one that stands for them, with
+    features of 0 up to its `width`."""
 
     call: Call
     argument: str
     shape: tuple[int, ...]
+    width: int
 
     def wrt(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(self.argument if name == "logits" else name for name in names)
 
     def to_argument(self, array: Array) -> Array:
         """What has the shape of the logits in that of the argument."""
-        if self.argument == "hidden":
-            return array
-        return np.ascontiguousarray(array.reshape(-1, self.shape[-1]).T)
+        features = array if self.argument == "hidden" else array.reshape(-1, self.shape[-1]).T
+        return np.ascontiguousarray(_padded(features, self.width))
 
     def from_argument(self, array: Array, name: str) -> Array:
         """A gradient as that of `name` in the other call."""
-        transposed = name == "logits" and self.argument == "classifier"
-        return np.ascontiguousarray(array.T).reshape(self.shape) if transposed else array
+        if name != "logits":
+            return array
+        if self.argument == "hidden":
+            return np.ascontiguousarray(array[..., : self.shape[-1]])
+        positions = int(np.prod(self.shape[:-1], dtype=np.int64))
+        return np.ascontiguousarray(array[:, :positions].T).reshape(self.shape)
 
 
-def through_identity(call: Call) -> Through:
-    """A call of logits as one of a fused linear form."""
+def through_identity(call: Call, multiple: int = 1) -> Through:
+    """A call of logits as one of a fused linear form, of so many features or a multiple."""
     logits, options = np.asarray(call.logits), {name: value for name, value in call.options.items() if name != "axis"}
     if call.options.get("axis", -1) not in (-1, logits.ndim - 1):
         raise Unsupported("a fused linear form has its classes along the last axis")
     classes = logits.shape[-1] if logits.ndim else 0
     positions, finite = logits.size // max(classes, 1), _finite(logits)
-    if positions != 1 and classes <= WIDEST and finite:
-        identity = np.eye(classes, dtype=logits.dtype)
-        given = replace(call, logits=None, hidden=logits, classifier=identity, options=options)
-        return Through(given, "hidden", logits.shape)
-    if positions > WIDEST or not (finite or positions == 1):
+    by_class = positions != 1 and classes <= WIDEST and finite
+    if not by_class and (positions > WIDEST or not (finite or positions == 1)):
         raise Unsupported("logits that are not finite, or of too many positions, cannot pass an identity")
-    hidden = np.eye(positions, dtype=logits.dtype).reshape(*logits.shape[:-1], positions)
-    through = Through(replace(call, logits=None, hidden=hidden, options=options), "classifier", logits.shape)
-    return replace(through, call=replace(through.call, classifier=through.to_argument(logits)))
+    features = classes if by_class else positions
+    width = features + -features % multiple
+    through = Through(
+        replace(call, logits=None, options=options), "hidden" if by_class else "classifier", logits.shape, width
+    )
+    identity = _padded(np.eye(features, dtype=logits.dtype), width)
+    identity = identity if by_class else identity.reshape(*logits.shape[:-1], width)
+    given = through.to_argument(logits)
+    hidden, classifier = (given, identity) if by_class else (identity, given)
+    return replace(through, call=replace(through.call, hidden=hidden, classifier=classifier))
+
+
+def _padded(features: Array, width: int) -> Array:
+    more = width - features.shape[-1]
+    return np.concatenate([features, np.zeros((*features.shape[:-1], more), features.dtype)], axis=-1)
 
 
 def narrowed(case: Case) -> Case:

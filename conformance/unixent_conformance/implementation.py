@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
@@ -22,7 +22,8 @@ class Implementation:
     indices of another dtype than int64 ("target:int32"). `options` are the keywords accepted, None for all.
     `own_errors` says that errors must be of the classes of `unixent` and name the argument; otherwise any exception
     does where one is due. `refusals` are classes of exception by which it says that it lacks something; any other,
-    where none is due, is a crash.
+    where none is due, is a crash. `multiples` are the sizes that its kernel takes whole, of "positions", "hidden" or
+    "classes": cases are widened to them, so that it is the kernel that runs.
     """
 
     name: str
@@ -35,9 +36,23 @@ class Implementation:
     options: frozenset[str] | None = None
     own_errors: bool = False
     refusals: tuple[type[Exception], ...] = ()
+    multiples: Mapping[str, int] = field(default_factory=dict)
     version: str = ""
     path: str = ""  # where a new process finds it; the name, if empty
     as_logits: bool = False  # a fused linear form, seen as a loss of logits
+
+    def __post_init__(self) -> None:
+        unknown = set(self.multiples) - {"positions", "hidden", "classes"}
+        if unknown or any(type(size) is not int or size < 1 for size in self.multiples.values()):
+            expected = "sizes of 1 or more of positions, hidden and classes"
+            raise ValueError(f"multiples: expected {expected}; got {dict(self.multiples)}")
+
+    def declares_away(self, needs: frozenset[str]) -> frozenset[str]:
+        """The dtypes and targets among `needs` that are left out of `capabilities`; unixent's own backends refuse them
+        by an error, which is judged."""
+        if self.capabilities is None or self.own_errors:
+            return frozenset()
+        return frozenset(need for need in needs - self.capabilities if need.startswith(("dtype:", "target:")))
 
     def seen_as_logits(self) -> Implementation:
         """The fused linear form, its `linear` or its only callable, as a loss of logits (see `identity`)."""

@@ -78,8 +78,8 @@ class Report:
 
     ok: something matches, nothing is silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a
     `Result` each, with id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to
-    paste). left_out: what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where. stopped: what ended it
-    before its last case, empty if nothing did.
+    paste). left_out: what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where.
+    stopped: what ended it before its last case, empty if nothing did.
     """
 
     implementation: str

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from unixent_conformance.expected import expected_of
+from unixent_conformance.fitting import fitted
 from unixent_conformance.harness import Mode, Unsupported
 from unixent_conformance.model import Call, Case, Finding, Raises
 from unixent_conformance.results import Result, Verdict
@@ -38,6 +39,7 @@ def run_cases(pairs: Iterable[tuple[Case, Mode]], subject: Subject) -> Iterator[
 
 def run_case(case: Case, subject: Subject) -> Result:
     """The verdict on one case."""
+    case = fitted(case, subject.implementation)
     result, call = Result(case.id, case.feature, subject.mode.name, Verdict.MATCHES), case.build()
     implementation, lacking = subject.implementation, subject.lacking(case)
 
@@ -51,6 +53,9 @@ def run_case(case: Case, subject: Subject) -> Result:
     unknown = implementation.unknown(arguments - {"hidden", "classifier"})  # given by position, like logits
     if unknown:
         return refused(f"has no option {', '.join(sorted(unknown))}")
+    away = implementation.declares_away(case.needs) if case.raises is None else frozenset[str]()
+    if away:
+        return refused(f"declared without {', '.join(sorted(away))}")
     copies = {name: array.tobytes() for name, array in call.arrays().items() if array.size <= WATCHED}
     try:
         finding = _judge(case, call, subject)

@@ -45,7 +45,9 @@ class Subject:
 
     def _through(self, call: Call) -> Through | None:
         """The call of a fused linear form that is asked in the place of one of logits."""
-        return through_identity(call) if self.implementation.as_logits and not call.linear else None
+        if not self.implementation.as_logits or call.linear:
+            return None
+        return through_identity(call, self.implementation.multiples.get("hidden", 1))
 
     def loss(self, call: Call) -> Array:
         through = self._through(call)

@@ -23,7 +23,7 @@ from unixent_conformance.model import Tier
 from unixent_conformance.report import terminal
 from unixent_conformance.results import Report, Result, Verdict
 from unixent_conformance.runner import run_case
-from unixent_conformance.selection import applies
+from unixent_conformance.selection import applies, select
 from unixent_conformance.under_test import Subject
 from unixent_mutants import mutants
 from unixent_mutants.plain import plain
@@ -60,11 +60,24 @@ def test_unixents_own_backends_refuse_with_their_own_errors() -> None:
     assert judge(replace(own, loss=raising(unixent.BackendError)), id).verdict.value == "refuses"
 
 
-def test_a_wrong_answer_is_wrong_whatever_is_declared() -> None:
+def test_what_is_declared_away_is_not_judged_but_of_unixents_own_backends() -> None:
     def zero(logits: Any, target: Any, **options: Any) -> Any:
         return np.zeros((), logits.dtype)
 
-    result = judge(Implementation("zero", zero, capabilities=frozenset()), "class-indices/plain/float16-mean/value")
+    id, own = "class-indices/plain/float16-mean/value", Implementation("zero", zero, own_errors=True)
+    stranger = replace(own, own_errors=False)
+    for declared, verdict in (
+        (frozenset({"dtype:float16", "target:index"}), "silently wrong"),
+        (None, "silently wrong"),
+    ):
+        assert judge(replace(stranger, capabilities=declared), id).verdict.value == verdict
+    for declared, lacking in (
+        (frozenset({"dtype:float16"}), "target:index"),
+        (frozenset({"target:index"}), "dtype:float16"),
+    ):
+        result = judge(replace(stranger, capabilities=declared), id)
+        assert (result.verdict.value, result.detail) == ("refuses", f"declared without {lacking}")
+    result = judge(replace(own, capabilities=frozenset()), id)
     assert result.verdict.value == "silently wrong"
     assert result.units > 100
 
@@ -330,7 +343,8 @@ def test_the_summary_says_what_was_judged_where_and_what_was_left_out() -> None:
     judged = [c for c in cases if c.feature == "class indices" and c.quantity == "loss"]
     assert f"{len(judged)} of " in text
     assert f"judged by mode: eager {len(judged)}" in text
-    asked, everything = (len([c for c in some if c.quantity != "terms"]) for some in (cases, catalogue()))
+    answerable = [[c for c in some if c.quantity != "terms"] for some in (cases, catalogue())]
+    asked, everything = (len(list(select(some, [Mode("eager")]))) for some in answerable)
     assert f"left out: {everything - asked} cases, since quick cases and some features were asked for" in text
 
 
