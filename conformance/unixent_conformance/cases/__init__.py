@@ -24,6 +24,7 @@ from unixent_conformance.cases import (
     padding,
     properties,
     special,
+    tiles,
 )
 from unixent_conformance.expected import expected
 from unixent_conformance.model import Case, Tier
@@ -45,6 +46,7 @@ FAMILIES = (
     derivatives,
     padding,
     extremes,
+    tiles,
 )
 
 DIFFICULT = {*special.SPOTS, accuracy.CONFIDENT, extremes.CAPPED}

@@ -53,7 +53,7 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
         gradients: Quantity = "linear gradients" if call.linear else "logits gradient"
         with suppress(Exception):  # one that cannot be had is judged by its own case
             answers[gradients] = subject.answer(call, gradients)
-    candidates = tuple(_explanations(call, case, answers))
+    candidates = tuple(_explanations(call, case, answers, subject))
     return _explained(result, candidates) if candidates else result
 
 
@@ -75,7 +75,7 @@ def settle(results: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(settled)
 
 
-def _explanations(call: Call, case: Case, answers: Answers) -> Iterator[tuple[str, ...]]:
+def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
     possible = _telling(call, case, answers)
     digits = ACCURACY[:1] if call.linear else ACCURACY
@@ -90,9 +90,22 @@ def _explanations(call: Call, case: Case, answers: Answers) -> Iterator[tuple[st
                 for chosen in combinations(possible, size)
                 if len({d.topic for d in chosen}) == size and _fits(call, answers, (*chosen, *accuracy))
             ]
-            if fits:
-                yield from fits
+            confirmed = [names for names in fits if not any(_denied(BY_NAME[name], call, subject) for name in names)]
+            if confirmed:
+                yield from confirmed
                 return
+
+
+def _denied(dialect: Dialect, call: Call, subject: Subject) -> bool:
+    """Whether the smallest input that the dialect tells of is answered as by the definition."""
+    if dialect.probe is None:
+        return False
+    probe = dialect.probe(call)
+    try:
+        answer = subject.answer(probe, "loss")
+    except Exception:  # no bias, say
+        return False
+    return all(part.compare(got).ok for part, got in zip(expected(probe, "loss"), answer, strict=True))
 
 
 def _telling(call: Call, case: Case, answers: Answers) -> list[Dialect]:

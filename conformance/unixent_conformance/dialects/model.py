@@ -17,7 +17,8 @@ class Dialect(Convention):
 
     topic: what it is about; an answer follows one dialect of a topic at most. formula: what is computed instead.
     advice: what to do about it. hazard: a plausible number comes out of bad data, or digits are lost, so that it is a
-    convention only in that it can be described. applies: whether a case can tell it from ours.
+    convention only in that it can be described. applies: whether a case can tell it from ours. probe: of a call, the
+    smallest that can; who answers that as we do follows no such convention.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Dialect(Convention):
     advice: str
     applies: Callable[[Call, Case], bool]
     hazard: bool = False
+    probe: Callable[[Call], Call] | None = None
 
 
 def classes_of(call: Call) -> int:
@@ -60,3 +62,13 @@ def infinite(call: Call, case: Case) -> bool:
     if call.linear:  # infinities may come of the product
         return True
     return not bool(np.isfinite(np.asarray(call.logits).astype(np.float64)).all())
+
+
+def beside_the_target(call: Call) -> Call:
+    """One logit of -inf, in the form and dtype of a call."""
+    given = np.asarray(call.hidden if call.linear else call.logits)
+    scores, target = np.array([-np.inf, 0.0, 1.0]).astype(given.dtype), np.array([2])
+    if not call.linear:
+        return Call(scores[None], target)
+    one = np.ones((1, 1), given.dtype)
+    return Call(None, target, hidden=one, classifier=0 * one.repeat(3, axis=0), bias=scores)

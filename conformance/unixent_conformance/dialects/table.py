@@ -6,7 +6,15 @@ from __future__ import annotations
 import numpy as np
 
 from unixent_conformance.dialects import changes
-from unixent_conformance.dialects.model import Dialect, averages, ignores, infinite, out_of_range, smooths
+from unixent_conformance.dialects.model import (
+    Dialect,
+    averages,
+    beside_the_target,
+    ignores,
+    infinite,
+    out_of_range,
+    smooths,
+)
 from unixent_conformance.dialects.rows import Clipped, NaNValue, SumToOne, become
 from unixent_conformance.oracle import Rows
 from unixent_conformance.tolerance import Format
@@ -204,6 +212,7 @@ DIALECTS = (
         "A class of probability 0 or weight 0 with a -inf logit makes the loss NaN: use a large finite number.",
         infinite,
         rows=changes.zero_times_infinity,
+        probe=beside_the_target,
     ),
     Dialect(
         "0·∞ is NaN, gradient too",
@@ -212,6 +221,7 @@ DIALECTS = (
         "A class of probability 0 or weight 0 with a -inf logit makes all NaN: use a large finite number.",
         infinite,
         rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | changes.zero_meets_infinity(rows)),
+        probe=beside_the_target,
     ),
     Dialect(
         "NaN gradient of uncounted rows",
@@ -229,6 +239,7 @@ DIALECTS = (
         "Mask logits with a large finite number, not with -inf.",
         infinite,
         rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | changes.below(rows)),
+        probe=beside_the_target,
     ),
     Dialect(
         "NaN of a −∞ logit, value only",
@@ -237,6 +248,7 @@ DIALECTS = (
         "Mask logits with a large finite number, not with -inf.",
         infinite,
         rows=lambda rows, call: become(NaNValue, rows, nan_value=changes.below(rows)),
+        probe=beside_the_target,
     ),
     Dialect(
         "+∞ is an infinite loss",

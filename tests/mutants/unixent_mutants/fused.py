@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,36 @@ class InactiveStatesReachTheClassifier(PlainLinear):
 
     def states(self, hidden: Array, v: Array, acc: np.dtype[Any]) -> Array:
         return hidden.astype(acc)
+
+
+@mutant("fused linear tile edges")
+class BiasOncePerBlock(PlainLinear):
+    """The bias is added with each block of 256 features."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        logits = super().logits(states, given, acc)
+        more = (states.shape[1] - 1) // 256
+        return logits if given.bias is None else np.asarray(logits + acc.type(more) * given.bias.astype(acc))
+
+
+@mutant("fused linear tile edges")
+class FeaturesOfTheLastBlock(PlainLinear):
+    """Features beyond a whole number of blocks of 256 are never seen."""
+
+    def states(self, hidden: Array, v: Array, acc: np.dtype[Any]) -> Array:
+        states, width = super().states(hidden, v, acc), hidden.shape[1]
+        return np.where((width > 256) & (np.arange(width) >= width // 256 * 256), 0, states).astype(acc)
+
+
+@mutant("fused linear tile edges")
+class BiasOfMinusInfinityInTheFirstBlock(PlainLinear):
+    """Biases of -inf in all of the first 128 classes count as 0."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        bias = given.bias
+        if bias is not None and len(bias) > 128 and np.isneginf(bias[:128]).all():
+            given = replace(given, bias=np.where(np.arange(len(bias)) < 128, 0, bias).astype(bias.dtype))
+        return super().logits(states, given, acc)
 
 
 @mutant("fused linear special values")
