@@ -38,6 +38,8 @@ REASONS = {
     "ends of the number line": "The largest, smallest and subnormal logits neither overflow nor cancel.",
     "confident rows": "A loss far below the roundoff of 1 keeps its relative accuracy, and so does its gradient.",
     "large inputs": "Sums over many classes or positions do not stall or overflow in half precision.",
+    "tile edges": "Sizes beside a block of classes, and whole blocks of -inf, lose no class and make no NaN.",
+    "fused linear tile edges": "The same of features and biases: a bias enters once, however many blocks there are.",
     "upstream gradient": "The gradient is scaled by what arrives from above, position by position.",
     "combinations": "Options together, so that every pair of their levels occurs.",
     "bad input": "A call that cannot mean anything is refused, with an error that names the argument.",
