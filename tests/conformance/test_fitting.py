@@ -66,7 +66,7 @@ def test_without_multiples_no_linear_case_runs_a_kernel_of_blocks() -> None:
 
 
 @pytest.mark.parametrize("id", ["mask/bool/float32-mean/gradient", "softcap/hard/float32-sum/value"])
-def test_a_fault_of_the_kernel_alone_is_found_in_wider_cases_alone(id: str) -> None:
+def test_a_fault_of_the_kernel_alone_shows_in_wider_cases_alone(id: str) -> None:
     def loss(logits: Any, target: Any, **options: Any) -> Any:
         return plain.loss(logits * logits.dtype.type(1.5 if logits.shape[-1] % 8 == 0 else 1), target, **options)
 
@@ -104,7 +104,18 @@ def test_multiples_that_mean_nothing_are_an_error(multiples: Any) -> None:
 
 def test_without_chunks_what_they_do_not_change_is_asked_once() -> None:
     options = frozenset({"hidden", "classifier", "target", "bias", "weight", "mask", "reduction", "ignore_index"})
-    options |= {"label_smoothing", "z_loss", "softcap", "dtype", "normalizer", "on_empty", "validate", "num_classes"}
+    options |= {
+        "scale",
+        "temperature",
+        "label_smoothing",
+        "z_loss",
+        "softcap",
+        "dtype",
+        "normalizer",
+        "on_empty",
+        "validate",
+        "num_classes",
+    }
     kernel = replace(plain_linear, options=options, linear_value_and_grad=plain_linear.linear_value_and_grad)
     features = ["fused linear chunks", "fused linear special values", "fused linear bad input"]
     report = run(kernel, features=features, quick=True, strict=True)
