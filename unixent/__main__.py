@@ -13,7 +13,8 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
             raise
-        sys.exit(f'unixent: the command line needs {missing}: pip install "unixent[conformance]"')
+        print(f'unixent: the command line needs {missing}: pip install "unixent[conformance]"', file=sys.stderr)
+        sys.exit(2)
     app(prog_name="unixent")
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import peers
 from unixent_conformance import report
+from unixent_conformance.api import Interrupted
 from unixent_conformance.cli import options
 from unixent_conformance.cli.prompt import print_error
 from unixent_conformance.cli.runs import run_one, write_reports
@@ -81,7 +82,13 @@ def study(
             console.print(f"[dim]{peer.name}: {absent}[/dim]", highlight=False)
             code = 2 if names else code
             continue
-        current = run_one(console, peer.name, peer.path, peer.harness, linear=peer.linear, isolate=True, **run_options)
+        try:
+            current = run_one(
+                console, peer.name, peer.path, peer.harness, linear=peer.linear, isolate=True, **run_options
+            )
+        except Interrupted:  # a peer half judged is none
+            code = 130
+            break
         if current is None:
             code = 2 if names else code
             continue

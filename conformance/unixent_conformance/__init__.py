@@ -23,15 +23,17 @@ if TYPE_CHECKING:
     from unixent_conformance.agreement import compare
     from unixent_conformance.api import case, check, run, subject
     from unixent_conformance.model import Call
+    from unixent_conformance.parametrize import parametrize_with_cases
     from unixent_conformance.results import Agreement, Report
 
-__all__ = ["Agreement", "Call", "Report", "case", "check", "compare", "run", "subject"]
+__all__ = ["Agreement", "Call", "Report", "case", "check", "compare", "parametrize_with_cases", "run", "subject"]
 
 _HOMES = {
     "Agreement": "unixent_conformance.results",
     "Call": "unixent_conformance.model",
     "Report": "unixent_conformance.results",
     "compare": "unixent_conformance.agreement",
+    "parametrize_with_cases": "unixent_conformance.parametrize",
 }
 
 

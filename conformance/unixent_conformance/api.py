@@ -54,6 +54,8 @@ def run(
         that a new process can import, and a backend's worker may be silent for as long as it likes.
     progress: called with (done, of how many) after each case.
 
+    Raises `Interrupted`, a KeyboardInterrupt that has the report so far, where Ctrl-C ends it.
+
     >>> from unixent_conformance import run
     >>> run("numpy", features=["z-loss"], quick=True).ok
     True
@@ -73,13 +75,30 @@ def run(
     else:
         source = prepare(task, implementation)
     plan, results = source.plan, []
-    for result in source:
-        results.append(result)
-        if progress is not None:
-            progress(len(results), len(plan.cases))
-    return Report(
-        plan.name, plan.framework, plan.version, settle(results), plan.left_out, date=now(), machine=machine()
+    try:
+        for result in source:
+            results.append(result)
+            if progress is not None:
+                progress(len(results), len(plan.cases))
+    except KeyboardInterrupt as stop:
+        raise Interrupted(_report(plan, results, str(stop) or "Ctrl-C")) from stop
+    return _report(plan, results)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was ended before its last case, by Ctrl-C or a signal: `report` has the cases that it had judged."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"{report.implementation}: {report.stopped}")
+        self.report = report
+
+
+def _report(plan: Plan, results: Sequence[Result], stopped: str = "") -> Report:
+    not_run = len(plan.cases) - len(results)
+    left_out = (
+        (f"{not_run} cases, since the run was stopped by {stopped}", *plan.left_out) if stopped else plan.left_out
     )
+    return Report(plan.name, plan.framework, plan.version, settle(results), left_out, now(), machine(), stopped)
 
 
 def now() -> str:

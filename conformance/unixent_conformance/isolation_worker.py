@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from typing import Any, TextIO
@@ -45,6 +46,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     faulthandler.enable()
+    # A terminal sends Ctrl-C to the whole group: the parent ends its workers, and no case has crashed by it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     serve(sys.stdin, answers)
 
 

@@ -9,6 +9,7 @@ takes `-p unixent_conformance.plugin` and the entry point for one plugin.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,10 @@ def find_tested(config: pytest.Config, name: str) -> tuple[Implementation, Harne
     """The implementation and harness of a name; one that cannot be had is an error of usage."""
     from unixent_conformance import api
 
+    # As on the command line: a module in the directory where pytest was called.
+    here = str(config.invocation_params.dir)
+    if here not in sys.path:
+        sys.path.insert(0, here)
     try:
         return api.find_tested(name, config.getoption("--unixent-framework"))
     except (ImportError, LookupError, AttributeError, ValueError, TypeError) as error:

@@ -101,6 +101,15 @@ class Report:
         return tuple(result for result in self.cases if not result.verdict.ok)
 
     @property
+    def failure_groups(self) -> list[list[Result]]:
+        """The failures that tell of different faults: what is wrong in one feature, or one error wherever it comes."""
+        groups: dict[tuple[Verdict, str], list[Result]] = {}
+        for result in self.failures:
+            alike = result.detail if result.verdict is Verdict.CRASHED else result.feature
+            groups.setdefault((result.verdict, alike), []).append(result)
+        return list(groups.values())
+
+    @property
     def judged(self) -> dict[str, int]:
         """By mode, how many cases were called and judged: all but those that were refused."""
         modes = Counter({result.mode: 0 for result in self.cases})

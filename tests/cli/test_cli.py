@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +115,9 @@ def test_a_wrong_callable_in_the_working_directory_exits_with_1(tmp_path: Path) 
         (["conformance", "list", "cases", "--feature", "no such feature"], "no such feature"),
         (["conformance", "list", "modes", "no_such_framework"], "no harness is called 'no_such_framework'"),
         (["bakends"], "Did you mean 'backends'?"),
+        (["conformance", "--backend", "numpy", "--timeout", "-1"], "Invalid value for '--timeout'"),
+        (["conformance", "--backend", "numpy", "--jobs", "0"], "Invalid value for '--jobs'"),
+        (["conformance", "--backend", "numpy", "--framework", "nope"], "no harness is called 'nope'"),
     ],
 )
 def test_mistakes_at_the_prompt_end_with_one_line(arguments: list[str], said: str) -> None:
@@ -146,7 +152,7 @@ def test_peers_say_where_the_study_is(tmp_path: Path) -> None:
 def test_without_its_extra_the_command_line_says_what_to_install(missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; from unixent.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == f'unixent: the command line needs {missing}: pip install "unixent[conformance]"\n'
 
 
@@ -167,3 +173,64 @@ def test_reports_name_the_case_in_which_a_callable_dies(tmp_path: Path) -> None:
     counts = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))["counts"]
     assert counts["crashed"] > 0
     assert counts["silently wrong"] > 0
+
+
+@pytest.mark.parametrize("command", ["run", "split 1x2", "compare", "peers"])
+@pytest.mark.parametrize("place", ["taken", "taken/report"])
+def test_a_report_that_cannot_be_written_is_said_before_the_run(tmp_path: Path, command: str, place: str) -> None:
+    (tmp_path / "taken").write_text("a file", "utf-8")
+    checkout = Path(__file__).resolve().parents[2]
+    cwd, where = (checkout, tmp_path / place) if command == "peers" else (tmp_path, place)
+    said = complaint("conformance", *command.split(), "--report", str(where), cwd=cwd)
+    assert "cannot write to" in said
+    assert "cases" not in said
+
+
+SLOW = """
+import os, time
+import numpy as np
+
+def loss(logits, target, **options):
+    time.sleep(0.05)
+    open("called", "a").write("x")
+    return np.asarray(7, logits.dtype)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
+@pytest.mark.parametrize("isolation", ["--isolate", "--no-isolate"])
+def test_a_run_that_is_stopped_reports_what_it_has(
+    tmp_path: Path, number: signal.Signals, name: str, code: int, isolation: str
+) -> None:
+    """As a terminal does, the signal goes to the whole group: no case has crashed by it."""
+    (tmp_path / "mine.py").write_text(SLOW, "utf-8")
+    arguments = ["conformance", "--implementation", "mine:loss", isolation, "--jobs", "1", "--report", "out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unixent", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    called = tmp_path / "called"
+    for _ in range(1200):
+        if called.exists() and called.stat().st_size > 20:
+            break
+        time.sleep(0.05)
+    if number is signal.SIGTERM:
+        process.terminate()  # CI's supervisor signals the command alone
+    else:
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert f"stopped by {name}" in output
+    assert "Traceback" not in output
+    report = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))
+    assert report["stopped"] == name
+    assert not report["ok"]
+    assert len(report["cases"]) > 3
+    assert report["counts"]["crashed"] == 0
+    assert f"since the run was stopped by {name}" in report["left_out"][0]
+    assert (tmp_path / "out" / "index.html").exists()

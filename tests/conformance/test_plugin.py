@@ -65,3 +65,95 @@ def test_loading_the_plugin_costs_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_modules_are_imported_from_the_working_directory_as_on_the_command_line(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(mine="from unixent_mutants.plain import plain as loss")
+    command = (sys.executable, "-P") if sys.version_info >= (3, 11) else (sys.executable,)
+    script = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    result = pytester.run(*command, "-c", script, *PLUGIN, "--unixent-implementation=mine:loss", *FEW)
+    assert result.parseoutcomes()["passed"] > 3
+
+
+IN_A_FILE = """
+from unixent_conformance import parametrize_with_cases
+
+failures = {failures}
+
+@parametrize_with_cases("{implementation}", "numpy", quick=True, features=["mask"], expected_failures=failures)
+def test_conformance(check):
+    check()
+"""
+
+
+def test_the_suite_lives_in_a_test_file_of_ones_own(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(IN_A_FILE.format(implementation=BROKEN, failures={}))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rf")
+    outcomes = result.parseoutcomes()
+    assert outcomes["passed"] == 3  # what a boolean mask decides
+    assert outcomes["failed"] > 3
+    result.stdout.fnmatch_lines(["*silently wrong: *", "*import unixent_conformance as uc", "*uc.check(case, subject)"])
+    result.stdout.fnmatch_lines(["FAILED *test_conformance[[]eager-mask/integer/float32-sum/value]*"])
+
+
+def test_its_expected_failures_are_strict_and_have_reasons(pytester: pytest.Pytester) -> None:
+    failures = {
+        "eager-mask/integer/float32-sum/value": "counts become 1",
+        "eager-mask/bool/float32-terms": "no, it passes",
+    }
+    pytester.makepyfile(IN_A_FILE.format(implementation=BROKEN, failures=failures))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rx")
+    assert result.parseoutcomes()["xfailed"] == 1
+    result.stdout.fnmatch_lines(["*XPASS(strict)*no, it passes*"])
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        ({"eager-no/such/case": "why"}, "*no case of this run has the id eager-no/such/case*"),
+        ({"eager-mask/bool/float32-sum/value": " "}, "*expected a reason for eager-mask/bool/float32-sum/value*"),
+    ],
+)
+def test_its_bad_lists_of_failures_are_errors(pytester: pytest.Pytester, failures: dict[str, str], said: str) -> None:
+    pytester.makepyfile(IN_A_FILE.format(implementation=BROKEN, failures=failures))
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([said])
+
+
+def test_a_refusal_is_a_skip_and_a_convention_passes_in_a_file_of_ones_own(pytester: pytest.Pytester) -> None:
+    """As in `run`: a dialect is no failure unless strict."""
+    pytester.makepyfile(
+        mine="""
+        import numpy as np
+
+        def over_positions(logits, target, *, weight=None, reduction="mean"):
+            if target.dtype.kind != "i":
+                raise NotImplementedError("class indices only")
+            x = logits.astype(np.float64)
+            others = np.exp(x - np.take_along_axis(x, target[..., None], -1))
+            np.put_along_axis(others, target[..., None], 0, -1)
+            loss = np.log1p(others.sum(-1)) * (1 if weight is None else weight.astype(np.float64)[target])
+            return np.asarray(loss if reduction == "none" else getattr(loss, reduction)()).astype(logits.dtype)
+        """,
+        test_mine="""
+        from unixent_conformance import parametrize_with_cases
+        import mine
+
+        @parametrize_with_cases(mine.over_positions, features=["class weights"])
+        def test_loose(check):
+            check()
+
+        @parametrize_with_cases(mine.over_positions, features=["class weights"], strict=True)
+        def test_strict(check):
+            check()
+        """,
+    )
+    loose, strict = (
+        pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", name).parseoutcomes()
+        for name in ("loose", "strict")
+    )
+    assert loose["skipped"] == strict["skipped"] > 0
+    assert loose["passed"] > strict["passed"] > 0
+    assert "failed" not in loose
+    assert strict["failed"]

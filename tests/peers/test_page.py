@@ -217,7 +217,8 @@ def test_the_share_of_the_bound_is_explained_where_it_is_shown(browser: Any, one
 
 def test_what_was_not_judged_has_its_reasons(browser: Any, one: Path) -> None:
     go(browser, one)
-    text = all_of(browser, "#one")[0].text.partition("What was not judged")[2]
+    text = all_of(browser, "#one")[0].text.partition("What was judged, and what was not")[2]
+    assert "Judged by mode: eager 31, vmap 1." in text
     assert "Not in this run: the mode compile." in text
     assert "has no option 7" in text
     assert "2 more reasons, of 6 cases" in text

@@ -88,11 +88,11 @@ def cross_entropy(x, y, loss, grad, stride, C, softcap, CAPPED: tl.constexpr, LA
     at = tl.arange(0, BLOCK)
     inside = at < C
     value = tl.load(x + row * stride + at, mask=inside, other=float("-inf")).to(tl.float32)
-    slope = 1.0
+    grad_scale = 1.0
     if CAPPED:
         tanh_value = tanh(value / softcap.to(tl.float32))
         value = softcap * tanh_value
-        slope = 1 - tanh_value * tanh_value
+        grad_scale = 1 - tanh_value * tanh_value
         if not LATE:
             value = tl.where(inside, value, float("-inf"))
     target = tl.load(y + row)
@@ -101,7 +101,7 @@ def cross_entropy(x, y, loss, grad, stride, C, softcap, CAPPED: tl.constexpr, LA
     total = tl.sum(exponential, 0)
     own = tl.sum(tl.where(at == target, value, 0.0), 0)
     tl.store(loss + row, tl.log(total) + (top - own))
-    tl.store(grad + row * C + at, (exponential / total - (at == target)) * slope, mask=inside)
+    tl.store(grad + row * C + at, (exponential / total - (at == target)) * grad_scale, mask=inside)
 
 
 class Rows(torch.autograd.Function):

@@ -109,9 +109,7 @@ def compare(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Every case, also where a framework compiles each.")
     ] = False,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="DIR", help="Write agreement.md and agreement.json.")
-    ] = None,
+    report: options.Agreement = None,
 ) -> None:
     """Run every case through several implementations, and say how far apart each pair is.
 

@@ -17,6 +17,16 @@ def _module_and_function(value: str | None) -> str | None:
     return value
 
 
+def _writable(value: Path | None) -> Path | None:
+    """Before the run, not after it: whether a folder can be made and written to."""
+    if value is not None:
+        path = value.absolute()
+        existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise typer.BadParameter(f"cannot write to {value}: {existing} is no folder that can be written to")
+    return value
+
+
 Backends = Annotated[
     list[str] | None, typer.Argument(metavar="BACKEND", help="Backends to test. Default: all installed.")
 ]
@@ -41,9 +51,16 @@ Feature = Annotated[
 Quick = Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")]
 Out = Annotated[
-    Path | None, typer.Option("--report", metavar="DIR", help="Write the report as HTML, JSON, JUnit and Markdown.")
+    Path | None,
+    typer.Option(
+        "--report", metavar="DIR", callback=_writable, help="Write the report as HTML, JSON, JUnit and Markdown."
+    ),
 ]
-Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="With isolation: the longest a case may run.")]
+Agreement = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="DIR", callback=_writable, help="Write agreement.md and agreement.json."),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="With isolation: the longest a case may run.")]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", "-j", min=1, metavar="N", help="Worker processes, at the most. Default: one per core."),

@@ -7,7 +7,10 @@ or nothing matches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +25,9 @@ from unixent_conformance.split import Request, run_split
 
 T = TypeVar("T")
 
+# Exit codes of what ends a run early: 128 and the number of the signal, as shells count.
+STOPPED = {"Ctrl-C": 130, "SIGTERM": 143}
+
 
 def run(
     names: Sequence[str],
@@ -34,7 +40,8 @@ def run(
     """Run the catalogue on backends and "module:function"s. out: the folder to write reports to; the other options are
     those of `unixent_conformance.run`."""
     console = console or Console()
-    return _each(console, out, names, lambda name: run_one(console, name, name, framework, **options))
+    with terminated_as_interrupted():
+        return _each(console, out, names, lambda name: run_one(console, name, name, framework, **options))
 
 
 def split(
@@ -96,6 +103,25 @@ def run_one(console: Console, title: str, tested: str, framework: str | None, **
         return None
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, by which CI ends a job, as Ctrl-C; a second one, while the report is written, changes nothing."""
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def with_progress(console: Console, title: str, function: Callable[..., T]) -> T:
     """The result of a function that takes `progress`, which a bar shows."""
     with terminal.progress_bar(console) as bar:
@@ -115,10 +141,16 @@ def exit_code(report: Report) -> int:
 
 
 def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Callable[[str], Report | None]) -> int:
-    """Run and show each in turn; where one cannot be run, the others still are."""
+    """Run and show each in turn; where one cannot be run, the others still are. A run that is stopped is the last, and
+    is shown and written as far as it came."""
     code, reports = 0, []
     for name in names:
-        current = run_name(name)
+        try:
+            current = run_name(name)
+        except KeyboardInterrupt as stop:
+            current, code = getattr(stop, "report", None), STOPPED.get(str(stop), 130)
+        if current is None and code in STOPPED.values():
+            break
         if current is None:
             code = 2
             continue
@@ -126,6 +158,11 @@ def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Ca
         console.print(terminal.table(current))
         terminal.print_summary(console, current)
         code = max(code, exit_code(current))
+        if current.stopped:
+            done = f"{len(current.cases)} cases were judged"
+            console.print(f"[bold yellow]stopped[/bold yellow] by {current.stopped}: {done}", highlight=False)
+            code = STOPPED[current.stopped]
+            break
     if out is not None and reports:
         tested = ", ".join(each.implementation for each in reports)
         write_reports(console, out, reports, f"Conformance of {tested}")

@@ -99,7 +99,7 @@ function drawOne(i) {
       })))),
     h("p.soft.note", {}, SHARE),
     ...(names.length ? [h("h2", {}, "Conventions it follows"), h("div.cards", {}, names.map((name) => h("div.card", {}, tip(name))))] : []),
-    h("h2", {}, "What was not judged"),
+    h("h2", {}, "What was judged, and what was not"),
     ...notJudged(one));
   if (ALL.length > 1) { show("one"); goto(`one=${i}`); }
 }
@@ -116,6 +116,7 @@ function notJudged(one, first = 8) {
     h("tr", {}, h("td", {}, reason < 0 ? "no reason given" : S[reason]), h("td", { "data-of": "cases" }, number(n)), h("td.soft", { "data-of": "features" }, features.map((f) => data.features[f]).join(", "))))));
   const more = one.refused.slice(first);
   return [
+    h("p", {}, `Judged by mode: ${Object.entries(one.judged).map(([mode, n]) => `${mode} ${number(n)}`).join(", ") || "none"}.`),
     one.left_out.length ? h("p", {}, `Not in this run: ${one.left_out.join("; ")}.`) : null,
     one.refused.length ? table(one.refused.slice(0, first)) : h("p.soft", {}, "It refused nothing."),
     more.length ? h("details", {}, h("summary", {}, `${plural(more.length, "more reason")}, of ${plural(sum(more.map((each) => each[0])), "case")}`), table(more)) : null,

@@ -61,6 +61,7 @@ def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
                 **{name: getattr(report, name) for name in ("framework", "version", "date", "machine", "stopped")},
                 "name": report.implementation,
                 "left_out": list(report.left_out),
+                "judged": report.judged,
                 "cells": cells,
                 "failures": [_failure(group, features, strings) for group in _worst_first(report)],
                 "refused": [
@@ -114,16 +115,6 @@ def _case(result: Result, strings: Table, text: bool = True, repro: bool = True)
     ]
 
 
-def grouped(report: Report) -> list[list[Result]]:
-    """The failures that tell of different faults: what is wrong in one feature, or one error wherever it comes."""
-    groups: dict[tuple[Verdict, str], list[Result]] = {}
-    for result in report.cases:
-        if not result.verdict.ok:
-            alike = result.detail if result.verdict is Verdict.CRASHED else result.feature
-            groups.setdefault((result.verdict, alike), []).append(result)
-    return list(groups.values())
-
-
 def _worst_first(report: Report) -> list[list[Result]]:
     """The groups of failures: silent errors by their size, then crashes by how many there are."""
 
@@ -131,7 +122,7 @@ def _worst_first(report: Report) -> list[list[Result]]:
         units = max(math.inf if math.isnan(result.units) else result.units for result in group)
         return (1, units, len(group)) if group[0].verdict is Verdict.WRONG else (0, len(group))
 
-    return sorted(grouped(report), key=gravity, reverse=True)
+    return sorted(report.failure_groups, key=gravity, reverse=True)
 
 
 def _failure(group: Sequence[Result], features: Table, strings: Table) -> list[Any]:

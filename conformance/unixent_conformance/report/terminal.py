@@ -88,7 +88,7 @@ def print_summary(console: Console, report: Report) -> None:
         console.print(text, highlight=False, soft_wrap=True)
     if report.ok:
         console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
-    elif not report.failures:
+    elif not report.failures and not report.stopped:
         console.print("[bold yellow]nothing matches[/bold yellow]: no case shows that it is right", highlight=False)
 
 
@@ -104,18 +104,9 @@ def summary(report: Report) -> list[str]:
     return [*lines, f"left out: {'; '.join(report.left_out)}"] if report.left_out else lines
 
 
-def grouped(report: Report) -> list[list[Result]]:
-    """The failures that tell of different faults: what is wrong in one feature, or one error wherever it comes."""
-    groups: dict[tuple[Verdict, str], list[Result]] = {}
-    for result in report.failures:
-        alike = result.detail if result.verdict is Verdict.CRASHED else result.feature
-        groups.setdefault((result.verdict, alike), []).append(result)
-    return list(groups.values())
-
-
 def print_failures(console: Console, report: Report, most: int = 5) -> None:
     """The first of each group of failures with its snippet, how many are like it, and how many more there are."""
-    groups = grouped(report)
+    groups = report.failure_groups
     for r, *alike in groups[:most]:
         style = STYLES[r.verdict]
         title = f"[{style}]{r.verdict.value}[/{style}] {escape(r.id)} [dim]({r.mode})[/dim]"
