@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -76,11 +77,13 @@ def run(
         source = prepare(task, implementation)
     plan, results = source.plan, []
     try:
-        for result in source:
-            results.append(result)
-            if progress is not None:
-                progress(len(results), len(plan.cases))
+        with closing(iter(source)) as judged:
+            for result in judged:
+                results.append(result)
+                if progress is not None:
+                    progress(len(results), len(plan.cases))
     except KeyboardInterrupt as stop:
+        results.extend(source.early.values() if isinstance(source, Isolated) else ())
         raise Interrupted(_report(plan, results, str(stop) or "Ctrl-C")) from stop
     return _report(plan, results)
 
@@ -129,7 +132,7 @@ class Prepared:
         result = run_case(case, subject)
         return result if self.strict else explain(result, case, subject)
 
-    def __iter__(self) -> Iterator[Result]:
+    def __iter__(self) -> Generator[Result, None, None]:
         return (self.judge(id, mode) for id, mode in self.plan.cases)
 
 

@@ -143,6 +143,8 @@ class Isolated:
     """
 
     def __init__(self, task: Task, timeout: float | None, jobs: int = 1) -> None:
+        # What has been judged before its turn.
+        self.early: dict[tuple[str, str], Result] = {}
         first = Worker(task)
         self.plan = first.plan
         jobs = max(1, min(jobs, len(self.plan.cases) // WORTH_A_START))
@@ -154,7 +156,7 @@ class Isolated:
     def __iter__(self) -> Generator[Result, None, None]:
         batches, done = self._batches(), SimpleQueue[Result | Exception]()
         threads = [Thread(target=slot.work, args=(batches, done), daemon=True) for slot in self._slots]
-        early: dict[tuple[str, str], Result] = {}
+        early = self.early
         try:
             for thread in threads:
                 thread.start()

@@ -199,13 +199,13 @@ def loss(logits, target, **options):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
-@pytest.mark.parametrize("isolation", ["--isolate", "--no-isolate"])
+@pytest.mark.parametrize("isolation", ["--isolate --jobs=2", "--isolate --jobs=1", "--no-isolate"])
 def test_a_run_that_is_stopped_reports_what_it_has(
     tmp_path: Path, number: signal.Signals, name: str, code: int, isolation: str
 ) -> None:
     """As a terminal does, the signal goes to the whole group: no case has crashed by it."""
     (tmp_path / "mine.py").write_text(SLOW, "utf-8")
-    arguments = ["conformance", "--implementation", "mine:loss", isolation, "--jobs", "1", "--report", "out"]
+    arguments = ["conformance", "--implementation", "mine:loss", *isolation.split(), "--report", "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "unixent", *arguments],
         cwd=tmp_path,
@@ -230,7 +230,8 @@ def test_a_run_that_is_stopped_reports_what_it_has(
     report = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))
     assert report["stopped"] == name
     assert not report["ok"]
-    assert len(report["cases"]) > 3
+    cases = {(case["id"], case["mode"]) for case in report["cases"]}
+    assert len(cases) == len(report["cases"]) > 3
     assert report["counts"]["crashed"] == 0
     assert f"since the run was stopped by {name}" in report["left_out"][0]
     assert (tmp_path / "out" / "index.html").exists()
