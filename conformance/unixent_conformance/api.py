@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from unixent_conformance import harnesses
+from unixent_conformance import harnesses, xfails
 from unixent_conformance.cases import catalogue, find
 from unixent_conformance.dialects import explain, settle
 from unixent_conformance.fitting import fitted
 from unixent_conformance.harness import Harness
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
-from unixent_conformance.model import Call, Case, Tier
+from unixent_conformance.model import Call, Case
 from unixent_conformance.results import Report, Result
 from unixent_conformance.runner import run_case
-from unixent_conformance.selection import select
+from unixent_conformance.selection import Choice, by_weight
 from unixent_conformance.under_test import Subject
 
 
@@ -37,6 +40,12 @@ def run(
     isolate: bool | None = None,
     timeout: float = 60.0,
     jobs: int = 1,
+    modes: Sequence[str] | None = None,
+    dtypes: Sequence[str] | None = None,
+    skip: Sequence[str] = (),
+    expected_failures: str | Path | None = None,
+    budget: float | None = None,
+    device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the catalogue.
@@ -53,6 +62,11 @@ def run(
         can import; not for a backend of unixent and an `Implementation`.
     jobs: how many worker processes share the cases, at the most; the report is the same. More than 1 needs something
         that a new process can import, and a backend's worker may be silent for as long as it likes.
+    modes, dtypes: only these modes of the framework, only cases of these dtypes. skip: features, or patterns of ids, to
+        leave out.
+    expected_failures: a file of known failures (see `xfails`): they are none, and their absence is one.
+    budget: so many seconds, in which what tells most is run first.
+    device: where the arrays are put, if the harness can ("cuda:0").
     progress: called with (done, of how many) after each case.
 
     Raises `Interrupted`, a KeyboardInterrupt that has the report so far, where Ctrl-C ends it.
@@ -69,21 +83,26 @@ def run(
     if (isolate or jobs > 1) and path is None:
         asked = "isolate" if isolate else "jobs"
         raise ValueError(f"{asked}: a new process cannot import {implementation!r}; pass 'module:function'")
-    task = Task(path or "", framework, None if features is None else tuple(features), quick, strict, linear)
+    choice = Choice(quick, tuple(features or ()), tuple(modes or ()), tuple(dtypes or ()), tuple(skip))
+    task = Task(path or "", framework, choice, strict, linear, device, by_weight=budget is not None)
     source: Isolated | Prepared
     if isolate or jobs > 1:
         source = Isolated(task, timeout if isolate else None, jobs)
     else:
         source = prepare(task, implementation)
-    plan, results = source.plan, []
+    plan, results, end = source.plan, list[Result](), monotonic() + (inf if budget is None else budget)
+    reasons = {} if expected_failures is None else xfails.expected(Path(expected_failures), path or plan.name)
     try:
-        with closing(iter(source)) as judged:
-            for result in judged:
-                results.append(result)
+        with closing(iter(source)) as running:
+            for result in running:
+                results.append(xfails.judged(result, reasons.get((result.id, result.mode))))
                 if progress is not None:
                     progress(len(results), len(plan.cases))
+                if monotonic() > end and len(results) < len(plan.cases):
+                    return _report(plan, results, why=f"{budget:g} s were over")
     except KeyboardInterrupt as stop:
-        results.extend(source.early.values() if isinstance(source, Isolated) else ())
+        early = source.early.values() if isinstance(source, Isolated) else ()
+        results.extend(xfails.judged(result, reasons.get((result.id, result.mode))) for result in early)
         raise Interrupted(_report(plan, results, str(stop) or "Ctrl-C")) from stop
     return _report(plan, results)
 
@@ -96,11 +115,9 @@ class Interrupted(KeyboardInterrupt):
         self.report = report
 
 
-def _report(plan: Plan, results: Sequence[Result], stopped: str = "") -> Report:
-    not_run = len(plan.cases) - len(results)
-    left_out = (
-        (f"{not_run} cases, since the run was stopped by {stopped}", *plan.left_out) if stopped else plan.left_out
-    )
+def _report(plan: Plan, results: Sequence[Result], stopped: str = "", why: str = "") -> Report:
+    why, not_run = why or (f"the run was stopped by {stopped}" if stopped else ""), len(plan.cases) - len(results)
+    left_out = (f"{not_run} cases, since {why}", *plan.left_out) if why else plan.left_out
     return Report(plan.name, plan.framework, plan.version, settle(results), left_out, now(), machine(), stopped)
 
 
@@ -139,33 +156,19 @@ class Prepared:
 def prepare(task: Task, implementation: Any = None) -> Prepared:
     """The implementation of a task, loaded, and the cases that it means."""
     tested, harness = find_tested(task.tested if implementation is None else implementation, task.framework)
+    if task.device is not None:
+        harness = harness.on(task.device)
     if task.linear:
         tested = tested.seen_as_logits()
-    tier = Tier.QUICK if task.quick else Tier.FULL
     # A loss is none the less a loss without terms.
-    answerable = [case for case in catalogue() if case.quantity != "terms" or tested.terms is not None]
-    cases = set(catalogue(tier, features=task.features or ()))
-    # Features that are asked for by name are asked for in every mode.
-    selected = select(
-        [case for case in answerable if case in cases], harness.modes, Tier.FULL if task.features else tier
-    )
-    pairs = tuple((case.id, mode.name) for case, mode in selected)
-    most = sum(1 for _ in select(answerable, harness.modes))
+    cases = [case for case in catalogue() if case.quantity != "terms" or tested.terms is not None]
+    pairs = task.choice.of(cases, harness.modes)
+    left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))
+    ids = tuple((case.id, mode.name) for case, mode in (by_weight(pairs) if task.by_weight else pairs))
     version = ", ".join(filter(None, (tested.version, harness.version())))
-    plan = Plan(tested.name, harness.name, version, pairs, tuple(_left_out(pairs, most, harness, task)))
+    plan = Plan(tested.name, harness.name, version, ids, left_out)
     subjects = {mode.name: Subject(harness, tested, mode) for mode in harness.modes}
     return Prepared(plan, subjects, task.strict or tested.own_errors, task.linear)
-
-
-def _left_out(pairs: Collection[tuple[str, str]], most: int, harness: Harness, task: Task) -> Iterator[str]:
-    """What the largest run of this implementation would ask too."""
-    modes = {mode for _, mode in pairs}
-    if len(pairs) < most:
-        chosen = " and ".join([*(["quick cases"] if task.quick else []), *(["some features"] if task.features else [])])
-        yield f"{most - len(pairs)} cases{f', since {chosen} were asked for' if chosen else ''}"
-    absent = [mode.name for mode in harness.modes if mode.name not in modes]
-    if absent:
-        yield f"the modes {', '.join(absent)}"
 
 
 def importable(implementation: Any) -> str | None:

@@ -134,6 +134,10 @@ class Harness:
     path: str = ""  # "module:object", where it was loaded so
     modes: tuple[Mode, ...] = (EAGER,)
 
+    def on(self, device: str) -> Harness:
+        """The same with its arrays on a device; ValueError where there is no such device."""
+        raise ValueError(f"device: {self.name} has its arrays where it puts them; got {device!r}")
+
     def version(self) -> str:
         """Versions and settings that decide results, for the header of a report."""
         return ""

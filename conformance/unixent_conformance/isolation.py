@@ -26,6 +26,7 @@ from unixent_conformance.cases import find
 from unixent_conformance.harness import Harness, Mode
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.results import Result, Verdict
+from unixent_conformance.selection import Choice
 from unixent_conformance.snippet import snippet
 from unixent_conformance.under_test import Subject
 
@@ -45,10 +46,11 @@ class Task:
 
     tested: str
     framework: str | None = None
-    features: tuple[str, ...] | None = None
-    quick: bool = False
+    choice: Choice = field(default_factory=Choice)
     strict: bool = False
     linear: bool = False
+    device: str | None = None
+    by_weight: bool = False
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from unixent_conformance.api import prepare
 from unixent_conformance.isolation import Task
+from unixent_conformance.selection import Choice
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
@@ -22,7 +23,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     given = json.loads(requests.readline())
-    task = Task(**{**given, "features": given["features"] and tuple(given["features"]), "path": tuple(given["path"])})
+    choice: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["choice"].items()}
+    task = Task(**{**given, "choice": Choice(**choice), "path": tuple(given["path"])})
     try:
         prepared = prepare(task)
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from unixent_conformance.api import Prepared, importable, prepare
 from unixent_conformance.isolation import Task
 from unixent_conformance.results import Verdict
+from unixent_conformance.selection import Choice
 
 Test = Callable[..., Any]
 
@@ -54,16 +55,16 @@ def parametrize_with_cases(
     implementation, framework: as `unixent_conformance.run` takes them.
     expected_failures: ids of cases, as pytest prints them between brackets, with reasons. These tests must fail: one
         that passes is a failure, so that the list stays true.
-    options: features, quick, strict, linear and what else selects cases, as `unixent_conformance.run` takes them.
+    options: features, quick, modes, dtypes, skip, strict, linear and device, as `unixent_conformance.run` takes them.
 
     Cases run in the test's own process, so a segfault ends the session; the command line isolates them.
 
     Raises ValueError where an id names no case of this run, or has no reason.
     """
-    chosen: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, (list, tuple)) else value for name, value in options.items()
-    }
-    prepared = prepare(Task(importable(implementation) or "", framework, **chosen), implementation)
+    asked = {name: options.pop(name) for name in list(options) if name in {field.name for field in fields(Choice)}}
+    given: dict[str, Any] = {name: value if name == "quick" else tuple(value or ()) for name, value in asked.items()}
+    task = Task(importable(implementation) or "", framework, Choice(**given), **options)
+    prepared = prepare(task, implementation)
     checks = {f"{mode}-{id}": Check(prepared, id, mode) for id, mode in prepared.plan.cases}
     reasons = dict(expected_failures or {})
     unknown = sorted(set(reasons) - set(checks))

@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from unixent_conformance.harness import Harness
     from unixent_conformance.implementation import Implementation
+    from unixent_conformance.selection import Choice
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="all cases under every mode but forward and vmap, those that cost a compilation each included: hours for "
         "some frameworks",
     )
+    for option, metavar, text in (
+        ("--unixent-modes", "NAMES", "only these modes, separated by commas: eager,autograd"),
+        ("--unixent-dtype", "NAME", "only cases of this dtype; repeatable"),
+        ("--unixent-skip", "PATTERN", "leave out a feature, or the ids that a pattern matches; repeatable"),
+    ):
+        group.addoption(option, action="append", default=[], metavar=metavar, help=text)
+    group.addoption("--unixent-device", metavar="NAME", help="where the harness puts its arrays: cuda:0")
     group.addoption(
         "--unixent-xfails",
         metavar="FILE",
@@ -61,6 +69,15 @@ def chosen(config: pytest.Config) -> list[str]:
     return [*config.getoption("--unixent-backend"), *config.getoption("--unixent-implementation")]
 
 
+def choice(config: pytest.Config) -> Choice:
+    """Which cases the options ask for."""
+    from unixent_conformance.selection import Choice
+
+    modes = tuple(name for names in config.getoption("--unixent-modes") for name in names.split(","))
+    dtypes, skip = tuple(config.getoption("--unixent-dtype")), tuple(config.getoption("--unixent-skip"))
+    return Choice(config.getoption("--unixent-quick"), (), modes, dtypes, skip)
+
+
 def find_tested(config: pytest.Config, name: str) -> tuple[Implementation, Harness]:
     """The implementation and harness of a name; one that cannot be had is an error of usage."""
     from unixent_conformance import api
@@ -70,7 +87,9 @@ def find_tested(config: pytest.Config, name: str) -> tuple[Implementation, Harne
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return api.find_tested(name, config.getoption("--unixent-framework"))
+        implementation, harness = api.find_tested(name, config.getoption("--unixent-framework"))
+        device = config.getoption("--unixent-device")
+        return implementation, harness if device is None else harness.on(device)
     except (ImportError, LookupError, AttributeError, ValueError, TypeError) as error:
         raise pytest.UsageError(f"{name}: {error}") from error
 
@@ -86,30 +105,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
-def read_xfails(path: Path) -> dict[str, str]:
-    """Ids and their reasons; a reason is not optional."""
-    reasons: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        id, _, reason = (part.strip() for part in line.partition("#"))
-        if not id:
-            continue  # an empty line or a comment
-        if not reason:
-            raise pytest.UsageError(f"{path}:{number}: {id}: expected a reason after '#'")
-        if id in reasons:
-            raise pytest.UsageError(f"{path}:{number}: {id}: listed twice")
-        reasons[id] = reason
-    return reasons
-
-
 def xfails(config: pytest.Config, known: set[str], elsewhere: tuple[str, ...]) -> dict[str, str]:
     """The expected failures; an id that matches no case is an error, unless it starts like those of a backend that is
     not among the tested."""
     path = config.getoption("--unixent-xfails")
     if not path:
         return {}
+    from unixent_conformance.xfails import read
+
     try:
-        reasons = read_xfails(Path(path))
-    except OSError as error:
+        reasons = read(Path(path))
+    except (OSError, ValueError) as error:
         raise pytest.UsageError(f"--unixent-xfails: {error}") from error
     unmatched = sorted(id for id in set(reasons) - known if not id.startswith(elsewhere))
     if unmatched:

@@ -2,10 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from unixent_conformance.harness import Mode
 from unixent_conformance.model import Case, Tier
+
+Pair = tuple[Case, Mode]
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a run is asked for by name; nothing where it is asked for all.
+
+    quick: the cases that make a run of seconds. features, modes, dtypes (of the inputs or the result): these alone.
+    skip: features, or patterns of ids, to leave out.
+    """
+
+    quick: bool = False
+    features: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def of(self, cases: Sequence[Case], modes: Sequence[Mode]) -> list[Pair]:
+        """The chosen cases, mode by mode; what is asked for by feature or mode is asked as far as the mode goes."""
+        _known("modes", self.modes, [mode.name for mode in modes])
+        _known("features", self.features, {case.feature for case in cases})
+        _known("dtype", self.dtypes, DTYPES)
+        for pattern in self.skip:
+            if not any(_matches(pattern, case) for case in cases):
+                raise ValueError(f"skip: no case or feature matches {pattern!r}")
+        tier = Tier.QUICK if self.quick else Tier.FULL
+        asked = [case for case in cases if case.within(tier) and self.takes(case)]
+        named = [mode for mode in modes if not self.modes or mode.name in self.modes]
+        return list(select(asked, named, Tier.FULL if self.features or self.modes else tier))
+
+    def takes(self, case: Case) -> bool:
+        if self.features and case.feature not in self.features:
+            return False
+        if self.dtypes and not any(f"dtype:{dtype}" in case.needs for dtype in self.dtypes):
+            return False
+        return not any(_matches(pattern, case) for pattern in self.skip)
+
+    def left_out(self, pairs: Collection[Pair], cases: Sequence[Case], modes: Sequence[Mode]) -> Iterator[str]:
+        """What the largest run would ask too, a line each."""
+        more, ran = sum(1 for _ in select(cases, modes)) - len(pairs), {mode.name for _, mode in pairs}
+        words = {"quick cases": self.quick, "some features": self.features, "some modes": self.modes}
+        words |= {"some dtypes": self.dtypes, "skipping some": self.skip}
+        chosen = " and ".join(word for word, asked in words.items() if asked)
+        if more:
+            yield f"{more} cases{f', since {chosen} were asked for' if chosen else ''}"
+        absent = [mode.name for mode in modes if mode.name not in ran]
+        if absent:
+            yield f"the modes {', '.join(absent)}"
+
+
+def _known(what: str, asked: Iterable[str], known: Collection[str]) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(f"{what}: no such {what.removesuffix('s')}: {', '.join(unknown)}; expected {', '.join(known)}")
+
+
+def _matches(pattern: str, case: Case) -> bool:
+    return fnmatchcase(case.id, pattern) or case.feature == pattern
+
+
+def by_weight(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same, what tells most first: the smallest tiers of every feature before the larger ones."""
+    turns: dict[tuple[Tier, str, str], int] = {}
+
+    def weight(pair: Pair) -> tuple[int, Tier]:
+        case, mode = pair
+        tier = min((tier for tier in Tier if case.within(tier)), default=Tier.FULL)
+        turns[tier, case.feature, mode.name] = turn = turns.get((tier, case.feature, mode.name), 0) + 1
+        return (turn if tier < Tier.FULL else turn + 1000, tier)
+
+    return sorted(pairs, key=weight)
 
 
 def select(cases: Iterable[Case], modes: Iterable[Mode], tier: Tier = Tier.FULL) -> Iterator[tuple[Case, Mode]]:

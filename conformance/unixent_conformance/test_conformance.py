@@ -6,7 +6,7 @@ import pytest
 
 from unixent_conformance import plugin
 from unixent_conformance.cases import catalogue
-from unixent_conformance.model import Case, Tier
+from unixent_conformance.model import Case
 from unixent_conformance.runner import run_case
 from unixent_conformance.selection import select
 from unixent_conformance.under_test import Subject
@@ -14,7 +14,6 @@ from unixent_conformance.under_test import Subject
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
-    tier = Tier.QUICK if config.getoption("--unixent-quick") else Tier.FULL
     named = plugin.chosen(config)
     parameters, known = [], set()
     for name in named or _registered():
@@ -29,9 +28,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         thorough = config.getoption("--unixent-thorough")
         modes = [mode.thorough() if thorough else mode for mode in harness.modes]
         known |= {f"{name}-{mode.name}-{case.id}" for case, mode in select(catalogue(), modes)}
+        try:
+            pairs = plugin.choice(config).of(catalogue(), modes)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
         parameters += [
             pytest.param(case, Subject(harness, implementation, mode), id=f"{name}-{mode.name}-{case.id}")
-            for case, mode in select(catalogue(), modes, tier)
+            for case, mode in pairs
         ]
     elsewhere = tuple(f"{name}-" for name in _registered() if name not in named) if named else ()
     reasons = plugin.xfails(config, known, elsewhere)

@@ -108,6 +108,11 @@ def test_a_wrong_callable_in_the_working_directory_exits_with_1(tmp_path: Path) 
         (["conformance", "--implementation", "numpy:no_such"], "no_such"),
         (["conformance", "--backend", "numpy", "--feature", "no such feature"], "no such feature"),
         (["conformance", "--quik"], "--quick"),
+        (["conformance", "--backend", "numpy", "--modes", "eager,jit"], "no such mode: jit; expected eager"),
+        (["conformance", "--backend", "numpy", "--dtype", "float8"], "no such dtype: float8"),
+        (["conformance", "--backend", "numpy", "--skip", "nothing/*"], "no case or feature matches 'nothing/*'"),
+        (["conformance", "--backend", "numpy", "--xfails", "no-such-file"], "no-such-file"),
+        (["conformance", "--backend", "numpy", "--device", "cuda:0"], "numpy has its arrays where it puts them"),
         (["conformance", "compare", "numpy"], "expected two or more different implementations; got numpy"),
         (["conformance", "compare", "numpy", "nunpy"], "expected one of 'jax', 'mindspore', 'numpy'"),
         (["conformance", "comapre", "numpy"], "Did you mean 'compare'?"),
@@ -140,6 +145,29 @@ def test_list_shows_every_feature_and_case_and_mode() -> None:
     assert f" {len(everything)} " in features
     assert cases.split() == [case.id for case in catalogue(features=("mask", "z-loss"))]
     assert re.search(r"numpy +eager +\d+ +\d+", modes)
+
+
+def test_list_shows_verdicts_and_dialects_and_dtypes() -> None:
+    verdicts, dialects, dtypes = (
+        unixent_command("conformance", "list", word).stdout for word in ("verdicts", "dialects", "dtypes")
+    )
+    assert all(word in verdicts for word in ("matches", "dialect", "refuses", "silently wrong", "crashed"))
+    assert re.search(r"mean over all positions +mean = Σ ℓₙ / N", dialects)
+    assert re.search(r"bfloat16 +\d+", dtypes)
+
+
+def test_a_run_is_of_the_chosen_modes_and_dtypes_and_known_failures_are_none(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SILENTLY_WRONG, "utf-8")
+    id = "class-indices/plain/float32-mean/value"
+    (tmp_path / "known.txt").write_text(f"mine:loss-eager-{id} # always 7\n", "utf-8")
+    arguments = ["--implementation", "mine:loss", "--modes", "eager", "--dtype", "float32", "--skip", "*gradient*"]
+    skipped = [f"--skip={case.feature}" for case in {c.feature: c for c in catalogue()}.values()]
+    skipped.remove("--skip=class indices")
+    arguments += [*skipped, "--skip", "class-indices/[tmw]*", "--skip", "*/*/float32-[ns]*", "--xfails", "known.txt"]
+    done = unixent_command("conformance", *arguments, cwd=tmp_path)
+    assert "nothing matches" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 2
+    assert unixent_command("conformance", *arguments[:-2], cwd=tmp_path).returncode == 1
 
 
 def test_peers_say_where_the_study_is(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from unixent_conformance import run
 from unixent_conformance.isolation import Isolated, Task
+from unixent_conformance.selection import Choice
 
 FEATURES = ["class indices", "mask", "minus infinity", "z-loss"]
 
@@ -42,7 +43,7 @@ def test_each_worker_has_a_share_and_a_death_is_one_workers(tmp_path: Path, monk
 
 
 def test_a_short_run_starts_one() -> None:
-    run_ = Isolated(Task("numpy", features=("batch invariance",), quick=True), None, jobs=4)
+    run_ = Isolated(Task("numpy", choice=Choice(quick=True, features=("batch invariance",))), None, jobs=4)
     results = iter(run_)
     assert next(results).feature == "batch invariance"
     results.close()

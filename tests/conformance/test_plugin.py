@@ -157,3 +157,18 @@ def test_a_refusal_is_a_skip_and_a_convention_passes_in_a_file_of_ones_own(pytes
     assert loose["passed"] > strict["passed"] > 0
     assert "failed" not in loose
     assert strict["failed"]
+
+
+def test_modes_dtypes_and_skips_choose_the_tests(pytester: pytest.Pytester) -> None:
+    options = ("--unixent-modes=eager", "--unixent-dtype=float16", "--unixent-skip=mask", "-k", "mask or z-loss")
+    result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, *options, "--collect-only", "-q")
+    listed = [line for line in result.outlines if "test_conformance[" in line]
+    assert listed
+    assert all("float16" in line and "-eager-" in line and "-eager-mask/" not in line for line in listed)
+    result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, "--unixent-modes=jit")
+    result.stdout.fnmatch_lines(["*no such mode: jit*"])
+
+
+def test_a_device_that_a_harness_has_not_is_an_error(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, "--unixent-device=cuda:0")
+    assert "numpy has its arrays where it puts them" in result.stdout.str() + result.stderr.str()

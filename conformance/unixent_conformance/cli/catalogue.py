@@ -1,4 +1,4 @@
-"""`unixent conformance list`: the features of the catalogue, the ids of its cases, the modes that they run in."""
+"""`unixent conformance list`: features, ids of cases, modes, verdicts, dialects, dtypes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unixent_conformance.cli.prompt import CANNOT_RUN, fail, suite_required, wit
 
 app = typer.Typer(
     cls=with_default("features"),
-    help="List features, cases or modes. Without a command: `features`.",
+    help="List features, cases, modes, verdicts, dialects or dtypes. Without a command: `features`.",
 )
 
 
@@ -68,6 +68,37 @@ def modes(
         for mode in harness.modes:
             full, quick = (len(list(select(catalogue(), [mode], tier))) for tier in (Tier.FULL, Tier.QUICK))
             table.add_row(harness.name, mode.name, str(full), str(quick))
+    Console().print(table, highlight=False)
+
+
+@app.command()
+def verdicts() -> None:
+    """List the verdicts, and what each means."""
+    with suite_required():
+        from unixent_conformance import runner
+    print((runner.__doc__ or "").partition("\n\n")[2].strip())
+
+
+@app.command()
+def dialects() -> None:
+    """List the dialects, each with its formula."""
+    with suite_required():
+        from unixent_conformance.dialects import BY_NAME
+    table = _table("dialect", "formula")
+    for name, dialect in BY_NAME.items():
+        table.add_row(name, dialect.formula)
+    Console(width=200).print(table, highlight=False)
+
+
+@app.command()
+def dtypes() -> None:
+    """List the dtypes that cases have, each with its number of cases."""
+    with suite_required():
+        from unixent_conformance.cases import catalogue
+        from unixent_conformance.selection import DTYPES
+    table = _table("dtype", "cases")
+    for dtype in DTYPES:
+        table.add_row(dtype, str(sum(f"dtype:{dtype}" in case.needs for case in catalogue())))
     Console().print(table, highlight=False)
 
 

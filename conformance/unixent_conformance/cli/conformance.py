@@ -47,6 +47,12 @@ def run(
     ] = None,
     timeout: options.Timeout = 60,
     jobs: options.Jobs = None,
+    modes: options.Modes = None,
+    dtype: options.Dtypes = None,
+    skip: options.Skip = None,
+    xfails: options.Xfails = None,
+    budget: options.Budget = None,
+    device: options.Device = None,
 ) -> None:
     """Run the catalogue on backends, or on a callable of yours.
 
@@ -66,6 +72,12 @@ def run(
         isolate=isolate,
         timeout=timeout,
         jobs=jobs or (1 if isolate is False else options.cores()),
+        modes=[name for names in modes or [] for name in names.split(",")],
+        dtypes=dtype,
+        skip=skip or (),
+        expected_failures=xfails,
+        budget=budget,
+        device=device,
     )
     raise typer.Exit(code)
 

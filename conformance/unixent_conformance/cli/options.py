@@ -49,6 +49,23 @@ Feature = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")]
+Modes = Annotated[
+    list[str] | None, typer.Option(metavar="NAMES", help="Only these modes, as eager,autograd; repeatable.")
+]
+Dtypes = Annotated[
+    list[str] | None, typer.Option("--dtype", metavar="NAME", help="Only cases of this dtype; repeatable.")
+]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave out a feature, or the ids that a pattern matches; repeatable."),
+]
+Xfails = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Known failures: an id, '#', the reason. One that passes fails.")
+]
+Budget = Annotated[
+    float | None, typer.Option(min=0, metavar="SECONDS", help="What tells most first, for so many seconds.")
+]
+Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where the arrays are put: cuda:0.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")]
 Out = Annotated[
     Path | None,

@@ -8,6 +8,7 @@ backward (autograd) and forward over backward (forward).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,8 +34,20 @@ class TorchHarness(Harness):
         Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),
     )
 
+    device = torch.device("cpu")
+
+    def on(self, device: str) -> TorchHarness:
+        moved = copy(self)
+        try:
+            moved.device = torch.device(device)
+            torch.empty(0, device=moved.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"device: torch has no {device!r} here: {error}") from error
+        return moved
+
     def version(self) -> str:
-        return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+        where = "" if self.device.type == "cpu" else f" on {self.device}"
+        return f"torch {torch.__version__}{where}, {torch.get_num_threads()} threads"
 
     def from_numpy(self, array: Array) -> torch.Tensor:
         if any(step < 0 for step in array.strides):  # no tensor has such strides
@@ -47,6 +60,8 @@ class TorchHarness(Harness):
             tensor = torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16)
         else:
             tensor = torch.from_numpy(flat)
+        # One upload of the whole memory.
+        tensor = tensor.to(self.device)
         return tensor.as_strided(array.shape, [step // array.itemsize for step in strides])
 
     def to_numpy(self, array: torch.Tensor) -> Array:
