@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import combinations
 from typing import Any
@@ -87,7 +87,7 @@ class Report:
     version: str
     cases: tuple[Result, ...]
     left_out: tuple[str, ...] = ()
-    date: str = ""
+    date: str = field(default="", compare=False)
     machine: str = ""
     stopped: str = ""
 
