@@ -172,3 +172,24 @@ def test_modes_dtypes_and_skips_choose_the_tests(pytester: pytest.Pytester) -> N
 def test_a_device_that_a_harness_has_not_is_an_error(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, "--unixent-device=cuda:0")
     assert "numpy has its arrays where it puts them" in result.stdout.str() + result.stderr.str()
+
+
+def test_a_file_of_ones_own_chooses_modes_dtypes_and_the_device(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from unixent_conformance import parametrize_with_cases
+
+        @parametrize_with_cases("{BROKEN}", modes=["eager"], dtypes=["float16"], features=["class indices"])
+        def test_conformance(check):
+            assert check.mode == "eager"
+            assert "float16" in check.id
+
+        def test_device():
+            with pytest.raises(Exception, match="cuda:0"):
+                parametrize_with_cases("{BROKEN}", "numpy", device="cuda:0")
+        """
+    )
+    outcomes = pytester.runpytest_subprocess("-p", "no:cacheprovider").parseoutcomes()
+    assert outcomes["passed"] > 1
+    assert "failed" not in outcomes
