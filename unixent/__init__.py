@@ -31,7 +31,13 @@ from unixent.functions import (
 from unixent.linear import linear_cross_entropy, linear_value_and_grad
 from unixent.module import CrossEntropyLoss
 from unixent.options import LossOptions, ParallelConfig
-from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.positions import (
+    linear_position_stats,
+    linear_position_stats_and_grad,
+    position_stats,
+    position_stats_and_grad,
+)
+from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, PositionStats, Problem
 from unixent.registry import BackendStatus, backends, get_backend
 
 for _function in (cross_entropy, loss_terms, value_and_grad, linear_cross_entropy, linear_value_and_grad):
@@ -56,6 +62,7 @@ __all__ = [
     "NonFiniteError",
     "OptionError",
     "ParallelConfig",
+    "PositionStats",
     "Problem",
     "ShapeError",
     "TargetRangeError",
@@ -65,7 +72,11 @@ __all__ = [
     "cross_entropy",
     "get_backend",
     "linear_cross_entropy",
+    "linear_position_stats",
+    "linear_position_stats_and_grad",
     "linear_value_and_grad",
     "loss_terms",
+    "position_stats",
+    "position_stats_and_grad",
     "value_and_grad",
 ]

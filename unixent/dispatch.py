@@ -19,10 +19,11 @@ from unixent.arguments import PYTHON_TYPES, CommonArguments, LinearArguments
 from unixent.classes import pad_gradients
 from unixent.errors import BackendError, UnixentError, option_error
 from unixent.options import LossOptions, ParallelConfig
-from unixent.protocol import Array, Backend, FastPathBackend, LossTerms, ParallelBackend
+from unixent.protocol import Array, Backend, FastPathBackend, LossTerms, ParallelBackend, PositionStats
 from unixent.registry import backend_of, find_backend, get_backend
 from unixent.sharding import refuse
-from unixent.validation import GradRequest, linear_call, logits_call
+from unixent.statistics import StatsRequest, checked_upstream, compute, stats_problem
+from unixent.validation import CheckedCall, GradRequest, check_wrt, linear_call, logits_call
 
 Wrt = str | tuple[str, ...]
 _ANY_BACKENDS = (np.ndarray, np.generic, *PYTHON_TYPES)  # taken beside any framework's arrays
@@ -146,13 +147,82 @@ def linear_value_and_grad(
     return loss, gradients[0] if isinstance(wrt, str) else gradients
 
 
+def logits_stats(
+    logits: Any,
+    common: CommonArguments,
+    options: LossOptions,
+    request: StatsRequest,
+    grads: tuple[Any, Wrt] | None = None,
+) -> tuple[PositionStats, Any]:
+    """The statistics of logits' positions and, where ``grads`` has the upstream gradient and wrt, the gradient."""
+    backend = select_backend(common, ("logits",), logits)
+    outputs = request.check(backend, common.target is not None)
+    if common.target is None:
+        common = common._replace(target=_no_target(logits, options.axis))
+    call = logits_call(backend, logits, common, options)
+    return _stats(backend, call, request, outputs, options, grads, ("logits",))
+
+
+def linear_stats(
+    linear: LinearArguments,
+    common: CommonArguments,
+    options: LossOptions,
+    request: StatsRequest,
+    grads: tuple[Any, Wrt | None] | None = None,
+) -> tuple[PositionStats, Any]:
+    """The same of the fused linear form."""
+    backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
+    outputs = request.check(backend, common.target is not None)
+    if common.target is None:
+        common = common._replace(target=_no_target(linear.hidden, -1))
+    call = linear_call(backend, linear, common, options)
+    differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
+    if grads is not None and grads[1] is None:
+        grads = (grads[0], differentiable)
+    return _stats(backend, call, request, outputs, options, cast("tuple[Any, Wrt] | None", grads), differentiable)
+
+
+def _no_target(scores: Any, axis: int) -> Any:
+    """Zeros of shape P: a class that there always is, which nothing looks at."""
+    shape = tuple(scores.shape) if hasattr(scores, "shape") else np.shape(scores)
+    if not -len(shape) <= axis < len(shape):
+        return np.zeros(shape, np.int64)  # the axis is refused by the checks
+    axis %= len(shape)
+    return np.zeros(shape[:axis] + shape[axis + 1 :], np.int64)
+
+
+def _stats(
+    backend: Backend,
+    call: CheckedCall,
+    request: StatsRequest,
+    outputs: tuple[str, ...],
+    options: LossOptions,
+    grads: tuple[Any, Wrt] | None,
+    differentiable: tuple[str, ...],
+) -> tuple[PositionStats, Any]:
+    problem = stats_problem(backend, call, request, outputs, options)
+    upstream = PositionStats()
+    wrt: tuple[str, ...] = ()
+    if grads is not None:
+        wrt = check_wrt(grads[1], differentiable)
+        upstream = checked_upstream(backend, grads[0], outputs, problem, call.scores)
+    stats, gradients = compute(backend, problem, upstream, wrt)
+    if options.num_classes is not None:
+        gradients = pad_gradients(backend, call.problem, wrt, gradients, call.scores.num_local_classes)
+    return stats, gradients[0] if grads is not None and isinstance(grads[1], str) else gradients
+
+
 __all__ = [
     "CommonArguments",
     "LinearArguments",
     "LossTerms",
+    "PositionStats",
+    "StatsRequest",
     "linear_loss",
+    "linear_stats",
     "linear_value_and_grad",
     "logits_loss",
+    "logits_stats",
     "logits_value_and_grad",
     "select_backend",
 ]

@@ -15,7 +15,8 @@ its own array. What the loss means is in ``docs/semantics.md``; run ``unixent co
 case by case, whether yours matches.
 
 Every backend provides `Backend`. What it declares in its capabilities asks for more: ``fast_path`` for
-`FastPathBackend`, ``traces_values`` for `TracingBackend`, ``parallel`` for `ParallelBackend`.
+`FastPathBackend`, ``position_stats`` for `StatsBackend`, ``traces_values`` for `TracingBackend`, ``parallel`` for
+`ParallelBackend`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,43 @@ class LossTerms(NamedTuple):
 
     numerator: Array
     denominator: Array
+
+
+class PositionStats(NamedTuple):
+    """What is known of each position, of shape P unless said; None for what was not asked.
+
+    With x' the transformed logits, p = softmax(x') and L_c = -log p_c, over the classes that exist:
+
+    Attributes:
+        loss: the unreduced loss, with all of its options.
+        log_prob: -L_y, of the target.
+        entropy: sum_c p_c L_c, in nats.
+        logsumexp: log sum_c exp x'_c.
+        selected_log_prob: P + (K,), -L_c of the classes ``selected``.
+        log_sum_sq: log sum_c p_c^2.
+        max_prob: the largest p_c.
+        prediction: its class, int64; the lowest of equal ones.
+        correct: bool, whether that is the target.
+        rank: int64, how many classes come before the target: those of larger x', and equal ones of lower index.
+        top_log_prob, top_index: P + (k,), the k largest -L_c in order, and their classes, int64.
+        mean_logit: the mean of x'_c.
+
+    The first five are differentiable.
+    """
+
+    loss: Array | None = None
+    log_prob: Array | None = None
+    entropy: Array | None = None
+    logsumexp: Array | None = None
+    selected_log_prob: Array | None = None
+    log_sum_sq: Array | None = None
+    max_prob: Array | None = None
+    prediction: Array | None = None
+    correct: Array | None = None
+    rank: Array | None = None
+    top_log_prob: Array | None = None
+    top_index: Array | None = None
+    mean_logit: Array | None = None
 
 
 class ArrayInfo(NamedTuple):
@@ -78,6 +116,7 @@ class Capabilities:
         parallel: a `ParallelConfig` of degree above 1 is served.
         batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
         fast_path: calls without arrays beside logits and target are offered to the backend before they are checked.
+        position_stats: `unixent.position_stats` is served, and with ``linear`` `unixent.linear_position_stats`.
         traces_values: what is no array of the framework in a program that it traces (symbolic sizes, NumPy arrays and
             lists whose dtype cannot be asked there) is the backend's to hand over.
     """
@@ -89,6 +128,7 @@ class Capabilities:
     parallel: bool = False
     batch_invariant: bool = False
     fast_path: bool = False
+    position_stats: bool = False
     traces_values: bool = False
 
 
@@ -189,6 +229,25 @@ class LinearProblem(LossProblem):
     chunk: int | None = None
 
 
+@dataclass(slots=True, kw_only=True)
+class StatsProblem:
+    """One call of `unixent.position_stats` or `unixent.linear_position_stats`.
+
+    Attributes:
+        call: the positions, as the problem of their unreduced loss. Its target holds zeros where none was given, and
+            nothing was asked that needs one.
+        outputs: which fields of `PositionStats` are asked for.
+        selected: class indices P + (K,) for ``selected_log_prob``, or None. Where one is ``ignore_index`` the result
+            is 0; where it is no other class, NaN.
+        k: how many classes ``top_log_prob`` and ``top_index`` have.
+    """
+
+    call: Problem | LinearProblem
+    outputs: tuple[str, ...]
+    selected: Array | None = None
+    k: int = 0
+
+
 @runtime_checkable
 class Backend(Protocol):
     """What a backend provides. Everything is arithmetic on its own arrays; unixent raises the errors.
@@ -274,6 +333,20 @@ class FastPathBackend(Backend, Protocol):
 
         Nothing has been checked but the options, and nothing is raised here: None, for whatever is not sure to be
         right, has the call checked and answered by `cross_entropy`.
+        """
+        ...
+
+
+class StatsBackend(Backend, Protocol):
+    """What a backend provides besides where it declares ``capabilities.position_stats``."""
+
+    def position_stats(
+        self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    ) -> tuple[PositionStats, tuple[Array, ...]]:
+        """The statistics, and the gradient of ``sum(grad_output * statistics)`` for each of ``wrt`` (scores alone).
+
+        A position of weight 0 has 0, False and the index -1; one whose target is out of range, or that has no finite
+        log-normaliser, has NaN, False and -1.
         """
         ...
 

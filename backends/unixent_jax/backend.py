@@ -15,13 +15,22 @@ from jax.export import is_symbolic_dim
 from unixent import validation
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.protocol import (
+    ArrayInfo,
+    Capabilities,
+    LinearProblem,
+    LossTerms,
+    PositionStats,
+    Problem,
+    StatsProblem,
+)
 from unixent_jax.collectives import ShardAxes, axis_names, axis_size, check_varies, inside_shard_map
 from unixent_jax.linear import reduction as linear
 from unixent_jax.linear.problem import LinearArrays, LinearSpec
 from unixent_jax.logits import jitted
 from unixent_jax.logits import reduction as logits
 from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
+from unixent_jax.positions import solve_stats
 from unixent_jax.vocab_parallel import reduction as over_mesh
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
 
@@ -37,6 +46,7 @@ class JaxBackend:
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
         linear=True,
+        position_stats=True,
         parallel=True,
         traces_values=True,
     )
@@ -135,6 +145,11 @@ class JaxBackend:
         loss, spec, result_dtype, arrays = _linear_call(problem)
         value, grads = jitted.value_and_grads(loss, spec, result_dtype, wrt, arrays, grad_output)
         return value, grads
+
+    def position_stats(
+        self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    ) -> tuple[PositionStats, tuple[Array, ...]]:
+        return solve_stats(problem, grad_output, wrt)
 
 
 def _info(array: Array) -> ArrayInfo:

@@ -11,13 +11,23 @@ import numpy as np
 
 from unixent.classes import pad_gradients, take_share
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
+from unixent.protocol import (
+    ArrayInfo,
+    Capabilities,
+    LinearProblem,
+    LossProblem,
+    LossTerms,
+    PositionStats,
+    Problem,
+    StatsProblem,
+)
 from unixent_numpy.collectives import group_of
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import row_losses
 from unixent_numpy.kernel.blocks import num_threads
 from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
+from unixent_numpy.positions.solve import solve_stats
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
 
 
@@ -29,6 +39,7 @@ class NumpyBackend:
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
         linear=True,
+        position_stats=True,
         parallel=True,
         batch_invariant=True,
     )
@@ -93,6 +104,11 @@ class NumpyBackend:
         self, problem: LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
     ) -> tuple[Array, tuple[Array, ...]]:
         return self._solve(solve_linear, problem, grad_output, wrt)
+
+    def position_stats(
+        self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    ) -> tuple[PositionStats, tuple[Array, ...]]:
+        return solve_stats(problem, grad_output, wrt)
 
     def _solve(
         self, solve: Callable[..., Any], problem: LossProblem, grad_output: Array | None, wrt: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +28,7 @@ def solve_linear(
     with np.errstate(all="ignore"):
         positions, width = problem.hidden.shape[:-1], problem.hidden.shape[-1]
         count, num_classes = math.prod(positions), len(problem.classifier)
-        if min(problem.classifier.strides) < 0:
-            # Older releases multiply such memory without BLAS: slowly, and with other bits.
-            problem = replace(problem, classifier=problem.classifier.copy())
+        problem = with_fast_classifier(problem)
         target = np.asarray(problem.target)
         is_index = problem.target_kind == "index"
         operands = Operands.of(problem, target.reshape(count) if is_index else target.reshape(count, num_classes))
@@ -52,7 +51,19 @@ def solve_linear(
         for name in ("classifier", "bias"):
             if name in wrt:
                 grads[name] = np.zeros(getattr(problem, name).shape, dtype)
-        losses = _chunked_losses(problem, operands, problem.hidden.reshape(count, width), grad_scale, row_losses, grads)
+        losses = np.empty(count, dtype)
+        row_wrt = ("logits", *(("target",) if "target" in grads else ())) if grads else ()
+        for rows, logits in linear_chunks(problem, operands.position_weight, dtype, grads):
+            losses[rows], _ = row_losses(
+                logits,
+                operands.target[rows],
+                operands.weight,
+                None if operands.position_weight is None else operands.position_weight[rows],
+                None if grad_scale is None else grad_scale[rows],
+                operands.spec,
+                row_wrt,
+                tuple([logits if name == "logits" else grads["target"][rows] for name in row_wrt]),
+            )
         if "hidden" in grads:
             grads["hidden"] = all_reduce(grads["hidden"], group, "SUM")
         results = [
@@ -62,29 +73,40 @@ def solve_linear(
         return reduction.reduce(losses.reshape(positions)), tuple(results)
 
 
-def _chunked_losses(
-    problem: LinearProblem,
-    operands: Operands,
-    hidden: Array,
-    grad_scale: Array | None,
-    row_losses: RowLosses,
-    grads: dict[str, Array],
-) -> Array:
-    """The positions' losses; fills ``grads`` on the way."""
-    dtype, num_classes, (count, width) = operands.spec.acc_dtype, len(problem.classifier), hidden.shape
+def with_fast_classifier(problem: LinearProblem) -> LinearProblem:
+    """Older releases multiply memory of negative strides without BLAS: slowly, and with other bits."""
+    if min(problem.classifier.strides) >= 0:
+        return problem
+    return replace(problem, classifier=problem.classifier.copy())
+
+
+def linear_chunks(
+    problem: LinearProblem, position_weight: Array | None, dtype: np.dtype[Any], grads: dict[str, Array]
+) -> Iterator[tuple[slice, Array]]:
+    """Chunks of the logits, one at a time. Where ``grads`` is to be filled, each is overwritten with its gradient.
+
+    Args:
+        problem: the problem; hidden states of weight 0 are taken for 0.
+        position_weight: v, N, or None for ones.
+        dtype: the accumulation dtype.
+        grads: arrays for "hidden" [N, D], and, to be added to, "classifier" and "bias", of those that are asked for.
+
+    Yields:
+        the rows of the chunk, and their logits.
+    """
+    width, num_classes = problem.hidden.shape[-1], len(problem.classifier)
+    count = math.prod(problem.hidden.shape[:-1])
+    hidden = problem.hidden.reshape(count, width)
     # The processes of a model group reduce over each chunk together, however many classes each of them holds.
     max_local_classes = num_classes if problem.sharding is None else max(problem.sharding.classes_per_rank)
     chunk = linear_chunk(count, max(1, max_local_classes), width, dtype.itemsize, problem.chunk)
-    losses = np.empty(count, dtype)
     buffer = np.empty((chunk, num_classes), dtype)
     tiles = [slice(first, min(first + TILE, num_classes)) for first in range(0, num_classes, TILE)]
     # Memory that is fresh for every product would cost its pages each time.
     addend = np.empty((min(TILE, num_classes), width) if "classifier" in grads else 0, dtype)
-    row_wrt = ("logits", *(("target",) if "target" in grads else ())) if grads else ()
     for start in range(0, count, chunk):
         rows = slice(start, min(start + chunk, count))
-        position_weight = None if operands.position_weight is None else operands.position_weight[rows]
-        inactive = None if position_weight is None else position_weight == 0
+        inactive = None if position_weight is None else position_weight[rows] == 0
         states = hidden[rows].astype(dtype)
         if inactive is not None:
             # 0 times a NaN of an inactive position would reach the classifier's gradient.
@@ -94,16 +116,7 @@ def _chunked_losses(
             np.matmul(states, problem.classifier[tile].T.astype(dtype, copy=False), out=logits[:, tile])
         if problem.bias is not None:
             logits += problem.bias
-        losses[rows], _ = row_losses(
-            logits,
-            operands.target[rows],
-            operands.weight,
-            position_weight,
-            None if grad_scale is None else grad_scale[rows],
-            operands.spec,
-            row_wrt,
-            tuple([logits if name == "logits" else grads["target"][rows] for name in row_wrt]),
-        )
+        yield rows, logits
         if "hidden" in grads:
             grads["hidden"][rows] = _times_classifier(logits, problem.classifier, tiles, dtype)
             if inactive is not None:
@@ -113,7 +126,6 @@ def _chunked_losses(
             grads["classifier"][tile] += np.matmul(logits[:, tile].T, states, out=addend[: tile.stop - tile.start])
         if "bias" in grads:
             grads["bias"] += logits.sum(axis=0)
-    return losses
 
 
 def _times_classifier(gradient: Array, classifier: Array, tiles: list[slice], dtype: np.dtype[Any]) -> Array:

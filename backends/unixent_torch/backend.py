@@ -15,7 +15,16 @@ from unixent.arguments import PYTHON_TYPES, refuse_array_inside
 from unixent.classes import P, take_share
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossProblem, LossTerms, Problem
+from unixent.protocol import (
+    ArrayInfo,
+    Capabilities,
+    LinearProblem,
+    LossProblem,
+    LossTerms,
+    PositionStats,
+    Problem,
+    StatsProblem,
+)
 from unixent_torch import compat
 from unixent_torch.collectives import all_gather, is_dtensor
 from unixent_torch.kernel.mode import is_recorded, is_traced
@@ -23,6 +32,7 @@ from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.fast_path import try_fast_cross_entropy
 from unixent_torch.logits.positions import first_invalid
 from unixent_torch.logits.problem import LogitsCall
+from unixent_torch.positions.call import solve_stats
 from unixent_torch.vocab_parallel import problem as vocab_parallel
 
 _DTYPE_NAMES = {
@@ -59,6 +69,7 @@ class TorchBackend:
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
         linear=True,
+        position_stats=True,
         parallel=True,
         batch_invariant=True,
         fast_path=True,
@@ -186,6 +197,15 @@ class TorchBackend:
         except TypeError as error:
             _refuse_unrelated_types(problem, error, grad_output)
             raise
+
+    def position_stats(
+        self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    ) -> tuple[PositionStats, tuple[Tensor, ...]]:
+        call = problem.call
+        scores = (call.logits,) if isinstance(call, Problem) else (call.hidden, call.classifier)
+        if _is_sharded(call, *scores):
+            raise BackendError("position_stats: expected local tensors with the torch backend; got a DTensor")
+        return solve_stats(problem, grad_output, wrt)
 
     def _share(self, problem: P) -> P:
         """What exists of this process's share of the classes."""

@@ -146,6 +146,8 @@ def between(one: Array, other: Array, part: Part) -> Comparison:
     """The entry in which two answers differ most, in units of the sum of their two bounds."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return Comparison(float("inf"), (), 0.0, 0.0, 0.0, f"{one.dtype} {one.shape} and {other.dtype} {other.shape}")
+    if one.dtype.kind in "ib":
+        return Comparison.worst(np.where(one == other, 0, np.inf), one, other, np.zeros(one.shape))
     value = np.broadcast_to(part.estimate.value, one.shape).astype(np.longdouble)
     bound = np.broadcast_to(part.estimate.bound, one.shape).astype(np.longdouble)
     form = Format.of(part.dtype)

@@ -160,8 +160,7 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
         harness = harness.on(task.device)
     if task.linear:
         tested = tested.seen_as_logits()
-    # A loss is none the less a loss without terms.
-    cases = [case for case in catalogue() if case.quantity != "terms" or tested.terms is not None]
+    cases = [case for case in catalogue() if tested.answers(case)]
     pairs = task.choice.of(cases, harness.modes)
     left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))
     ids = tuple((case.id, mode.name) for case, mode in (by_weight(pairs) if task.by_weight else pairs))

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
-from unixent_conformance.model import UNPROMISED
+from unixent_conformance.model import UNPROMISED, Case
 
 
 @dataclass(frozen=True)
 class Implementation:
     """A loss that takes what `unixent.cross_entropy` takes, in one framework's arrays.
 
-    terms and value_and_grad take what `unixent.loss_terms` and `unixent.value_and_grad` take; without the latter,
-    gradients come from the framework's differentiation. `capabilities` are names such as "dtype:float16",
+    The other functions take what those of unixent with the same names take; without value_and_grad, gradients come from
+    the framework's differentiation. `capabilities` are names such as "dtype:float16",
     "target:probability", "linear" or "batch_invariant"; what a case needs beyond them may be refused, loudly. None
     declares everything but `model.UNPROMISED`: floating arrays of several dtypes in one call ("dtype:mixed"), and class
     indices of another dtype than int64 ("target:int32"). `options` are the keywords accepted, None for all.
@@ -32,6 +32,9 @@ class Implementation:
     value_and_grad: Callable[..., Any] | None = None
     linear: Callable[..., Any] | None = None
     linear_value_and_grad: Callable[..., Any] | None = None
+    position_stats: Callable[..., Any] | None = None
+    position_stats_and_grad: Callable[..., Any] | None = None
+    linear_position_stats: Callable[..., Any] | None = None
     capabilities: frozenset[str] | None = None
     options: frozenset[str] | None = None
     own_errors: bool = False
@@ -70,6 +73,12 @@ class Implementation:
         """What of `needs` is not declared."""
         return needs & UNPROMISED if self.capabilities is None else needs - self.capabilities
 
+    def answers(self, case: Case) -> bool:
+        """Whether it has what a case asks: a loss is none the less a loss without terms or statistics."""
+        if "position_stats" in case.needs:
+            return (self.linear_position_stats if "linear" in case.needs else self.position_stats) is not None
+        return case.quantity != "terms" or self.terms is not None
+
     def unknown(self, options: frozenset[str]) -> frozenset[str]:
         """Which keywords its signature does not have."""
         return frozenset() if self.options is None else options - self.options
@@ -84,7 +93,7 @@ def of_backend(name: str) -> Implementation:
     names = {f"dtype:{dtype}" for dtype in declared.dtypes}
     names |= {f"target:{target}" for target in declared.targets}
     names |= {f"transform:{transform}" for transform in declared.transforms}
-    names |= {flag for flag in ("linear", "parallel", "batch_invariant") if getattr(declared, flag)}
+    names |= {flag for flag in ("linear", "parallel", "batch_invariant", "position_stats") if getattr(declared, flag)}
     names |= UNPROMISED
     return Implementation(
         name=name,
@@ -93,6 +102,9 @@ def of_backend(name: str) -> Implementation:
         value_and_grad=unixent.value_and_grad,
         linear=unixent.linear_cross_entropy,
         linear_value_and_grad=getattr(unixent, "linear_value_and_grad", None),
+        position_stats=unixent.position_stats if declared.position_stats else None,
+        position_stats_and_grad=unixent.position_stats_and_grad if declared.position_stats else None,
+        linear_position_stats=unixent.linear_position_stats if declared.position_stats else None,
         capabilities=frozenset(names),
         own_errors=True,
         version=f"unixent {unixent.__version__}",

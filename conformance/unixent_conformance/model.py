@@ -23,7 +23,7 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 # What nobody promises who does not declare it: frameworks differ in it.
 UNPROMISED = frozenset({MIXED, *(f"target:{dtype}" for dtype in INTEGERS if dtype != "int64")})
 
-ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask")
+ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "selected")
 
 
 class Tier(IntEnum):
@@ -54,7 +54,9 @@ QUICK = frozenset({Tier.QUICK})
 @dataclass(frozen=True)
 class Call:
     """The arguments of one call: NumPy arrays, options that differ from the defaults, and the upstream gradient where
-    a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias."""
+    a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias. With a
+    statistic it asks for that output of `position_stats`, in the place of a loss; selected and the option k are its
+    arguments."""
 
     logits: Any
     target: Any
@@ -65,6 +67,8 @@ class Call:
     hidden: Any = None
     classifier: Any = None
     bias: Any = None
+    selected: Any = None
+    statistic: str = ""
 
     @property
     def linear(self) -> bool:
@@ -133,6 +137,8 @@ class Call:
         needs = {f"dtype:{self.dtype}", "target:index" if self.has_indices else "target:probability"}
         if self.linear:
             needs.add("linear")
+        if self.statistic:
+            needs.add("position_stats")
         if self.options.get("dtype"):
             needs.add(f"dtype:{self.options['dtype']}")
         if self.mixes_dtypes:

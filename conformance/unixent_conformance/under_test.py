@@ -69,6 +69,8 @@ class Subject:
             answer = self.gradients(through.call, through.wrt(wrt))
             return answer[0], *map(through.from_argument, answer[1:], wrt)
         both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
+        if call.statistic:
+            both = self._statistic_and_gradient(call)
         if both is None or self.mode.autodiff:
             value, gradients = self.harness.gradient(self._derivative(call, wrt), self.mode)
         else:
@@ -104,11 +106,39 @@ class Subject:
         return sorted(changed)
 
     def _loss(self, call: Call) -> Callable[..., Any]:
+        if call.statistic:
+            return self._statistic(call)
         if not call.linear:
             return self.implementation.loss
         if self.implementation.linear is None:
             raise Unsupported(f"{self.implementation.name} has no fused linear form")
         return self.implementation.linear
+
+    def _statistic(self, call: Call) -> Callable[..., Any]:
+        """The one output of `position_stats` that a call asks for, as if it were a loss."""
+        tested, name = self.implementation, call.statistic
+        function = tested.linear_position_stats if call.linear else tested.position_stats
+        if function is None:
+            raise Unsupported(f"{tested.name} has no position_stats")
+
+        def one(*arrays: Any, **options: Any) -> Any:
+            return getattr(function(*arrays, outputs=(name,), **options), name)
+
+        return one
+
+    def _statistic_and_gradient(self, call: Call) -> Callable[..., Any] | None:
+        both, name = self.implementation.position_stats_and_grad, call.statistic
+        if both is None or call.linear:
+            return None
+
+        def one(*arrays: Any, grad_output: Any = None, wrt: Any = None, **options: Any) -> Any:
+            from unixent import PositionStats
+
+            upstream = None if grad_output is None else PositionStats(**{name: grad_output})
+            stats, gradient = both(*arrays, outputs=(name,), grad_output=upstream, **options)
+            return getattr(stats, name), gradient
+
+        return one
 
     def _derivative(self, call: Call, wrt: tuple[str, ...]) -> Derivative:
         function, arrays = self._bind(self._loss(call), call)

@@ -27,7 +27,7 @@ def row_losses(
     if inactive is not None:
         # Before anything else: the derivative of a NaN that is dropped later would still be NaN.
         x = torch.where(inactive, 0, x)
-    x = _transformed(x, spec.transform)
+    x = transformed(x, spec.transform)
     if target.is_floating_point() or spec.label_smoothing:
         loss, logsumexp = _mixed(x, target, weight, spec, inactive)
     else:
@@ -61,7 +61,7 @@ def row_gradients(
     if spec.transform.softcap is not None:
         w = torch.exp(-2 * (x / spec.transform.softcap).abs())
         transform_grad = transform_grad * (4 * w / (1 + w).square())
-    x = _transformed(x, spec.transform)
+    x = transformed(x, spec.transform)
     is_index = not (target.is_floating_point() or spec.label_smoothing)
     is_pivot = _is_class(x, target if is_index else x.argmax(-1))
     pivot_logit, others = torch.where(is_pivot, x, 0).sum(-1, keepdim=True), torch.where(is_pivot, -math.inf, x)
@@ -159,7 +159,7 @@ def _mixed(
     return products.sum(-1) + rest_coef * pivot.loss_of_rest + pivot_coef * pivot.loss, pivot.logsumexp
 
 
-def _transformed(x: Tensor, transform: LogitTransform) -> Tensor:
+def transformed(x: Tensor, transform: LogitTransform) -> Tensor:
     """b a tanh(x / a) whose derivative does not cancel: autograd's 1 - tanh^2 would, for large arguments.
 
     -inf stays, with derivative 0; so does +inf, and its row is NaN.

@@ -46,6 +46,14 @@ def first_invalid(target: Tensor, num_classes: int, ignore_index: int) -> tuple[
     return position, value + 2**64 if value < 0 and target.dtype in _UNSIGNED else value
 
 
+def safe_selection(selected: Tensor, num_classes: int, ignore_index: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Class indices as int64 in [0, C), and for each 1, 0 where it is ``ignore_index``, or NaN where it is no class."""
+    index = selected.to(torch.int64)
+    padding, outside = index == _as_int64(ignore_index, selected.dtype), (index < 0) | (index >= num_classes)
+    one = torch.ones((), dtype=dtype, device=index.device)
+    return torch.where(outside, 0, index), torch.where(padding, 0, torch.where(outside, torch.nan, one))
+
+
 class Positions(NamedTuple):
     """What the kernel takes of a call's positions.
 

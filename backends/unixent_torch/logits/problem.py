@@ -167,7 +167,11 @@ class LogitsCall(LossCall):
 
     def value_and_grad(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         loss, grads = super().value_and_grad(grad_output, wrt)
-        return loss, tuple(grad.movedim(-1, self._axis) for grad in grads)
+        return loss, tuple(map(self.of_axis, grads))
+
+    def of_axis(self, gradient: Tensor) -> Tensor:
+        """A gradient with its classes where those of the logits are."""
+        return gradient.movedim(-1, self._axis)
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         operands, kernel = self.operands, self.spec.kernel

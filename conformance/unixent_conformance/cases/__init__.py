@@ -24,6 +24,7 @@ from unixent_conformance.cases import (
     padding,
     properties,
     special,
+    statistics,
     tiles,
 )
 from unixent_conformance.expected import expected
@@ -46,6 +47,7 @@ FAMILIES = (
     derivatives,
     padding,
     extremes,
+    statistics,
     tiles,
 )
 

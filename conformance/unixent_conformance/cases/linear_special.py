@@ -28,7 +28,7 @@ def plain(dtype: str, **given: Any) -> Call:
     """Five positions, two features, three classes, in chunks of two; anything floating may be given as a list."""
     floating = dtype_of(dtype)
     named = {"hidden": HIDDEN, "classifier": CLASSIFIER, "bias": BIAS, "target": TARGET, **given}
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in ("hidden", "classifier", "bias", "target", "weight", "mask"):
         array = np.asarray(named[name]) if named.get(name) is not None else None
         arrays[name] = array.astype(floating) if array is not None and array.dtype.kind == "f" else array

@@ -13,7 +13,12 @@ from unixent_native import instruction_set
 
 # In the order in which a person looks for them.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-FLAGS = {"linear": "fused linear", "parallel": "parallel", "batch_invariant": "batch invariant"}
+FLAGS = {
+    "linear": "fused linear",
+    "parallel": "parallel",
+    "batch_invariant": "batch invariant",
+    "position_stats": "statistics",
+}
 
 
 def backends() -> None:

@@ -1,14 +1,24 @@
 """The error model: an estimate of every array of an answer, its exact value with a bound for each entry.
 
-`bounds` derives those of logits, `linear` what the dot products of the fused form add to them, `second` those of second
-derivatives; `formats` compares an answer with its estimate.
+`bounds` derives those of logits, `statistics` those of statistics of positions, `linear` what the dot products of the
+fused form add to them, `second` those of second derivatives; `formats` compares an answer with its estimate.
 """
 
 from unixent_conformance.oracle import Solution
-from unixent_conformance.tolerance import bounds, linear, second
+from unixent_conformance.tolerance import bounds, linear, second, statistics
 from unixent_conformance.tolerance.formats import FORMATS, Comparison, Estimate, Format, compare, rounding
 
-__all__ = ["FORMATS", "Comparison", "Estimate", "Format", "compare", "estimates", "rounding", "second_derivatives"]
+__all__ = [
+    "FORMATS",
+    "Comparison",
+    "Estimate",
+    "Format",
+    "compare",
+    "estimates",
+    "rounding",
+    "second_derivatives",
+    "statistics",
+]
 
 
 def terms(s: Solution) -> dict[str, Estimate]:

@@ -103,6 +103,8 @@ class Comparison:
 def compare(got: Array, estimate: Estimate, dtype: str) -> Comparison:
     """Every entry against its own bound plus one rounding to `dtype`. NaN must be NaN, infinity the same infinity;
     a finite exact value may be an infinity only where rounding to the dtype makes it one."""
+    if dtype in ("int64", "bool"):
+        return Comparison.worst(np.where(got == estimate.value, 0, np.inf), got, estimate.value, estimate.bound)
     form = Format.of(dtype)
     wide = got.astype(np.longdouble)
     value = np.broadcast_to(estimate.value, wide.shape).astype(np.longdouble)

@@ -60,7 +60,12 @@ REASONS = {
 
 # About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
 # vector could hold.
-NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"})
+NO_VECTOR = frozenset(
+    {
+        *("memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"),
+        *("statistics", "fused linear statistics"),
+    }
+)
 
 # Bytes of input arrays. A feature that has nothing as small (many classes, many positions) is shown by its smallest.
 SMALL = 16 << 10

@@ -19,7 +19,10 @@ from unixent_conformance.runner import run_case
 from unixent_conformance.under_test import Subject
 from unixent_mutants.plain import REGISTRY, Plain
 
-FAMILIES = ("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding", "temperature")
+FAMILIES = (
+    *("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding"),
+    *("temperature", "statistics"),
+)
 
 
 def mutants() -> dict[str, type[Plain]]:

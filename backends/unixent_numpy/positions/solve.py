@@ -1,0 +1,204 @@
+"""Statistics of all positions: logits a block of rows at a time, or hidden states a chunk of logits at a time."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from unixent import row_statistics
+from unixent.protocol import LinearProblem, PositionStats, Problem, StatsProblem
+from unixent.row_statistics import Classes
+from unixent_numpy.compat import Array, bfloat16
+from unixent_numpy.kernel import row_losses
+from unixent_numpy.kernel.blocks import RowBlocks, Rows
+from unixent_numpy.kernel.rows import apply_transform, through_transform
+from unixent_numpy.linear import linear_chunks, with_fast_classifier
+from unixent_numpy.logits.problem import Operands
+from unixent_numpy.positions.rows import ALONG
+
+_INDICES = frozenset({"prediction", "rank", "top_index"})
+
+
+def solve_stats(
+    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Array, ...]]:
+    """The statistics, and the gradients for ``wrt``."""
+    with np.errstate(all="ignore"):
+        call = problem.call
+        if isinstance(call, Problem):
+            return _of_logits(problem, call, grad_output, wrt)
+        return _of_hidden(problem, call, grad_output, wrt)
+
+
+def _of_logits(
+    problem: StatsProblem, call: Problem, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Array, ...]]:
+    x, target = np.moveaxis(np.asarray(call.logits), call.axis, -1), np.asarray(call.target)
+    if call.target_kind == "probability":
+        target = np.moveaxis(target, call.axis, -1)
+    work = _Work(problem, x.shape[:-1], Operands.of(call, target), grad_output, bool(wrt))
+    source, grad = Rows(x), Rows(np.empty_like(x, subok=False)) if wrt else None
+    blocks = RowBlocks(work.count, source.num_classes, work.operands.spec.acc_dtype)
+
+    def solve(rows: slice) -> None:
+        with np.errstate(all="ignore"):
+            block = blocks.scratch("logits", rows)
+            source.read(rows, block)
+            work.block(rows, block, blocks)
+            if grad is not None:
+                grad.write(rows, block)
+
+    blocks.for_each(solve)
+    return work.finished(), () if grad is None else (np.moveaxis(grad.array, -1, call.axis),)
+
+
+def _of_hidden(
+    problem: StatsProblem, call: LinearProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Array, ...]]:
+    call = with_fast_classifier(call)
+    positions, num_classes = call.hidden.shape[:-1], len(call.classifier)
+    target = np.asarray(call.target)
+    operands = Operands.of(call, target.reshape(-1) if call.target_kind == "index" else target.reshape(-1, num_classes))
+    work, dtype = _Work(problem, positions, operands, grad_output, bool(wrt)), operands.spec.acc_dtype
+    grads: dict[str, Array] = {}
+    for name in wrt:
+        array = getattr(call, name)
+        if name == "hidden":
+            grads[name] = np.empty((work.count, array.shape[-1]), array.dtype)
+        else:
+            grads[name] = np.zeros(array.shape, dtype)
+    for start, logits in linear_chunks(call, work.position_weight, dtype, grads):
+        blocks = RowBlocks(len(logits), num_classes, dtype)
+
+        def solve(rows: slice, first: int = start.start, logits: Array = logits, blocks: RowBlocks = blocks) -> None:
+            with np.errstate(all="ignore"):
+                work.block(slice(first + rows.start, first + rows.stop), logits[rows], blocks)
+
+        blocks.for_each(solve)
+    arrays = [(grads[name], getattr(call, name)) for name in wrt]
+    results = [grad.astype(array.dtype, copy=False).reshape(array.shape) for grad, array in arrays]
+    return work.finished(), tuple(results)
+
+
+class _Work:
+    """One call: its columns (one number, or K or k of them, for each position) and what is done with a block of rows.
+
+    Attributes:
+        count: the number of positions.
+        operands: what the pass of the loss takes, too.
+        position_weight: v of all positions, or None for ones.
+    """
+
+    def __init__(
+        self,
+        problem: StatsProblem,
+        positions: tuple[int, ...],
+        operands: Operands,
+        grad_output: PositionStats,
+        has_grads: bool,
+    ) -> None:
+        self.count, self.operands, self._problem = math.prod(positions), operands, problem
+        self._positions, self._has_grads = positions, has_grads
+        v = operands.position_weight
+        self.position_weight = None if v is None else v.reshape(-1)
+        dtype, is_index = operands.spec.acc_dtype, problem.call.target_kind == "index"
+        self._target = operands.target.reshape((self.count, *(() if is_index else operands.target.shape[-1:])))
+        self._index = self._target if is_index else np.zeros(self.count, np.intp)
+        self._selected: Array | None = None
+        self._selected_weight: Array | None = None
+        if problem.selected is not None:
+            selected = problem.selected.reshape(self.count, problem.selected.shape[-1])
+            outside = (selected < 0) | (selected >= problem.call.num_classes)
+            padding = selected == problem.call.options.ignore_index
+            if outside.any() or padding.any():
+                self._selected_weight = np.where(padding, 0, np.where(outside, np.nan, 1)).astype(dtype)
+            self._selected = np.where(outside, 0, selected).astype(np.intp)
+        self._outputs = tuple(name for name in problem.outputs if name != "loss")
+        self._columns: dict[str, Array] = {}
+        for name in problem.outputs:
+            column_dtype: Any = np.int64 if name in _INDICES else np.bool_ if name == "correct" else dtype
+            width = {"selected_log_prob": (0 if self._selected is None else self._selected.shape[1],)}
+            width |= dict.fromkeys(("top_log_prob", "top_index"), (problem.k,))
+            self._columns[name] = np.empty((self.count, *width.get(name, ())), column_dtype)
+        self._upstream = {
+            name: array.reshape(self._columns[name].shape).astype(dtype)
+            for name, array in grad_output._asdict().items()
+            if array is not None
+        }
+
+    def block(self, rows: slice, block: Array, blocks: RowBlocks) -> None:
+        """Fill the columns' rows from a block of logits, which becomes their gradient where one is asked for."""
+        spec, inner = self.operands.spec, slice(0, len(block))
+        v = None if self.position_weight is None else self.position_weight[rows]
+        upstream = {name: array[rows] for name, array in self._upstream.items()}
+        loss_grad = self._loss(rows, block, v, upstream.pop("loss", None))
+        if not self._outputs:
+            if self._has_grads:
+                block[...] = 0 if loss_grad is None else loss_grad
+            return
+        softcap_grad = None
+        if spec.transform.softcap is not None and self._has_grads:
+            softcap_grad = blocks.scratch("softcap_grad", inner)
+        apply_transform(block, spec.transform, softcap_grad)
+        chosen = self._classes(rows)
+        solved = row_statistics.solve(ALONG, block)
+        columns = row_statistics.values(ALONG, solved, self._outputs, chosen, self._problem.k)
+        undefined, inactive = np.isnan(solved.stats.loss[:, 0]), None
+        if v is not None:
+            inactive = v == 0
+            undefined = (undefined | np.isnan(v)) & ~inactive
+        for name, column in columns.items():
+            self._columns[name][rows] = column.reshape(self._columns[name][rows].shape)
+            settle(self._columns[name][rows], undefined, inactive)
+            if name == "selected_log_prob" and chosen.selected_weight is not None:
+                self._columns[name][rows][chosen.selected_weight == 0] = 0
+        if not self._has_grads:
+            return
+        for name, array in upstream.items():
+            upstream[name] = array.reshape(len(block), -1)
+        block[...] = row_statistics.gradient(ALONG, solved, upstream, chosen)
+        through_transform(block, spec.transform, softcap_grad)
+        if loss_grad is not None:
+            block += loss_grad
+        block[undefined] = np.nan
+        if inactive is not None:
+            block[inactive] = 0
+
+    def _classes(self, rows: slice) -> Classes:
+        selected = weight = None
+        if self._selected is not None:
+            selected = self._selected[rows]
+            weight = None if self._selected_weight is None else self._selected_weight[rows]
+        return Classes(self._index[rows][:, None], selected, weight)
+
+    def _loss(self, rows: slice, block: Array, v: Array | None, upstream: Array | None) -> Array | None:
+        """The losses, by the pass that there is for them, and their gradient where one is asked for."""
+        if "loss" not in self._columns:
+            return None
+        operands, scale = self.operands, None
+        if self._has_grads and upstream is not None:
+            scale = upstream if v is None else v * upstream
+        wrt = () if scale is None else ("logits",)
+        arguments = (self._target[rows], operands.weight, v, scale, operands.spec, wrt)
+        self._columns["loss"][rows], grads = row_losses(block, *arguments)
+        return grads[0] if grads else None
+
+    def finished(self) -> PositionStats:
+        """The outputs, rounded once."""
+        result: Any = self._problem.call.result_dtype
+        result = bfloat16() if result == "bfloat16" else np.dtype(result)
+        finished = {}
+        for name, column in self._columns.items():
+            dtype = result if name not in _INDICES and name != "correct" else column.dtype
+            finished[name] = column.astype(dtype, copy=False).reshape((*self._positions, *column.shape[1:]))
+        return PositionStats(**finished)
+
+
+def settle(column: Array, undefined: Array, inactive: Array | None) -> None:
+    """Put in what is due where nothing can be known, and where nothing counts."""
+    is_floating, none = column.dtype.kind == "f", False if column.dtype.kind == "b" else -1
+    column[undefined] = np.nan if is_floating else none
+    if inactive is not None:
+        column[inactive] = 0 if is_floating else none

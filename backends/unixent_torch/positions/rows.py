@@ -1,0 +1,158 @@
+"""The statistics of rows by functional operations: what transforms and compilers see, and what a block is worked by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unixent import row_statistics
+from unixent.row_statistics import GRADED, Along, Classes
+from unixent_torch.kernel import KernelSpec
+from unixent_torch.kernel.traced import transformed
+
+_INDICES = frozenset({"prediction", "rank", "top_index"})
+#: Outputs that have more than one number for each position.
+WIDE = frozenset({"selected_log_prob", "top_log_prob", "top_index"})
+
+
+def _top(x: Tensor, k: int) -> Tensor:
+    return torch.sort(x, stable=True, dim=-1, descending=True).indices[..., :k]
+
+
+def _top_by_reading(x: Tensor, k: int) -> Tensor:
+    """The same by `torch.topk`, which takes any of equal classes: where it had a choice, they are sorted."""
+    values, indices = x.topk(k)
+    if not bool(((x >= values[..., -1:]).sum(-1) == k).all()):
+        return _top(x, k)
+    indices = indices.sort(-1).values
+    return indices.gather(-1, _top(x.gather(-1, indices), k))
+
+
+ALONG = Along(
+    xp=torch,
+    take=partial(torch.take_along_dim, dim=-1),
+    sum=partial(torch.sum, dim=-1, keepdim=True),
+    max=partial(torch.amax, dim=-1, keepdim=True),
+    argmax=partial(torch.argmax, dim=-1, keepdim=True),
+    top=_top,
+    classes=lambda x: torch.arange(x.shape[-1], device=x.device),
+    add_at=lambda x, index, values: x.scatter_add(-1, index, values.expand(index.shape)),
+)
+#: Where values can be read without stalling.
+READING = ALONG._replace(top=_top_by_reading)
+
+
+@dataclass(frozen=True, slots=True)
+class StatsSpec:
+    """The static side: the outputs but for the loss, how many classes from the top, and the kernel's own."""
+
+    kernel: KernelSpec
+    outputs: tuple[str, ...]
+    k: int
+
+    @property
+    def graded(self) -> tuple[str, ...]:
+        return tuple(name for name in self.outputs if name in GRADED)
+
+    def upstream(self, grads: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+        """The upstream gradients that there are, by output, in the accumulation dtype."""
+        pairs = zip(self.outputs, grads, strict=True)
+        return {name: grad.to(self.kernel.acc_dtype) for name, grad in pairs if grad is not None}
+
+    def of(self, outputs: tuple[str, ...]) -> StatsSpec:
+        return StatsSpec(self.kernel, outputs, self.k)
+
+
+class Columns(NamedTuple):
+    """What there is of each position, P or P + (K,): int64 indices that are safe to gather with, weights in the
+    accumulation dtype.
+
+    Attributes:
+        target: y, or None.
+        selected: the classes selected, or None.
+        selected_weight: 1, 0 at padding, NaN where there is no such class; None for ones.
+        position_weight: v, NaN where y is out of range; None for ones.
+    """
+
+    target: Tensor | None
+    selected: Tensor | None
+    selected_weight: Tensor | None
+    position_weight: Tensor | None
+
+    def rows(self, rows: slice) -> Columns:
+        """Those of some rows, of flattened positions."""
+        return Columns(*[None if each is None else each[rows] for each in self])
+
+    def flattened(self, count: int) -> Columns:
+        """With one axis of positions."""
+        target, position_weight = (None if each is None else each.reshape(count) for each in (self[0], self[3]))
+        selected, weight = (None if each is None else each.reshape(count, each.shape[-1]) for each in self[1:3])
+        return Columns(target, selected, weight, position_weight)
+
+    @property
+    def classes(self) -> Classes:
+        target = None if self.target is None else self.target.unsqueeze(-1)
+        return Classes(target, self.selected, self.selected_weight)
+
+
+def row_stats(x: Tensor, columns: Columns, spec: StatsSpec, along: Along = ALONG) -> dict[str, Tensor]:
+    """The outputs in the accumulation dtype, P or P + (K,), of logits as they were given."""
+    x, inactive = prepared(x, columns, spec)
+    stats: dict[str, Tensor] = {}
+    for outputs in (spec.graded, tuple(name for name in spec.outputs if name not in GRADED)):
+        if outputs:
+            solved = row_statistics.solve(along, x if outputs == spec.graded else x.detach())
+            values = row_statistics.values(along, solved, outputs, columns.classes, spec.k)
+            undefined = torch.isnan(solved.stats.loss)
+            stats |= {name: _settled(name, each, undefined, inactive, columns) for name, each in values.items()}
+    return {name: stats[name] if name in WIDE else stats[name].squeeze(-1) for name in spec.outputs}
+
+
+def prepared(x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, Tensor | None]:
+    """x', and where a row does not count, P + (1,): it is cleared first, since the derivative of a NaN that is dropped
+    later would still be NaN."""
+    x, inactive = x.to(spec.kernel.acc_dtype), None
+    if columns.position_weight is not None:
+        inactive = (columns.position_weight == 0).unsqueeze(-1)
+        x = torch.where(inactive, 0, x)
+    return transformed(x, spec.kernel.transform), inactive
+
+
+def _settled(name: str, value: Tensor, undefined: Tensor, inactive: Tensor | None, columns: Columns) -> Tensor:
+    """What is due where nothing can be known, and where nothing counts."""
+    v = columns.position_weight
+    if v is not None:
+        undefined = undefined | torch.isnan(v).unsqueeze(-1)
+    if name in _INDICES:
+        value = torch.where(undefined, -1, value.long())
+        return value if inactive is None else torch.where(inactive, -1, value)
+    if name == "correct":
+        value = value & ~undefined
+        return value if inactive is None else value & ~inactive
+    # A product, whose derivative is NaN as well.
+    value = value * torch.where(undefined, math.nan, 1).to(value.dtype)
+    if name == "selected_log_prob" and columns.selected_weight is not None:
+        value = torch.where(columns.selected_weight == 0, 0, value)
+    return value if inactive is None else torch.where(inactive, 0, value)
+
+
+def row_gradient(x: Tensor, upstream: dict[str, Tensor], columns: Columns, spec: StatsSpec) -> Tensor:
+    """The gradient of ``sum(upstream * outputs)`` for logits as they were given, in the accumulation dtype."""
+    given = x.to(spec.kernel.acc_dtype)
+    x, inactive = prepared(x, columns, spec)
+    solved = row_statistics.solve(ALONG, x)
+    by_row = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in upstream.items()}
+    undefined = torch.isnan(solved.stats.loss)
+    if columns.position_weight is not None:
+        undefined = undefined | torch.isnan(columns.position_weight).unsqueeze(-1)
+    grad = row_statistics.gradient(ALONG, solved, by_row, columns.classes) * spec.kernel.transform.inverse_temperature
+    if spec.kernel.transform.softcap is not None:
+        w = torch.exp(-2 * (given / spec.kernel.transform.softcap).abs())
+        grad = grad * (4 * w / (1 + w).square())
+    grad = torch.where(undefined, math.nan, grad)
+    return grad if inactive is None else torch.where(inactive, 0, grad)

@@ -1,0 +1,188 @@
+"""The statistics of every position, and their gradients, from the formulas.
+
+With p, L and lse those of `rows`, over the classes that exist:
+
+    log_prob -L_y        entropy sum p L        log_sum_sq log sum p^2 = log1p(sum_{c != k} (p_c/p_k)^2) - 2 L_k
+    d log_prob / dx_c = [c = y] (1 - p_c) - [c != y] p_c      d lse / dx_c = p_c      d entropy / dx_c = p_c (L_c - H)
+
+in which L_k - H = -sum_{c != k} p_c (x_k - x_c) at the maximum k, so that nothing cancels there either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from unixent_conformance.model import Array, Call
+from unixent_conformance.oracle.rows import Rows, product
+
+INDICES = ("prediction", "rank", "top_index")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One output of a call.
+
+    Of each position, (N,) or (N, K): its value, the magnitude that its roundings are relative to, and its sensitivity,
+    the sum of |d/dx'_c| |x'_c|. Where there is one, the gradient (N, C) under the call's upstream gradient, and the
+    magnitudes of its terms.
+    """
+
+    value: Array
+    magnitude: Array
+    sensitivity: Array
+    gradient: Array | None = None
+    gradient_magnitude: Array | None = None
+
+
+def statistic(rows: Rows, call: Call) -> Statistic:
+    """The statistic that a call asks for, of its positions as they have been solved."""
+    with np.errstate(all="ignore"):
+        solved = _Solved(rows, call)
+        value, magnitude, sensitivity = getattr(solved, call.statistic)()
+        columns = (solved.settled(value), solved.settled(magnitude), solved.settled(sensitivity))
+        gradient = getattr(solved, f"{call.statistic}_gradient", None)
+        if gradient is None:
+            return Statistic(*columns)
+        grad, size = gradient()
+        chain = np.where(solved.undefined[:, None], np.nan, rows.transform_grad)
+        return Statistic(*columns, rows.settled(chain * grad), rows.settled(chain * size))
+
+
+class _Solved:
+    def __init__(self, rows: Rows, call: Call) -> None:
+        self.rows, self.call = rows, call
+        self.exists = np.arange(rows.logits.shape[1]) < rows.classes
+        self.n = np.arange(len(rows.logits))
+        self.pivot = np.argmax(np.where(self.exists, rows.logits, -np.inf), axis=1)
+        self.sizes = np.where(np.isfinite(rows.logits), abs(rows.logits), 0)
+        self.mean_size = (rows.p * self.sizes).sum(axis=1)
+        self.undefined = rows.nan_rows | np.isnan(rows.lse_minus_shift)
+        self.form = "bool" if call.statistic == "correct" else "int" if call.statistic in INDICES else "float"
+        upstream = np.asarray(1.0 if call.grad_output is None else call.grad_output).astype(np.longdouble)
+        wide = () if call.selected is None else (np.shape(call.selected)[-1],)
+        self.upstream = np.broadcast_to(upstream, (*rows.positions, *wide)).reshape(len(self.n), *wide)
+
+    def settled(self, value: Array) -> Array:
+        column = (slice(None),) + (None,) * (value.ndim - 1)
+        undefined, inactive = {"float": (np.nan, 0), "int": (-1, -1), "bool": (False, False)}[self.form]
+        value = np.where(self.undefined[column], undefined, value)
+        if self.call.statistic == "selected_log_prob":
+            value = np.where(self._selected()[1], 0, value)
+        return np.where((self.rows.position_weight == 0)[column] & ~self.rows.nan_rows[column], inactive, value)
+
+    @property
+    def index(self) -> Array:
+        y = np.asarray(self.call.target).reshape(-1)
+        return np.where((y >= 0) & (y < self.rows.classes), y, 0).astype(np.int64)
+
+    def _nll(self, index: Array) -> tuple[Array, Array, Array]:
+        """-L of one class of each position, or of K."""
+        wide = index.reshape(len(self.n), *(index.shape[1:] or (1,)))
+        nll = np.take_along_axis(self.rows.nll, wide, axis=1)
+        own = np.take_along_axis(self.sizes, wide, axis=1) * np.take_along_axis(self.rows.one_minus_p, wide, axis=1)
+        others = self.mean_size[:, None] - np.take_along_axis(self.rows.p * self.sizes, wide, axis=1)
+        nll, moved = nll.reshape(index.shape), (own + others).reshape(index.shape)
+        return -nll, nll, moved
+
+    def log_prob(self) -> tuple[Array, Array, Array]:
+        return self._nll(self.index)
+
+    def log_prob_gradient(self) -> tuple[Array, Array]:
+        own = np.arange(self.rows.logits.shape[1]) == self.index[:, None]
+        size = np.where(own, self.rows.one_minus_p, self.rows.p)
+        up = self.upstream[:, None]
+        return up * np.where(own, size, -size), abs(up) * size
+
+    def _selected(self) -> tuple[Array, Array, Array]:
+        given = np.asarray(self.call.selected).reshape(len(self.n), np.shape(self.call.selected)[-1])
+        padding = given == self.call.options.get("ignore_index", -100)
+        outside = ~padding & ((given < 0) | (given >= self.rows.classes))
+        return np.where(padding | outside, 0, given).astype(np.int64), padding, outside
+
+    def selected_log_prob(self) -> tuple[Array, ...]:
+        index, padding, outside = self._selected()
+        each = self._nll(index)
+        return tuple(np.where(padding, 0, np.where(outside, np.nan, column)) for column in each)
+
+    def selected_log_prob_gradient(self) -> tuple[Array, Array]:
+        index, padding, outside = self._selected()
+        grad, size = np.zeros_like(self.rows.p), np.zeros_like(self.rows.p)
+        for j in range(index.shape[1]):
+            own = np.arange(grad.shape[1]) == index[:, j, None]
+            each = np.where(own, self.rows.one_minus_p, self.rows.p)
+            up = np.where(padding[:, j], 0, np.where(outside[:, j], np.nan, self.upstream[:, j]))[:, None]
+            grad, size = grad + up * np.where(own, each, -each), size + abs(up) * each
+        return grad, size
+
+    def entropy(self) -> tuple[Array, Array, Array]:
+        terms, moved = product(self.rows.p, self.rows.nll), self._entropy_gradient()[0]
+        return terms.sum(axis=1), (terms * (1 + self._gaps())).sum(axis=1), (abs(moved) * self.sizes).sum(axis=1)
+
+    def _gaps(self) -> Array:
+        """m - x', 0 for a class of probability 0."""
+        return np.where(np.isfinite(self.rows.gap), self.rows.gap, 0)
+
+    def entropy_gradient(self) -> tuple[Array, Array]:
+        value, size = self._entropy_gradient()
+        return self.upstream[:, None] * value, abs(self.upstream[:, None]) * size
+
+    def _entropy_gradient(self) -> tuple[Array, Array]:
+        p, gaps = self.rows.p, self._gaps()
+        mean = product(p, gaps).sum(axis=1, keepdims=True)
+        is_pivot = np.arange(p.shape[1]) == self.pivot[:, None]
+        # L_c - H = (m - x_c) - sum p (m - x)
+        value = np.where(is_pivot, -p * mean, product(p, gaps - mean))
+        size = np.where(is_pivot, p * product(p, gaps * (1 + gaps)).sum(axis=1, keepdims=True), 0)
+        size = size + np.where(is_pivot, 0, product(p, (gaps + mean) * (1 + gaps)))
+        return value, size
+
+    def logsumexp(self) -> tuple[Array, Array, Array]:
+        return self.rows.lse, abs(self.rows.shift) + self.rows.lse_minus_shift, self.mean_size
+
+    def logsumexp_gradient(self) -> tuple[Array, Array]:
+        up = self.upstream[:, None]
+        return up * self.rows.p, abs(up) * self.rows.p
+
+    def log_sum_sq(self) -> tuple[Array, Array, Array]:
+        others = np.arange(self.rows.p.shape[1]) != self.pivot[:, None]
+        ratios = np.where(others, np.exp(-2 * self.rows.gap), 0)
+        of_pivot, rest = 2 * self.rows.lse_minus_shift, np.log1p(ratios.sum(axis=1))
+        moved_ratios = (ratios * (1 + self._gaps())).sum(axis=1) / (1 + ratios.sum(axis=1))
+        p = self.rows.p
+        moved = 2 * abs(p**2 / (p**2).sum(axis=1, keepdims=True) - p) * self.sizes
+        return rest - of_pivot, of_pivot + rest + moved_ratios, moved.sum(axis=1)
+
+    def max_prob(self) -> tuple[Array, Array, Array]:
+        largest, moved = self.rows.p[self.n, self.pivot], self._nll(self.pivot)[2]
+        return largest, largest, largest * moved
+
+    def prediction(self) -> tuple[Array, Array, Array]:
+        return self._exactly(self.pivot)
+
+    def correct(self) -> tuple[Array, Array, Array]:
+        return self._exactly(self.pivot == np.asarray(self.call.target).reshape(-1))
+
+    def rank(self) -> tuple[Array, Array, Array]:
+        return self._exactly(np.argmax(self._order() == self.index[:, None], axis=1))
+
+    def _exactly(self, value: Array) -> tuple[Array, Array, Array]:
+        return value, np.zeros(value.shape), np.zeros(value.shape)
+
+    def _order(self) -> Array:
+        """The classes of each row, by logit and then by index; those that do not exist last."""
+        keys = np.where(self.exists, -self.rows.logits, np.inf)
+        return np.lexsort((np.broadcast_to(~self.exists, keys.shape), keys), axis=1)
+
+    def top_index(self) -> tuple[Array, Array, Array]:
+        return self._exactly(self._order()[:, : self.call.options["k"]])
+
+    def top_log_prob(self) -> tuple[Array, Array, Array]:
+        return self._nll(self.top_index()[0])
+
+    def mean_logit(self) -> tuple[Array, Array, Array]:
+        x: Any = self.rows.logits[:, : self.rows.classes]
+        size = abs(x).mean(axis=1)
+        return x.mean(axis=1), size, size

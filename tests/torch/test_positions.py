@@ -1,0 +1,169 @@
+"""Statistics of positions in torch: every derivative and transform, in both forms, against the usual formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unixent
+from unixent import PositionStats
+
+GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", "loss")
+OPTIONS: dict[str, Any] = {"scale": 0.5, "softcap": 4.0, "temperature": 0.7}
+
+generator = torch.Generator().manual_seed(0)
+X = 3 * torch.randn(5, 7, dtype=torch.float64, generator=generator)
+Y = torch.randint(7, (5,), generator=generator)
+SELECTED = torch.randint(7, (5, 3), generator=generator)
+
+
+def ours(x: Tensor) -> Tensor:
+    stats = unixent.position_stats(x, Y, outputs=(*GRADED, "prediction"), selected=SELECTED, **OPTIONS)
+    graded = [getattr(stats, name) for name in GRADED]
+    return sum((torch.sin(each).sum() for each in graded), start=x.new_zeros(()))
+
+
+def usual(x: Tensor) -> Tensor:
+    x = 4.0 * torch.tanh(x * 0.5 / 4.0) / 0.7
+    log_p = x.log_softmax(-1)
+    own = log_p.gather(-1, Y.unsqueeze(-1)).squeeze(-1)
+    each = (own, -(log_p.exp() * log_p).sum(-1), x.logsumexp(-1), log_p.gather(-1, SELECTED), -own)
+    return sum((torch.sin(one).sum() for one in each), start=x.new_zeros(()))
+
+
+def grad(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+def close(got: Any, due: Any) -> None:
+    torch.testing.assert_close(got, due, rtol=1e-11, atol=1e-12)
+
+
+def test_values_and_first_derivatives() -> None:
+    close(ours(X), usual(X))
+    close(grad(ours, X), grad(usual, X))
+
+
+def test_derivatives_of_every_order_and_transform() -> None:
+    along = torch.randn(5, 7, dtype=torch.float64, generator=generator)
+    close(torch.autograd.functional.hessian(ours, X), torch.autograd.functional.hessian(usual, X))
+    close(torch.func.hessian(ours)(X), torch.func.hessian(usual)(X))
+    close(torch.func.jvp(ours, (X,), (along,)), torch.func.jvp(usual, (X,), (along,)))
+    batch = torch.stack([X, 2 * X, -X])
+    close(torch.func.vmap(torch.func.grad(ours))(batch), torch.func.vmap(torch.func.grad(usual))(batch))
+    due = torch.func.jvp(usual, (X,), (along,))[1]
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, along)
+        close(torch.autograd.forward_ad.unpack_dual(ours(dual)).tangent, due)
+    rows = torch.eye(3, dtype=torch.float64)
+    leaf = X[:3].clone().requires_grad_()
+    entropy = unixent.position_stats(leaf, outputs="entropy").entropy
+    (batched,) = torch.autograd.grad(entropy, leaf, rows, is_grads_batched=True, retain_graph=True)
+    alone = torch.stack([torch.autograd.grad(entropy, leaf, row, retain_graph=True)[0] for row in rows])
+    close(batched, alone)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_compiler_takes_them_whole(backend: str) -> None:
+    compiled = torch.compile(ours, fullgraph=True, backend=backend)
+    close(compiled(X), ours(X))
+    close(grad(compiled, X), grad(usual, X))
+
+
+HIDDEN, CLASSIFIER, BIAS = (
+    torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((23, 4), (7, 4), (7,))
+)
+INDEX = torch.randint(7, (23,), generator=generator)
+INDEX[3] = -100
+
+
+def linear(hidden: Tensor, classifier: Tensor, bias: Tensor) -> Tensor:
+    outputs = ("log_prob", "entropy", "top_index")
+    stats = unixent.linear_position_stats(hidden, classifier, INDEX, bias=bias, outputs=outputs, k=2, chunk=5)
+    assert stats.log_prob is not None
+    return (stats.log_prob * stats.entropy).sum()
+
+
+def linear_usual(hidden: Tensor, classifier: Tensor, bias: Tensor) -> Tensor:
+    log_p = (hidden @ classifier.T + bias).log_softmax(-1)
+    own = log_p.gather(-1, INDEX.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(INDEX < 0, 0, own * -(log_p.exp() * log_p).sum(-1)).sum()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_linear_form_has_derivatives_of_both_orders(compiled: bool) -> None:
+    leaves = [each.clone().requires_grad_() for each in (HIDDEN, CLASSIFIER, BIAS)]
+    call = torch.compile(linear, fullgraph=True, backend="aot_eager") if compiled else linear
+    close(torch.autograd.grad(call(*leaves), leaves), torch.autograd.grad(linear_usual(*leaves), leaves))
+    if compiled:
+        return
+    seconds = []
+    for function in (linear, linear_usual):
+        firsts = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
+        seconds.append(torch.autograd.grad(sum(first.sin().sum() for first in firsts), leaves))
+    close(*seconds)
+    close(torch.func.grad(linear, (0, 1, 2))(*leaves), torch.func.grad(linear_usual, (0, 1, 2))(*leaves))
+
+
+def test_gradients_without_autograd_are_those_of_autograd() -> None:
+    upstream = PositionStats(log_prob=torch.rand(23), entropy=torch.rand(23), loss=torch.rand(23))
+    outputs = ("log_prob", "entropy", "loss", "correct")
+    stats, grads = unixent.linear_position_stats_and_grad(
+        HIDDEN, CLASSIFIER, INDEX, bias=BIAS, grad_output=upstream, outputs=outputs, chunk=5
+    )
+    leaves = [each.clone().requires_grad_() for each in (HIDDEN, CLASSIFIER, BIAS)]
+    again = unixent.linear_position_stats(leaves[0], leaves[1], INDEX, bias=leaves[2], outputs=outputs)
+    close(stats, PositionStats(*[None if each is None else each.detach() for each in again]))
+    graded = [(getattr(again, name), getattr(upstream, name)) for name in outputs[:3]]
+    due = torch.autograd.grad([value for value, _ in graded], leaves, [up.double() for _, up in graded])
+    close(grads, due)
+    logits = HIDDEN @ CLASSIFIER.T + BIAS
+    _, gradient = unixent.position_stats_and_grad(logits, INDEX, grad_output=upstream, outputs=outputs)
+    close(gradient @ CLASSIFIER, grads[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_blocks_of_any_layout_have_the_statistics_of_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(6, 9, 40, generator=generator).to(dtype).requires_grad_()
+    selected, outputs = torch.randint(9, (6, 40, 2)), ("entropy", "selected_log_prob", "prediction")
+
+    def both() -> tuple[Any, ...]:
+        stats = unixent.position_stats(x, outputs=outputs, selected=selected, axis=1)
+        assert stats.entropy is not None
+        assert stats.selected_log_prob is not None
+        graded = stats.entropy.float().sum() + stats.selected_log_prob.float().sum()
+        return stats, torch.autograd.grad(graded, x)[0]
+
+    whole = both()
+    monkeypatch.setattr("unixent_torch.positions.autograd.rows_per_block", lambda x: 7)
+    torch.testing.assert_close(both(), whole, rtol=0, atol=0)
+    assert whole[1].dtype == dtype
+    assert whole[1].shape == x.shape
+
+
+@pytest.mark.parametrize("k", [1, 5, 50])
+def test_the_top_is_a_stable_sort(k: int) -> None:
+    for x in (torch.randn(200, 50, generator=generator), torch.randint(6, (200, 50), generator=generator).float()):
+        due = torch.sort(x, dim=-1, stable=True, descending=True).indices[:, :k]
+        assert torch.equal(unixent.position_stats(x, outputs="top_index", k=k).top_index, due)
+
+
+def test_nothing_but_the_logits_is_kept_for_the_backward_pass() -> None:
+    x = torch.randn(64, 1000, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        unixent.position_stats(x, torch.zeros(64, dtype=torch.long), outputs=("log_prob", "entropy"))
+    assert [each.data_ptr() for each in kept if each.numel() >= 64_000] == [x.data_ptr()]
+
+
+def test_the_linear_form_keeps_no_logits() -> None:
+    hidden, classifier = torch.randn(512, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
+        unixent.linear_position_stats(hidden, classifier, outputs="entropy", chunk=64)
+    assert max(each.numel() for each in kept) < 64 * 1000

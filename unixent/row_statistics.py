@@ -1,0 +1,207 @@
+"""The statistics of rows of logits, as arithmetic on arrays of any framework: values, tangents and gradients.
+
+Rows x are P + (C,), transformed already (see `unixent.semantics.LogitTransform`), in the accumulation dtype. The pivot
+j of a row is its largest logit. With its loss L_j and the gaps d_c = x_j - x_c >= 0, every statistic is a sum of terms
+of one sign:
+
+    L_c = L_j + d_c          entropy H = L_j + D,  D = sum_{c != j} p_c d_c
+    log sum p^2 = log1p(Q) - 2 L_j,  Q = sum_{c != j} (p_c / p_j)^2 <= (1 - p_j) / p_j: no more than half cancels
+
+and so is every derivative,
+
+    d L_i / dx_c = p_c - [c = i]          d lse / dx_c = p_c          d H / dx_c = p_c (d_c - D),
+
+as long as p_j - 1 is taken from the exponentials of the other classes. ``xp`` is the array namespace of
+`unixent.semantics`, with what `Along` lists besides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from unixent.semantics import RowStats, row_stats
+
+Array = Any
+
+#: Outputs that have a derivative, but for the loss, which has a pass of its own.
+GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+
+
+class Along(NamedTuple):
+    """What frameworks call differently, along the last axis, which is kept where there is a result for each row.
+
+    Attributes:
+        xp: the array namespace.
+        take: ``(x, index) -> x[..., index]``, index P + (K,).
+        sum, max: ``(x) -> P + (1,)``.
+        argmax: ``(x) -> P + (1,)``, the first of the largest; of NaN where there is one.
+        top: ``(x, k) -> P + (k,)``, the classes of the k largest, equal ones in the order of their classes.
+        classes: ``(x) -> 0, 1, ..., C - 1``, to broadcast against x.
+        add_at: ``(x, index, values) -> x`` with values P + (K,) added at index, repeated ones too.
+    """
+
+    xp: Any
+    take: Callable[..., Array]
+    sum: Callable[..., Array]
+    max: Callable[..., Array]
+    argmax: Callable[..., Array]
+    top: Callable[..., Array]
+    classes: Callable[..., Array]
+    add_at: Callable[..., Array]
+
+
+class Classes(NamedTuple):
+    """Classes that a call asks about, safe to gather with.
+
+    Attributes:
+        target: P + (1,), or None.
+        selected: P + (K,), or None.
+        selected_weight: 1 where a class was selected, 0 at padding, NaN where it is no class; None for ones.
+    """
+
+    target: Array | None
+    selected: Array | None
+    selected_weight: Array | None
+
+
+class Solved(NamedTuple):
+    """Rows whose exponentials have been summed: per row P + (1,), per class P + (C,).
+
+    Attributes:
+        x: the rows.
+        pivot: j.
+        is_pivot: where c = j.
+        gaps: d_c.
+        stats: the scalars of each row from its pivot.
+        p_rest: p_c, 0 at the pivot.
+        gap_mean: D.
+    """
+
+    x: Array
+    pivot: Array
+    is_pivot: Array
+    gaps: Array
+    stats: RowStats
+    p_rest: Array
+    gap_mean: Array
+
+
+def solve(along: Along, x: Array) -> Solved:
+    """Solve rows. One that has NaN, +inf or nothing but -inf comes out as NaN."""
+    xp = along.xp
+    pivot = along.argmax(x)
+    is_pivot = along.classes(x) == pivot
+    pivot_logit = along.take(x, pivot)
+    rest = xp.where(is_pivot, -math.inf, x)
+    largest = along.max(rest)
+    shift = xp.where(largest == -math.inf, pivot_logit, largest)
+    exps = xp.exp(rest - shift)
+    stats = row_stats(xp, shift, pivot_logit, along.sum(exps))
+    gaps, p_rest = pivot_logit - x, exps * stats.exp_scale
+    return Solved(x, pivot, is_pivot, gaps, stats, p_rest, along.sum(_product(xp, p_rest, gaps)))
+
+
+def _product(xp: Any, p: Array, value: Array) -> Array:
+    """p times a gap, where a class of probability 0 counts nothing."""
+    return xp.where(p == 0, 0, p * xp.where(p == 0, 0, value))
+
+
+def values(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, k: int) -> dict[str, Array]:
+    """The outputs, each P + (1,), P + (K,) or P + (k,). NaN rows have NaN; their classes mean nothing."""
+    return {name: _VALUES[name](along, rows, classes, k) for name in outputs}
+
+
+def _nll(along: Along, rows: Solved, index: Array) -> Array:
+    # Selected, not a gap of 0: differentiated, that would add 1 and -1 to a small derivative in any order.
+    loss = rows.stats.loss
+    return along.xp.where(index == rows.pivot, loss, along.take(rows.gaps, index) + loss)
+
+
+def _selected(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+    log_probs = 0 - _nll(along, rows, classes.selected)
+    weight = classes.selected_weight
+    if weight is None:
+        return log_probs
+    return along.xp.where(weight == 0, 0, along.xp.where(along.xp.isnan(weight), math.nan, log_probs))
+
+
+def _log_sum_sq(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+    ratios = rows.p_rest / rows.stats.p
+    return along.xp.log1p(along.sum(ratios * ratios)) - 2 * rows.stats.loss
+
+
+def _rank(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+    own = along.take(rows.x, classes.target)
+    before = (rows.x > own) | ((rows.x == own) & (along.classes(rows.x) < classes.target))
+    return along.sum(before)
+
+
+_VALUES: dict[str, Callable[[Along, Solved, Classes, int], Array]] = {
+    "log_prob": lambda along, rows, classes, k: 0 - _nll(along, rows, classes.target),
+    "entropy": lambda along, rows, classes, k: rows.stats.loss + rows.gap_mean,
+    "logsumexp": lambda along, rows, classes, k: rows.stats.logsumexp,
+    "selected_log_prob": _selected,
+    "log_sum_sq": _log_sum_sq,
+    "max_prob": lambda along, rows, classes, k: rows.stats.p,
+    "prediction": lambda along, rows, classes, k: rows.pivot,
+    "correct": lambda along, rows, classes, k: rows.pivot == classes.target,
+    "rank": _rank,
+    "top_log_prob": lambda along, rows, classes, k: 0 - _nll(along, rows, along.top(rows.x, k)),
+    "top_index": lambda along, rows, classes, k: along.top(rows.x, k),
+    "mean_logit": lambda along, rows, classes, k: along.sum(rows.x) / rows.x.shape[-1],
+}
+
+
+def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, moved: Array) -> dict[str, Array]:
+    """How the graded outputs change where x moves along ``moved``; linear in it, and accurate transposed."""
+    xp, stats = along.xp, rows.stats
+    of_pivot, rest = along.take(moved, rows.pivot), along.sum(_product(xp, rows.p_rest, moved))
+    changes: dict[str, Array] = {}
+    for name in outputs:
+        if name == "logsumexp":
+            changes[name] = stats.p * of_pivot + rest
+        elif name == "entropy":
+            rise = _product(xp, rows.p_rest, rows.gaps - rows.gap_mean)
+            changes[name] = along.sum(rise * moved) - stats.p * rows.gap_mean * of_pivot
+        elif name in ("log_prob", "selected_log_prob"):
+            index = classes.target if name == "log_prob" else classes.selected
+            own = along.take(moved, index)
+            change = xp.where(index == rows.pivot, stats.one_minus_p * own, own - stats.p * of_pivot) - rest
+            weight = None if name == "log_prob" else classes.selected_weight
+            changes[name] = change if weight is None else weight * change
+    return changes
+
+
+def gradient(along: Along, rows: Solved, upstream: dict[str, Array], classes: Classes) -> Array:
+    """The gradient of ``sum(upstream * outputs)`` for x, of upstream gradients as `values` has the outputs.
+
+        p_c (g_lse - G + g_H (d_c - D)) + what is asked of the class itself,
+
+    with G the sum of the upstream gradients of log-probabilities; at the pivot, with a_j those of it alone,
+
+        p_j (g_lse - g_H D - (G - a_j)) + (1 - p_j) a_j
+    """
+    xp, stats = along.xp, rows.stats
+    own: list[tuple[Array, Array]] = []
+    at_pivot = elsewhere = xp.zeros_like(stats.p)
+    for name, index in (("log_prob", classes.target), ("selected_log_prob", classes.selected)):
+        if name not in upstream:
+            continue
+        grad = upstream[name]
+        if name == "selected_log_prob" and classes.selected_weight is not None:
+            grad = xp.where(classes.selected_weight == 0, 0, classes.selected_weight * grad)
+        is_pivot = index == rows.pivot
+        at_pivot = at_pivot + along.sum(xp.where(is_pivot, grad, 0))
+        elsewhere = elsewhere + along.sum(xp.where(is_pivot, 0, grad))
+        own.append((index, grad))
+    of_rows = upstream["logsumexp"] - elsewhere if "logsumexp" in upstream else 0 - elsewhere
+    of_pivot, factor = of_rows, of_rows - at_pivot
+    if "entropy" in upstream:
+        of_pivot = of_pivot - upstream["entropy"] * rows.gap_mean
+        factor = factor + upstream["entropy"] * xp.where(rows.p_rest == 0, 0, rows.gaps - rows.gap_mean)
+    grad_x = rows.p_rest * factor
+    for index, grad in own:
+        grad_x = along.add_at(grad_x, index, grad)
+    return xp.where(rows.is_pivot, stats.p * of_pivot + stats.one_minus_p * at_pivot, grad_x)

@@ -1,0 +1,125 @@
+"""What is asked of positions: the outputs of `PositionStats` that a call names, and the arguments that go with them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from unixent.arguments import INTEGERS, NUMBERS, Argument, check_shape_dtype, describe_arguments
+from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, TargetRangeError, option_error
+from unixent.options import LossOptions
+from unixent.problem import reads_values
+from unixent.protocol import Array, Backend, PositionStats, StatsBackend, StatsProblem
+from unixent.scores import Scores
+from unixent.validation import CheckedCall
+
+OUTPUTS = PositionStats._fields
+DIFFERENTIABLE = OUTPUTS[: OUTPUTS.index("log_sum_sq")]
+_OF_TARGET = ("loss", "log_prob", "correct", "rank")
+_OF_K = ("top_log_prob", "top_index")
+
+
+class StatsRequest(NamedTuple):
+    """The outputs that a call asks for, and their arguments, as they were given."""
+
+    outputs: Any
+    selected: Any
+    k: Any
+
+    def check(self, backend: Backend, has_target: bool) -> tuple[str, ...]:
+        """The outputs as a tuple of names, for which everything is there."""
+        if not backend.capabilities.position_stats:
+            raise BackendError(f"position_stats: the {backend.name} backend does not provide statistics of positions")
+        outputs = (self.outputs,) if isinstance(self.outputs, str) else self.outputs
+        if not isinstance(outputs, (tuple, list)) or not outputs or any(name not in OUTPUTS for name in outputs):
+            raise option_error("outputs", f"one or several of {', '.join(map(repr, OUTPUTS))}", self.outputs)
+        missing = [name for name in outputs if name in _OF_TARGET]
+        if missing and not has_target:
+            raise DTypeError(f"target: expected an array, since outputs has {missing[0]!r}; got None")
+        if ("selected_log_prob" in outputs) != (self.selected is not None):
+            expected = "class indices, since outputs has" if self.selected is None else "None, since outputs lacks"
+            came = type(self.selected).__name__ if self.selected is not None else None
+            raise OptionError(f"selected: expected {expected} 'selected_log_prob'; got {came}")
+        needs_k = any(name in outputs for name in _OF_K)
+        if isinstance(self.k, (bool, np.bool_)) or not isinstance(self.k, (int, np.integer)) or self.k < needs_k:
+            raise option_error("k", "an int >= 1" if needs_k else "an int >= 0", self.k)
+        return tuple(outputs)
+
+
+def stats_problem(
+    backend: Backend, call: CheckedCall, request: StatsRequest, outputs: tuple[str, ...], options: LossOptions
+) -> StatsProblem:
+    """The checked problem of a call whose positions have been checked."""
+    problem, scores = call.problem, call.scores
+    if problem.sharding is not None:
+        raise BackendError("parallel: no backend splits position_stats over processes; expected degrees of 1")
+    if problem.target_kind != "index" and any(name in _OF_TARGET[1:] for name in outputs):
+        asked = next(name for name in outputs if name in _OF_TARGET[1:])
+        raise OptionError(f"outputs: expected 'loss' alone of what probabilities have; got {asked!r}")
+    k = int(request.k) if any(name in outputs for name in _OF_K) else 0
+    if k > problem.num_classes:
+        raise option_error("k", f"at most {problem.num_classes} classes", k)
+    selected = None
+    if request.selected is not None:
+        selected = _checked_selected(backend, request.selected, scores, problem.num_classes, options)
+    return StatsProblem(call=problem, outputs=outputs, selected=selected, k=k)
+
+
+def _checked_selected(backend: Backend, value: Any, scores: Scores, num_classes: int, options: LossOptions) -> Array:
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value)
+    argument = describe_arguments(backend, {"selected": value}, scores.first)["selected"]
+    shape = argument.info.shape
+    if argument.info.dtype not in INTEGERS or shape[:-1] != scores.positions or len(shape) <= len(scores.positions):
+        error = ShapeError if argument.info.dtype in INTEGERS else DTypeError
+        raise error(
+            f"selected: expected class indices (integer) of shape {scores.positions} + (K,); "
+            f"got {argument.info.dtype} of shape {shape}"
+        )
+    if reads_values(argument.info, options):
+        _check_range(backend, argument, num_classes, options.ignore_index)
+    return argument.array
+
+
+def _check_range(backend: Backend, argument: Argument, num_classes: int, ignored: int) -> None:
+    invalid = backend.first_invalid_target(argument.array, num_classes, ignored)
+    if invalid is not None:
+        position = tuple(int(i) for i in np.unravel_index(invalid[0], argument.info.shape))
+        raise TargetRangeError(
+            f"selected: expected class indices in [0, {num_classes}) or ignore_index={ignored}; "
+            f"got {invalid[1]} at position {position}"
+        )
+
+
+def checked_upstream(
+    backend: Backend, value: Any, outputs: tuple[str, ...], problem: StatsProblem, scores: Scores
+) -> PositionStats:
+    """The upstream gradients: of each differentiable output that is asked for, and ones for all of them where none is
+    given."""
+    asked = [name for name in outputs if name in DIFFERENTIABLE]
+    if not asked:
+        raise OptionError(f"outputs: expected one with a gradient ({', '.join(DIFFERENTIABLE)}); got {outputs}")
+    shapes = dict.fromkeys(asked, scores.positions)
+    if problem.selected is not None and "selected_log_prob" in asked:
+        shapes["selected_log_prob"] = tuple(problem.selected.shape)
+    if value is None:
+        ones = {name: backend.asarray(np.ones(shape), scores.first.array) for name, shape in shapes.items()}
+        return PositionStats(**ones)
+    if not isinstance(value, PositionStats):
+        raise DTypeError(f"grad_output: expected a PositionStats; got {type(value).__name__}")
+    given = {name: array for name, array in value._asdict().items() if array is not None}
+    for name in given:
+        if name not in asked:
+            raise option_error("grad_output", f"a gradient of {' or '.join(map(repr, asked))}", name)
+    checked = {}
+    for name, array in given.items():
+        argument = describe_arguments(backend, {f"grad_output.{name}": array}, scores.first)[f"grad_output.{name}"]
+        checked[name] = check_shape_dtype(argument, shapes[name], NUMBERS)
+    return PositionStats(**checked)
+
+
+def compute(
+    backend: Backend, problem: StatsProblem, upstream: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Array, ...]]:
+    return cast(StatsBackend, backend).position_stats(problem, upstream, wrt)
