@@ -40,7 +40,10 @@ from unixent.positions import (
 from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, PositionStats, Problem
 from unixent.registry import BackendStatus, backends, get_backend
 
-for _function in (cross_entropy, loss_terms, value_and_grad, linear_cross_entropy, linear_value_and_grad):
+for _function in (
+    *(cross_entropy, loss_terms, value_and_grad, linear_cross_entropy, linear_value_and_grad),
+    *(position_stats, position_stats_and_grad, linear_position_stats, linear_position_stats_and_grad),
+):
     _function.__dict__["__prepare_scriptable__"] = partial(refuse_script, _function.__name__)
 del _function, partial, refuse_script
 

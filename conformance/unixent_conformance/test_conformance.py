@@ -29,7 +29,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         modes = [mode.thorough() if thorough else mode for mode in harness.modes]
         known |= {f"{name}-{mode.name}-{case.id}" for case, mode in select(catalogue(), modes)}
         try:
-            pairs = plugin.choice(config).of(catalogue(), modes)
+            asked = [case for case in catalogue() if implementation.answers(case)]
+            pairs = plugin.choice(config).of(asked, modes)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         parameters += [

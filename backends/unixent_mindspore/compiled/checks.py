@@ -176,11 +176,15 @@ def loss_options(keywords: dict[str, Any]) -> LossOptions:
         if isinstance(value, float) and (
             value == math.inf or (value == 0 and name in ("scale", "softcap", "temperature"))
         ):
-            raise OptionError(
-                f"{name}: expected a number that float32 holds, since MindSpore compiles a Python float as one; got "
-                f"{value} (a module made outside of the function keeps its options as they are)"
-            )
+            raise _beyond_float32(name, value, "a module made outside of the function keeps its options as they are")
     return LossOptions(**keywords)
+
+
+def _beyond_float32(name: str, value: float, instead: str) -> OptionError:
+    return OptionError(
+        f"{name}: expected a number that float32 holds, since MindSpore compiles a Python float as one; got {value} "
+        f"({instead})"
+    )
 
 
 @compile_time
@@ -229,6 +233,8 @@ def _checked(
     traced = [None if item is None else TracedTensor(*item) for item in infos]
     for name, item in zip(("hidden" if linear else "logits", *INPUTS[1:]), traced, strict=True):
         _check_callback_takes(name, item)
+    if number == math.inf:
+        raise _beyond_float32("normalizer", number, "a float64 tensor may be any number")
     normalizer = number if traced[6] is None else traced[6]
     given = CommonArguments(traced[3], traced[4], traced[5], normalizer, parallel, return_terms)
     compiler = _Compiler()

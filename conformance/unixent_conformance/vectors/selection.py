@@ -59,7 +59,7 @@ REASONS = {
 }
 
 # About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
-# vector could hold.
+# vector could hold. The format has losses alone, and no statistics, so far.
 NO_VECTOR = frozenset(
     {
         *("memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"),
