@@ -161,7 +161,7 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
     if task.linear:
         tested = tested.seen_as_logits()
     cases = [case for case in catalogue() if tested.answers(case)]
-    pairs = task.choice.of(cases, harness.modes)
+    pairs = task.choice.of(cases, harness.modes, catalogue())
     left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))
     ids = tuple((case.id, mode.name) for case, mode in (by_weight(pairs) if task.by_weight else pairs))
     version = ", ".join(filter(None, (tested.version, harness.version())))

@@ -28,13 +28,15 @@ class Choice:
     dtypes: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
-    def of(self, cases: Sequence[Case], modes: Sequence[Mode]) -> list[Pair]:
-        """The chosen cases, mode by mode; what is asked for by feature or mode is asked as far as the mode goes."""
+    def of(self, cases: Sequence[Case], modes: Sequence[Mode], everything: Sequence[Case] = ()) -> list[Pair]:
+        """The chosen cases, mode by mode; what is asked for by feature or mode is asked as far as the mode goes. A
+        feature may be one of ``everything`` of which ``cases`` has none: an implementation may lack what it asks."""
         _known("modes", self.modes, [mode.name for mode in modes])
-        _known("features", self.features, {case.feature for case in cases})
+        everything = everything or cases
+        _known("features", self.features, {case.feature for case in everything})
         _known("dtype", self.dtypes, DTYPES)
         for pattern in self.skip:
-            if not any(_matches(pattern, case) for case in cases):
+            if not any(_matches(pattern, case) for case in everything):
                 raise ValueError(f"skip: no case or feature matches {pattern!r}")
         tier = Tier.QUICK if self.quick else Tier.FULL
         asked = [case for case in cases if case.within(tier) and self.takes(case)]

@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         known |= {f"{name}-{mode.name}-{case.id}" for case, mode in select(catalogue(), modes)}
         try:
             asked = [case for case in catalogue() if implementation.answers(case)]
-            pairs = plugin.choice(config).of(asked, modes)
+            pairs = plugin.choice(config).of(asked, modes, catalogue())
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         parameters += [

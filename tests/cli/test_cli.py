@@ -241,6 +241,8 @@ def test_a_run_that_is_stopped_reports_what_it_has(
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # Where these tests run in a shell's background, Ctrl-C is ignored, and so it would be by what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     called = tmp_path / "called"
     for _ in range(1200):

@@ -330,7 +330,7 @@ def test_a_run_in_which_nothing_matches_is_not_ok() -> None:
     code, text = shown(f"{__name__}:refuses_everything", features=["mask", "z-loss"], isolate=False)
     assert code == 2
     assert "nothing matches" in text
-    assert not run(refuses_everything, features=["mask"], quick=True).ok
+    assert not run(refuses_everything, features=["mask"], quick=True, isolate=False).ok
 
 
 def refuses_everything(logits: Any, target: Any) -> Any:

@@ -52,7 +52,7 @@ class ToyBackend:
 
     name = "toy"
     version = "0.3.0"
-    capabilities = replace(NumpyBackend.capabilities, parallel=False)
+    capabilities = replace(NumpyBackend.capabilities, parallel=False, position_stats=False)
 
     def __init__(self) -> None:
         self._numpy = NumpyBackend()
