@@ -210,8 +210,9 @@ def row_stats(xp: Any, shift: Array, pivot_logit: Array, sum_rest: Array) -> Row
     # The loss of a logit of +inf would be 0: no answer.
     sum_rest = xp.where(pivot_logit == math.inf, math.nan, sum_rest)
     gap, dropped = two_diff(xp, shift, pivot_logit)
-    distance = xp.abs(gap)
     far = gap > 0
+    # |D|; `abs` would have the derivative 0 where the pivot ties with the shift.
+    distance = xp.where(far, gap, -gap)
     # exp(-|D|): u where the pivot is below the shift, t / R elsewhere.
     decay = xp.exp(-distance)
     # exp(D) is subnormal long before R exp(D) is: there the two halves of D are taken in turn.

@@ -108,3 +108,18 @@ def test_indices_are_as_wide_as_jax_has_them() -> None:
     assert unixent.position_stats(x, outputs="prediction").prediction.dtype == jnp.int64
     with jax.enable_x64(False):
         assert unixent.position_stats(x, outputs="prediction").prediction.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ["log_prob", "entropy", "logsumexp"])
+def test_a_tie_at_the_largest_logit_has_second_derivatives(name: str) -> None:
+    x, target = jnp.array([[1.0, 1, 1, 0], [2, 2, 0, 0]]), jnp.array([0, 1])
+
+    def value(x: Array) -> Array:
+        return getattr(unixent.position_stats(x, target, outputs=name), name).sum()
+
+    def usual(x: Array) -> Array:
+        log_p = jax.nn.log_softmax(x)
+        of = {"log_prob": log_p[jnp.arange(2), target], "entropy": -(jnp.exp(log_p) * log_p).sum(-1)}
+        return of.get(name, jax.nn.logsumexp(x, axis=-1)).sum()
+
+    np.testing.assert_allclose(jax.hessian(value)(x), jax.hessian(usual)(x), atol=1e-6)

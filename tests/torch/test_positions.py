@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -167,3 +168,24 @@ def test_the_linear_form_keeps_no_logits() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each) or each, lambda each: each):
         unixent.linear_position_stats(hidden, classifier, outputs="entropy", chunk=64)
     assert max(each.numel() for each in kept) < 64 * 1000
+
+
+def test_an_ignored_state_that_is_nan_reaches_no_gradient() -> None:
+    hidden, classifier = torch.ones(3, 4, dtype=torch.float64), torch.eye(5, 4, dtype=torch.float64)
+    hidden[1] = math.nan
+    target = torch.tensor([0, -100, 2])
+
+    def value(hidden: torch.Tensor, classifier: torch.Tensor) -> torch.Tensor:
+        stats = unixent.linear_position_stats(hidden, classifier, target, outputs=("log_prob", "entropy"))
+        return (stats.log_prob + stats.entropy).sum()
+
+    operands = hidden.requires_grad_(), classifier.requires_grad_()
+    plain = torch.autograd.grad(value(*operands), operands)
+    again = torch.autograd.grad(value(*operands), operands, create_graph=True)
+    transformed = torch.func.grad(value, (0, 1))(hidden.detach(), classifier.detach())
+    second = torch.autograd.grad(sum(each.square().sum() for each in again), operands)
+    for expected, *others in zip(plain, again, transformed, strict=True):
+        assert expected.isfinite().all()
+        for other in others:
+            torch.testing.assert_close(other.detach(), expected)
+    assert all(each.isfinite().all() for each in second)

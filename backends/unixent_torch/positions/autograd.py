@@ -49,7 +49,7 @@ def gradient_by_blocks(x: Tensor, upstream: dict[str, Tensor], columns: Columns,
 
 
 class RowStatistics(Function):
-    """The outputs that have a derivative, each P or P + (K,) in the accumulation dtype."""
+    """The outputs asked for, each P or P + (K,) in the accumulation dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, ...]:

@@ -84,7 +84,7 @@ def _of_hidden(
         outputs = LinearStatistics.apply(*operands, columns, spec, chunks)
         return dict(zip(spec.outputs, outputs, strict=True)), ()
     if not is_eager:
-        logits = whole_logits(operands, chunks)
+        logits = whole_logits(operands, columns, chunks)
         return row_stats(logits, columns, spec), _composed_gradients(operands, columns, spec, chunks, upstream, wrt)
     with torch.no_grad():
         grads: tuple[Tensor, ...] = ()
@@ -108,7 +108,7 @@ def _composed_gradients(
 
     def of(*values: Tensor) -> tuple[Tensor, ...]:
         moved = operands._replace(**dict(zip(wrt, values, strict=True)))
-        return tuple(row_stats(whole_logits(moved, chunks), columns, asked).values())
+        return tuple(row_stats(whole_logits(moved, columns, chunks), columns, asked).values())
 
     _, vjp = torch.func.vjp(of, *[getattr(operands, name) for name in wrt])
     grads: tuple[Tensor, ...] = vjp(tuple(upstream.values()))

@@ -25,12 +25,19 @@ class StatsOperands(NamedTuple):
     bias: Tensor | None
 
 
-def whole_logits(operands: StatsOperands, spec: LinearSpec) -> Tensor:
+def _counted(x: Tensor, columns: Columns) -> Tensor:
+    """x, one row a position, with 0 where the position does not count: 0 times a NaN would reach a gradient."""
+    weight = columns.position_weight
+    return x if weight is None else x.masked_fill((weight == 0).unsqueeze(-1), 0)
+
+
+def whole_logits(operands: StatsOperands, columns: Columns, spec: LinearSpec) -> Tensor:
     """All logits, for transforms, in the accumulation dtype."""
     hidden, classifier, bias = operands
     bias = None if bias is None else bias.to(spec.loss.kernel.acc_dtype)
     with without_autocast(hidden.device):
-        return torch.nn.functional.linear(spec.widen(hidden), spec.widen(classifier), bias)
+        states = _counted(spec.widen(hidden), columns)
+        return torch.nn.functional.linear(states, spec.widen(classifier), bias)
 
 
 class _Chunks:
@@ -51,10 +58,8 @@ class _Chunks:
         """The rows, their columns, states (0 where they do not count) and logits."""
         for start in range(0, self.count, self._step):
             rows = slice(start, min(start + self._step, self.count))
-            columns, states = self._columns.rows(rows), self._spec.widen(self._hidden[rows])
-            if columns.position_weight is not None:
-                # 0 times a NaN of an inactive position would reach the classifier's gradient.
-                states = states.masked_fill((columns.position_weight == 0).unsqueeze(1), 0)
+            columns = self._columns.rows(rows)
+            states = _counted(self._spec.widen(self._hidden[rows]), columns)
             logits = states @ self.classifier.t()
             yield rows, columns, states, logits if self._bias is None else logits.add_(self._bias)
 
@@ -66,7 +71,7 @@ def linear_stats(operands: StatsOperands, columns: Columns, spec: StatsSpec, chu
         along = READING if spec.kernel.readable else ALONG
         parts = [row_stats(logits, rows, spec, along) for _, rows, _, logits in chunks]
         if not parts:
-            return row_stats(whole_logits(operands, chunked), columns, spec)
+            return row_stats(whole_logits(operands, columns, chunked), columns, spec)
         joined = {name: torch.cat([part[name] for part in parts]) for name in spec.outputs}
         return {name: each.view(*chunks.positions, *each.shape[1:]) for name, each in joined.items()}
 
@@ -88,11 +93,7 @@ def linear_gradients(
         for rows, of_rows, states, logits in chunks:
             grad = row_gradient(logits, {name: each[rows] for name, each in above.items()}, of_rows, spec)
             if "hidden" in grads:
-                for_hidden = grad @ chunks.classifier
-                if of_rows.position_weight is not None:
-                    # 0 times a NaN of the classifier, likewise.
-                    for_hidden.masked_fill_((of_rows.position_weight == 0).unsqueeze(1), 0)
-                grads["hidden"].view(chunks.count, -1)[rows] = for_hidden
+                grads["hidden"].view(chunks.count, -1)[rows] = _counted(grad @ chunks.classifier, of_rows)
             if "classifier" in grads:
                 grads["classifier"].addmm_(grad.t(), states)
             if "bias" in grads:
@@ -145,8 +146,8 @@ def _differentiable(
     wrt: tuple[str, ...],
 ) -> dict[str, Tensor]:
     """The same as functions of the operands and the upstream gradients, with all logits at a time."""
-    grad = row_gradient(whole_logits(operands, chunked), upstream, columns, spec)
-    hidden = chunked.widen(operands.hidden)
+    grad = row_gradient(whole_logits(operands, columns, chunked), upstream, columns, spec)
+    hidden, classifier = _counted(chunked.widen(operands.hidden), columns), chunked.widen(operands.classifier)
     flat, states = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-    grads = {"hidden": grad @ chunked.widen(operands.classifier), "classifier": flat.t() @ states, "bias": flat.sum(0)}
+    grads = {"hidden": _counted(grad @ classifier, columns), "classifier": flat.t() @ states, "bias": flat.sum(0)}
     return {name: grads[name] for name in wrt}
