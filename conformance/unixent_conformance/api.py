@@ -17,6 +17,7 @@ from typing import Any
 
 from unixent_conformance import harnesses, xfails
 from unixent_conformance.cases import catalogue, find
+from unixent_conformance.cases.huge import FEATURE
 from unixent_conformance.dialects import explain, settle
 from unixent_conformance.fitting import fitted
 from unixent_conformance.harness import Harness
@@ -46,6 +47,7 @@ def run(
     expected_failures: str | Path | None = None,
     budget: float | None = None,
     device: str | None = None,
+    huge: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Run the catalogue.
@@ -53,7 +55,7 @@ def run(
     implementation: the name of a backend of unixent ("numpy"), "module:function", a callable that takes what
         `unixent.cross_entropy` takes, or an `Implementation`. Options that its signature lacks count as refused.
     framework: whose arrays it takes, by the name of a harness or "module:object" of your own; a backend's own harness
-        by default, numpy's for a callable.
+        by default, for a callable that of the framework of which its module has names, numpy's where it has none.
     features: only these features of the catalogue. quick: the cases that make a run of seconds.
     strict: a dialect is wrong. The backends of unixent are always judged so.
     linear: it is a fused linear form, of (hidden, classifier, target), and is tested through an identity classifier.
@@ -67,6 +69,7 @@ def run(
     expected_failures: a file of known failures (see `xfails`): they are none, and their absence is one.
     budget: so many seconds, in which what tells most is run first.
     device: where the arrays are put, if the harness can ("cuda:0").
+    huge: also cases of more than 2^31 logits, of 4 or 8 GiB each and their gradient as much.
     progress: called with (done, of how many) after each case.
 
     Raises `Interrupted`, a KeyboardInterrupt that has the report so far, where Ctrl-C ends it.
@@ -83,7 +86,7 @@ def run(
     if (isolate or jobs > 1) and path is None:
         asked = "isolate" if isolate else "jobs"
         raise ValueError(f"{asked}: a new process cannot import {implementation!r}; pass 'module:function'")
-    choice = Choice(quick, tuple(features or ()), tuple(modes or ()), tuple(dtypes or ()), tuple(skip))
+    choice = Choice(quick, tuple(features or ()), tuple(modes or ()), tuple(dtypes or ()), tuple(skip), huge)
     task = Task(path or "", framework, choice, strict, linear, device, by_weight=budget is not None)
     source: Isolated | Prepared
     if isolate or jobs > 1:
@@ -160,8 +163,9 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
         harness = harness.on(task.device)
     if task.linear:
         tested = tested.seen_as_logits()
-    cases = [case for case in catalogue() if tested.answers(case)]
-    pairs = task.choice.of(cases, harness.modes, catalogue())
+    everything = catalogue() + (catalogue(features=(FEATURE,)) if task.choice.huge else [])
+    cases = [case for case in everything if tested.answers(case)]
+    pairs = task.choice.of(cases, harness.modes, everything)
     left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))
     ids = tuple((case.id, mode.name) for case, mode in (by_weight(pairs) if task.by_weight else pairs))
     version = ", ".join(filter(None, (tested.version, harness.version())))
@@ -191,10 +195,12 @@ def importable(implementation: Any) -> str | None:
 def find_tested(implementation: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
     """The implementation and the harness that `run` means."""
     if not isinstance(implementation, str):
-        return wrap(implementation), harnesses.load(framework or "numpy")
-    if ":" in implementation:
-        return load(implementation), harnesses.load(framework or "numpy")
-    return of_backend(implementation), harnesses.load(framework or implementation)
+        tested = wrap(implementation)
+    elif ":" in implementation:
+        tested = load(implementation)
+    else:
+        return of_backend(implementation), harnesses.load(framework or implementation)
+    return tested, harnesses.load(framework) if framework else harnesses.of_callable(tested.loss)
 
 
 def subject(implementation: Any, framework: str | None = None, mode: str = "eager", *, linear: bool = False) -> Subject:

@@ -55,14 +55,17 @@ def parametrize_with_cases(
     implementation, framework: as `unixent_conformance.run` takes them.
     expected_failures: ids of cases, as pytest prints them between brackets, with reasons. These tests must fail: one
         that passes is a failure, so that the list stays true.
-    options: features, quick, modes, dtypes, skip, strict, linear and device, as `unixent_conformance.run` takes them.
+    options: features, quick, modes, dtypes, skip, huge, strict, linear and device, as `unixent_conformance.run` takes
+        them.
 
     Cases run in the test's own process, so a segfault ends the session; the command line isolates them.
 
     Raises ValueError where an id names no case of this run, or has no reason.
     """
     asked = {name: options.pop(name) for name in list(options) if name in {field.name for field in fields(Choice)}}
-    given: dict[str, Any] = {name: value if name == "quick" else tuple(value or ()) for name, value in asked.items()}
+    given: dict[str, Any] = {
+        name: value if name in ("quick", "huge") else tuple(value or ()) for name, value in asked.items()
+    }
     task = Task(importable(implementation) or "", framework, Choice(**given), **options)
     prepared = prepare(task, implementation)
     checks = {f"{mode}-{id}": Check(prepared, id, mode) for id, mode in prepared.plan.cases}

@@ -10,7 +10,9 @@ takes `-p unixent_conformance.plugin` and the entry point for one plugin.
 from __future__ import annotations
 
 import sys
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--unixent-framework",
         metavar="NAME",
-        help="harness to use: a name, or module:object (default: a backend's own, numpy for an implementation)",
+        help="harness to use: a name, or module:object (default: that of the framework that a callable's module has "
+        "names of)",
     )
     group.addoption("--unixent-quick", action="store_true", help="only the cases that make a run of seconds")
     group.addoption(
@@ -55,6 +58,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("--unixent-skip", "PATTERN", "leave out a feature, or the ids that a pattern matches; repeatable"),
     ):
         group.addoption(option, action="append", default=[], metavar=metavar, help=text)
+    group.addoption(
+        "--unixent-budget", type=float, metavar="SECONDS", help="what tells most first; what is left then is skipped"
+    )
     group.addoption("--unixent-device", metavar="NAME", help="where the harness puts its arrays: cuda:0")
     group.addoption(
         "--unixent-xfails",
@@ -92,6 +98,13 @@ def find_tested(config: pytest.Config, name: str) -> tuple[Implementation, Harne
         return implementation, harness if device is None else harness.on(device)
     except (ImportError, LookupError, AttributeError, ValueError, TypeError) as error:
         raise pytest.UsageError(f"{name}: {error}") from error
+
+
+@pytest.fixture(scope="session")
+def budget_end(pytestconfig: pytest.Config) -> float:
+    """When the budget of the run is over, from its first case on."""
+    budget = pytestconfig.getoption("--unixent-budget")
+    return inf if budget is None else monotonic() + float(budget)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -19,7 +19,7 @@ class Choice:
     """What a run is asked for by name; nothing where it is asked for all.
 
     quick: the cases that make a run of seconds. features, modes, dtypes (of the inputs or the result): these alone.
-    skip: features, or patterns of ids, to leave out.
+    skip: features, or patterns of ids, to leave out. huge: cases of several GiB besides.
     """
 
     quick: bool = False
@@ -27,6 +27,7 @@ class Choice:
     modes: tuple[str, ...] = ()
     dtypes: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    huge: bool = False
 
     def of(self, cases: Sequence[Case], modes: Sequence[Mode], everything: Sequence[Case] = ()) -> list[Pair]:
         """The chosen cases, mode by mode; what is asked for by feature or mode is asked as far as the mode goes. A

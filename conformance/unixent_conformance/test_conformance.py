@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import pytest
 
 from unixent_conformance import plugin
 from unixent_conformance.cases import catalogue
 from unixent_conformance.model import Case
 from unixent_conformance.runner import run_case
-from unixent_conformance.selection import select
+from unixent_conformance.selection import by_weight, select
 from unixent_conformance.under_test import Subject
 
 
@@ -31,6 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         try:
             asked = [case for case in catalogue() if implementation.answers(case)]
             pairs = plugin.choice(config).of(asked, modes, catalogue())
+            if config.getoption("--unixent-budget") is not None:
+                pairs = by_weight(pairs)
         except ValueError as error:
             raise pytest.UsageError(str(error)) from error
         parameters += [
@@ -54,7 +58,9 @@ def _registered() -> list[str]:
     return [status.name for status in unixent.backends()]
 
 
-def test_conformance(case: Case, subject: Subject) -> None:
+def test_conformance(case: Case, subject: Subject, budget_end: float) -> None:
+    if monotonic() > budget_end:
+        pytest.skip("the seconds of --unixent-budget were over")
     result = run_case(case, subject)
     if not result.verdict.ok:
         pytest.fail(f"{result.verdict.value}: {result.detail}\n\n{result.repro}", pytrace=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from copy import copy
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from unixent_conformance import run
+from unixent_conformance import harnesses, run
 from unixent_conformance.cases import catalogue
 from unixent_conformance.harness import Derivative, Harness, Mode
 from unixent_conformance.harnesses.numpy import NumPyHarness
@@ -156,3 +159,18 @@ def test_arrays_are_put_on_the_device_once_each_and_read_once() -> None:
         run(on_device, f"{__name__}:harness", quick=True, device="cuda:0", isolate=False)
     with pytest.raises(ValueError, match="device: numpy has its arrays"):
         run("numpy", quick=True, device="cuda:0")
+
+
+def test_a_callable_is_given_the_arrays_of_the_framework_that_its_module_has_names_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("somebodys_losses")
+    exec("def loss(logits, target): ...", vars(module))
+    monkeypatch.setitem(sys.modules, "somebodys_losses", module)
+    monkeypatch.setattr(harnesses, "load", lambda name: name)
+    assert harnesses.of_callable(module.loss) == "numpy"
+    vars(module)["jnp"] = ModuleType("jax.numpy")
+    assert harnesses.of_callable(module.loss) == harnesses.of_callable(partial(module.loss, None)) == "jax"
+    vars(module)["Tensor"] = type("Tensor", (), {"__module__": "torch"})
+    with pytest.raises(LookupError, match="somebodys_losses has names of jax and torch"):
+        harnesses.of_callable(module.loss)

@@ -193,3 +193,9 @@ def test_a_file_of_ones_own_chooses_modes_dtypes_and_the_device(pytester: pytest
     outcomes = pytester.runpytest_subprocess("-p", "no:cacheprovider").parseoutcomes()
     assert outcomes["passed"] > 1
     assert "failed" not in outcomes
+
+
+def test_a_budget_that_is_over_skips_the_rest(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, "--unixent-budget", "0", *FEW, "-rs")
+    assert result.parseoutcomes().keys() == {"skipped", "deselected"}
+    result.stdout.fnmatch_lines(["*the seconds of --unixent-budget were over"])

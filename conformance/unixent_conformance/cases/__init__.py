@@ -17,6 +17,7 @@ from unixent_conformance.cases import (
     empty,
     errors,
     extremes,
+    huge,
     indices,
     layouts,
     linear,
@@ -64,7 +65,7 @@ SMALL = 160
 @cache
 def _by_id() -> dict[str, Case]:
     by_id: dict[str, Case] = {}
-    for family in FAMILIES:
+    for family in (*FAMILIES, huge):
         for case in family.cases():
             if case.id in by_id:
                 raise ValueError(f"two cases are called {case.id}")
@@ -124,13 +125,15 @@ def _sampled(quick: Iterable[Case]) -> Iterator[str]:
 
 
 def catalogue(tier: Tier = Tier.FULL, *, features: Iterable[str] = ()) -> list[Case]:
-    """The cases of a tier in a fixed order, of some features or of all.
+    """The cases of a tier in a fixed order, of some features or of all but the huge ones.
 
     >>> from unixent_conformance.cases import catalogue
     >>> {case.feature for case in catalogue(features=("mask",))}
     {'mask'}
     """
-    wanted, cases = set(features), _by_id().values()
+    wanted, cases = set(features), list(_by_id().values())
+    if huge.FEATURE not in wanted:
+        cases = [case for case in cases if case.feature != huge.FEATURE]
     unknown = wanted - {case.feature for case in cases}
     if unknown:
         raise ValueError(f"features: no such feature: {', '.join(sorted(unknown))}")

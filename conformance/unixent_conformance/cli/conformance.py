@@ -53,6 +53,7 @@ def run(
     xfails: options.Xfails = None,
     budget: options.Budget = None,
     device: options.Device = None,
+    huge: options.Huge = False,
 ) -> None:
     """Run the catalogue on backends, or on a callable of yours.
 
@@ -78,6 +79,7 @@ def run(
         expected_failures=xfails,
         budget=budget,
         device=device,
+        huge=huge,
     )
     raise typer.Exit(code)
 

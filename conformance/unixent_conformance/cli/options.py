@@ -43,7 +43,9 @@ Implementation = Annotated[
 ]
 Framework = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Whose arrays it takes. Default: the backend's own; numpy for a callable."),
+    typer.Option(
+        metavar="NAME", help="Whose arrays it takes. Default: those of the framework that its module has names of."
+    ),
 ]
 Feature = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
@@ -65,6 +67,7 @@ Xfails = Annotated[
 Budget = Annotated[
     float | None, typer.Option(min=0, metavar="SECONDS", help="What tells most first, for so many seconds.")
 ]
+Huge = Annotated[bool, typer.Option("--huge", help="Also more than 2^31 logits: 4 or 8 GiB, twice; give them time.")]
 Device = Annotated[str | None, typer.Option(metavar="NAME", help="Where the arrays are put: cuda:0.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Another convention is wrong, not a dialect.")]
 Out = Annotated[

@@ -59,10 +59,10 @@ def split(
     console = console or Console()
 
     def over_processes(name: str) -> Report | None:
-        engine = framework or ("numpy" if ":" in name else name)
         chosen = None if features is None else tuple(features)
-        request = Request(name, engine, data, model, framework, chosen, quick)
         try:
+            engine = framework or (api.find_tested(name)[1].name if ":" in name else name)
+            request = Request(name, engine, data, model, framework, chosen, quick)
             with console.status(f"{name} on {data * model} processes"):
                 return run_split(request)
         except (*CANNOT_RUN, RuntimeError) as error:

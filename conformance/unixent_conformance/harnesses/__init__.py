@@ -9,12 +9,18 @@ by the name of the backend:
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
 from unixent_conformance.harness import Harness
 
 GROUP = "unixent_conformance.harnesses"
+FRAMEWORKS = ("torch", "jax", "mindspore")
 
 
 def load(name: str) -> Harness:
@@ -33,3 +39,28 @@ def load(name: str) -> Harness:
         raise TypeError(f"{name}: expected a Harness; got {type(harness).__name__}")
     harness.path = name if attribute else ""
     return harness
+
+
+def of_callable(function: Callable[..., Any]) -> Harness:
+    """The harness of the one framework that the callable's module has names of; numpy's where there is none.
+
+    Raises LookupError where there are several.
+
+    >>> import numpy as np
+    >>> of_callable(lambda logits, target: np.float64(0)).name
+    'numpy'
+    """
+    while isinstance(function, partial):
+        function = function.func
+    module = sys.modules.get(getattr(function, "__module__", None) or type(function).__module__)
+    names = set()
+    for value in [] if module is None else list(vars(module).values()):
+        path = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        names.add(path.partition(".")[0] if isinstance(path, str) else "")
+    known = {*FRAMEWORKS, *metadata.entry_points(group=GROUP).names}
+    frameworks = sorted(known & names)
+    if len(frameworks) > 1:
+        raise LookupError(
+            f"framework: {function.__module__} has names of {' and '.join(frameworks)}; say whose arrays it takes"
+        )
+    return load(frameworks[0] if frameworks else "numpy")
