@@ -51,6 +51,10 @@ class JaxHarness(Harness):
     def to_numpy(self, array: Any) -> Array:
         return np.asarray(array)
 
+    def read_all(self, arrays: Sequence[Any]) -> Array:
+        with x64():
+            return self.to_numpy(jnp.stack(tuple(arrays)))
+
     def owns(self, value: Any) -> bool:
         return isinstance(value, jax.Array)
 

@@ -72,6 +72,9 @@ class TorchHarness(Harness):
         values: Array = array.numpy()
         return values
 
+    def read_all(self, arrays: Sequence[torch.Tensor]) -> Array:
+        return self.to_numpy(torch.stack(tuple(arrays)))
+
     def owns(self, value: Any) -> bool:
         return isinstance(value, torch.Tensor)
 
