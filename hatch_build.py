@@ -56,7 +56,9 @@ def compile_library(folder: Path, command: list[str], system: str, machine: str,
     with tempfile.TemporaryDirectory() as temporary:
         objects = [(SOURCE / f"{name}.c", Path(temporary) / f"{name}.o", []) for name in ("library", "xla")]
         for isa, isa_flags in isas.items():
-            objects.append((SOURCE / "rows.c", Path(temporary) / f"{isa}.o", [f"-DISA={isa}", *isa_flags]))
+            more = [f"-DISA={isa}", *isa_flags]
+            names = ("rows", "positions")
+            objects += [(SOURCE / f"{name}.c", Path(temporary) / f"{name}_{isa}.o", more) for name in names]
         # At the same time: it takes seconds.
         running = [
             subprocess.Popen([*command, *flags, *more, "-c", str(source), "-o", str(target)])

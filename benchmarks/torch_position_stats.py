@@ -2,8 +2,8 @@
 
     python benchmarks/torch_position_stats.py [--rounds 9] [--busy 2]
 
-[1024, 32000] float32: log_prob and entropy, with the gradient of both and without; and the linear form at 2,048
-positions, width 512, 32,000 classes against `unixent.linear_cross_entropy`. Both sides run in turn in one process, and
+[1024, 32000] float32: log_prob and entropy, with the gradient of both and without; and the same of the linear form at
+2,048 positions, width 512, 32,000 classes against `unixent.linear_cross_entropy`. Both sides run in turn in one process, and
 a ratio is the median of the rounds' ratios. Memory is what a call allocates at its peak, as a multiple of the logits.
 """
 
@@ -50,21 +50,35 @@ def problems() -> list[tuple[str, Call, Call, int]]:
 
         return run
 
-    def linear() -> None:
-        unixent.linear_position_stats(hidden, classifier, labels, outputs=(*OUTPUTS, "correct"))
+    def linear() -> tuple[Tensor, Tensor]:
+        stats = unixent.linear_position_stats(hidden, classifier, labels, outputs=(*OUTPUTS, "correct"))
+        assert stats.log_prob is not None
+        assert stats.entropy is not None
+        return stats.log_prob, stats.entropy
 
-    def loss() -> None:
-        unixent.linear_cross_entropy(hidden, classifier, labels)
+    def loss() -> Tensor:
+        return unixent.linear_cross_entropy(hidden, classifier, labels)
+
+    def linear_with_gradient() -> None:
+        log_prob, entropy = linear()
+        (log_prob.sum() - 0.01 * entropy.sum()).backward()
+        hidden.grad = classifier.grad = None
+
+    def loss_with_gradient() -> None:
+        loss().backward()
+        hidden.grad = classifier.grad = None
 
     def theirs() -> tuple[Tensor, Tensor]:
         return usual(logits, target)
 
-    logits.requires_grad_()
+    for each in (logits, hidden, classifier):
+        each.requires_grad_()
     size, linear_size = 4 * logits.numel(), 4 * 2048 * 32000
     return [
         ("with gradient", lambda: with_gradient(ours()), lambda: with_gradient(theirs()), size),
         ("without", without(ours), without(theirs), size),
-        ("linear, with correct, without gradient", without(linear), without(loss), linear_size),
+        ("linear, with correct, with gradient", linear_with_gradient, loss_with_gradient, linear_size),
+        ("linear, with correct, without", without(linear), without(loss), linear_size),
     ]
 
 

@@ -23,6 +23,7 @@ NAME = "rows" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 MAX_AXES = 8
 ADDRESSES = struct.Struct("10q")
 CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 5d")
+STATISTICS = struct.Struct("20q")  # of source/statistics.h
 
 _TEXT, _ADDRESS, _NUMBER = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
 
@@ -30,6 +31,7 @@ _TEXT, _ADDRESS, _NUMBER = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "isa": (_TEXT, [_NUMBER]),
     "rows": (ctypes.c_int, [_TEXT, _TEXT, _NUMBER]),
+    "statistics": (ctypes.c_int, [_TEXT, _TEXT, _TEXT, _NUMBER]),
     "in_range": (ctypes.c_int, [_ADDRESS, _NUMBER, _NUMBER]),
     "sum": (ctypes.c_double, [_ADDRESS, _NUMBER, _NUMBER]),
     "exp": (None, [_NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER]),
@@ -44,6 +46,7 @@ class Library(NamedTuple):
 
     Attributes:
         rows: ``(addresses, rest of the call, isa) -> status``, the pass over the logits.
+        statistics: ``(addresses, rest of the call, what is asked, isa) -> status``, that for statistics of positions.
         in_range: ``(index, n, num_classes) -> whether``, of int64 class indices.
         sum: ``(x, n, dtype) -> sum``, of finite numbers, in double.
         exp: ``(isa, x, out, n, type)``, exponentials of numbers <= 0, for tests.
@@ -54,6 +57,7 @@ class Library(NamedTuple):
     """
 
     rows: Callable[..., int]
+    statistics: Callable[..., int]
     in_range: Callable[..., int]
     sum: Callable[..., float]
     exp: Callable[..., None]
@@ -74,7 +78,7 @@ def load() -> Library | None:
         return None
     try:
         shared = ctypes.CDLL(str(Path(__file__).with_name(NAME)))
-        if shared.unixent_call_size() != ADDRESSES.size + CALL.size:
+        if shared.unixent_call_size() != ADDRESSES.size + CALL.size + STATISTICS.size:
             raise OSError(f"{NAME} is of another version: python hatch_build.py builds it again")
         xla_rows = shared.unixent_xla_rows
         functions = {name: getattr(shared, f"unixent_{name}") for name in FUNCTIONS}

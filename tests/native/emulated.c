@@ -3,9 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "call.h"
+#include "statistics.h"
 
 int unixent_rows(const Addresses *at, const Call *rest, int64_t isa);
+int unixent_statistics(const Addresses *at, const Call *rest, const Statistics *asked, int64_t isa);
 const char *unixent_isa(int64_t i);
 
 /* Memory of the other process. */
@@ -30,11 +31,13 @@ int main(void) {
     printf("%s\n", unixent_isa(0));
     fflush(stdout);
     for (;;) {
-        int64_t count, status;
-        Memory memory[16];
-        void *there[10];
+        int64_t is_statistics, count, status;
+        Memory memory[32];
+        void *there[10], *places[18];
         Addresses at;
         Call rest;
+        Statistics asked;
+        take(&is_statistics, sizeof is_statistics);
         take(&count, sizeof count);
         for (int64_t i = 0; i < count; i++) {
             take(&memory[i], 2 * sizeof(int64_t));
@@ -46,7 +49,13 @@ int main(void) {
         take(&rest, sizeof rest);
         for (int i = 0; i < 10; i++) there[i] = here(memory, count, there[i]);
         memcpy(&at, there, sizeof at);
-        status = unixent_rows(&at, &rest, 0);
+        if (is_statistics) {
+            take(&asked, sizeof asked);
+            memcpy(places, &asked, sizeof places);
+            for (int i = 0; i < 18; i++) places[i] = here(memory, count, places[i]);
+            memcpy(&asked, places, sizeof places);
+        }
+        status = is_statistics ? unixent_statistics(&at, &rest, &asked, 0) : unixent_rows(&at, &rest, 0);
         fwrite(&status, sizeof status, 1, stdout);
         for (int64_t i = 0; i < count; i++) {
             fwrite(memory[i].copy, (size_t)memory[i].size, 1, stdout);

@@ -6,12 +6,12 @@ import ctypes
 import math
 import struct
 import subprocess
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
-from unixent_native.library import ADDRESSES, CALL, MAX_AXES
+from unixent_native.library import ADDRESSES, CALL, MAX_AXES, STATISTICS
 
 ITEMSIZES = (2, 2, 4, 8)  # of the dtypes' codes
 ARRAY = 3 + MAX_AXES  # fields: address, dtype, strides
@@ -20,7 +20,7 @@ Range = tuple[int, int]  # the first address and the one behind the last
 
 
 class Emulator:
-    """A process that makes the calls of `unixent_native.library.Library.rows`."""
+    """A process that makes the calls of `unixent_native.library.Library`."""
 
     def __init__(self, command: list[str]) -> None:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -32,12 +32,19 @@ class Emulator:
         return self.process.stdout  # type: ignore[return-value]
 
     def rows(self, addresses: bytes, rest: bytes, isa: int) -> int:
-        memory = merged(ranges_of(addresses, rest))
-        message = [struct.pack("q", len(memory))]
+        return self._call(addresses, rest, b"", ranges_of(addresses, rest))
+
+    def statistics(self, addresses: bytes, rest: bytes, asked: bytes, isa: int) -> int:
+        ranges = chain(ranges_of(addresses, rest), statistics_of(asked, rest))
+        return self._call(addresses, rest, asked, ranges)
+
+    def _call(self, addresses: bytes, rest: bytes, asked: bytes, ranges: Iterable[Range]) -> int:
+        memory = merged(ranges)
+        message = [struct.pack("2q", bool(asked), len(memory))]
         for first, end in memory:
             message += [struct.pack("2q", first, end - first), ctypes.string_at(first, end - first)]
         assert self.process.stdin is not None
-        self.process.stdin.write(b"".join([*message, addresses, rest]))
+        self.process.stdin.write(b"".join([*message, addresses, rest, asked]))
         self.process.stdin.flush()
         (status,) = struct.unpack("q", self.output.read(8))
         for first, end in memory:
@@ -69,7 +76,21 @@ def ranges_of(addresses: bytes, rest: bytes) -> Iterator[Range]:
     yield from ((address, address + length) for address, length in flat if address)
 
 
-def merged(ranges: Iterator[Range]) -> list[Range]:
+def statistics_of(asked: bytes, rest: bytes) -> Iterator[Range]:
+    """The memory besides, of a call for statistics of positions."""
+    *places, num_selected, k = STATISTICS.unpack(asked)
+    fields = CALL.unpack(rest)
+    size, count = ITEMSIZES[fields[4 * ARRAY + 7]], fields[4 * ARRAY + 10 + MAX_AXES]
+    sizes = [size] * 18
+    sizes[6:9], sizes[10], sizes[16] = (8, 1, 8), 8, 8  # prediction, correct, rank; top_index; selected
+    widths = [1] * 18
+    widths[3], widths[9:11], widths[15:18] = num_selected, (k, k), (num_selected,) * 3
+    for address, length, width in zip(places, sizes, widths, strict=True):
+        if address:
+            yield address, address + length * width * count
+
+
+def merged(ranges: Iterable[Range]) -> list[Range]:
     """The same memory in ranges that do not overlap."""
     disjoint: list[Range] = []
     for first, end in sorted(ranges):
@@ -83,7 +104,8 @@ def merged(ranges: Iterator[Range]) -> list[Range]:
 def build(folder: Path, source: Path, compiler: list[str], flags: list[str]) -> Path:
     """The library and what makes its calls, as one program without shared libraries."""
     program = folder / "emulated"
-    sources = [str(source / "library.c"), str(source / "rows.c"), str(Path(__file__).with_name("emulated.c"))]
+    sources = [str(source / f"{name}.c") for name in ("library", "rows", "positions")]
+    sources.append(str(Path(__file__).with_name("emulated.c")))
     options = [*flags, "-DISA=plain", f"-I{source}", "-static", "-pthread", "-o", str(program)]
     subprocess.run([*compiler, *options, *sources, "-lm"], check=True)
     return program

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from calls import check, check_share, random_call
 from emulated import Emulator, build
+from position_calls import check as check_statistics
+from position_calls import random_position_call
 
 from unixent_native.library import Library
 
@@ -41,9 +43,10 @@ def arm64(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(4))
 def test_arm64_computes_what_numpy_does(arm64, seed):
     assert arm64.isa == "neon"
-    library = Library(arm64.rows, *[None] * 5, (arm64.isa,), 0)
+    library = Library(arm64.rows, arm64.statistics, *[None] * 5, (arm64.isa,), 0)
     for i in range(50):
         rng = np.random.default_rng(9000 + 1000 * seed + i)
         call = random_call(rng)
         check(library, call)
         check_share(library, call, rng)
+        check_statistics(library, random_position_call(rng))

@@ -1,7 +1,7 @@
-/* What the shared library exports: the pass over the logits, by threads of its own, for the instruction set at hand. */
+/* What the shared library exports: the passes over the logits, by threads of their own, for the instruction set at hand. */
 #include <string.h>
 
-#include "call.h"
+#include "statistics.h"
 #include "threads.h"
 
 #if defined(_WIN32)
@@ -13,7 +13,7 @@
 typedef void Exp(const void *x, void *out, int64_t n, int64_t type);
 typedef void Log1p(const double *x, double *out, int64_t n);
 
-#define DECLARE(isa) Worker rows_##isa##_work; Exp rows_##isa##_exp; Log1p rows_##isa##_log1p;
+#define DECLARE(isa) Worker rows_##isa##_work, rows_##isa##_statistics; Exp rows_##isa##_exp; Log1p rows_##isa##_log1p;
 DECLARE(plain)
 
 #if defined(__x86_64__)
@@ -41,12 +41,12 @@ static int x86_level(void) {
 
 typedef struct {
     const char *name;
-    Worker *work;
+    Worker *work, *statistics;
     Exp *exp;
     Log1p *log1p;
 } Isa;
 
-#define ISA_OF(name, isa) ((Isa){name, rows_##isa##_work, rows_##isa##_exp, rows_##isa##_log1p})
+#define ISA_OF(name, isa) ((Isa){name, rows_##isa##_work, rows_##isa##_statistics, rows_##isa##_exp, rows_##isa##_log1p})
 
 /* Those of this machine, the one to choose first. */
 static int isas(Isa *list) {
@@ -74,7 +74,7 @@ EXPORT const char *unixent_isa(int64_t i) {
 }
 
 /* Tells the loader whether it packs calls as this library reads them. */
-EXPORT int unixent_call_size(void) { return (int)(sizeof(Addresses) + sizeof(Call)); }
+EXPORT int unixent_call_size(void) { return (int)(sizeof(Addresses) + sizeof(Call) + sizeof(Statistics)); }
 
 EXPORT void unixent_exp(int64_t isa, const void *x, void *out, int64_t n, int64_t type) {
     Isa list[4];
@@ -140,6 +140,29 @@ EXPORT int unixent_rows(const Addresses *at, const Call *rest, int64_t isa) {
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     for (int64_t i = 0; i < threads; i++) shares[i] = (Share){call, &queue, list[isa].work, 0};
     /* Where no thread is to be had, the others do its part. */
+    while (started + 1 < threads && !start_thread(&handles[started], run_share, &shares[started + 1])) started++;
+    int failed = 0;
+    if (threads > 0) run_share(&shares[0]), failed |= shares[0].failed;
+    for (int64_t i = 0; i < started; i++) join_thread(handles[i]), failed |= shares[i + 1].failed;
+    return failed;
+}
+
+/* The same for statistics of positions (statistics.h). */
+EXPORT int unixent_statistics(const Addresses *at, const Call *rest, const Statistics *asked, int64_t isa) {
+    StatisticsCall filled = {*rest, *asked};
+    Call *call = &filled.rows;
+    call->x.data = at->x, call->x_grad.data = at->x_grad;
+    call->index = at->index, call->position_weight = at->position_weight, call->columns = at->columns;
+    Isa list[4];
+    isas(list);
+    int64_t tile = is_tiled(call) ? tile_size(call) : 1, block = BLOCK_NUMBERS / call->num_classes;
+    Queue queue = {0, block < tile ? tile : block / tile * tile};
+    int64_t blocks = (call->count + queue.block - 1) / queue.block;
+    int64_t threads = call->threads < blocks ? call->threads : blocks, started = 0;
+    Share shares[MAX_THREADS];
+    Thread handles[MAX_THREADS];
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    for (int64_t i = 0; i < threads; i++) shares[i] = (Share){call, &queue, list[isa].statistics, 0};
     while (started + 1 < threads && !start_thread(&handles[started], run_share, &shares[started + 1])) started++;
     int failed = 0;
     if (threads > 0) run_share(&shares[0]), failed |= shares[0].failed;

@@ -12,10 +12,11 @@ from unixent.protocol import LinearProblem, PositionStats, Problem, StatsProblem
 from unixent.row_statistics import Classes
 from unixent_numpy.compat import Array, bfloat16
 from unixent_numpy.kernel import row_losses
-from unixent_numpy.kernel.blocks import RowBlocks, Rows
+from unixent_numpy.kernel.blocks import RowBlocks, Rows, num_threads
 from unixent_numpy.kernel.rows import apply_transform, through_transform
 from unixent_numpy.linear import linear_chunks, with_fast_classifier
 from unixent_numpy.logits.problem import Operands
+from unixent_numpy.positions import native
 from unixent_numpy.positions.rows import ALONG
 
 _INDICES = frozenset({"prediction", "rank", "top_index"})
@@ -40,6 +41,8 @@ def _of_logits(
         target = np.moveaxis(target, call.axis, -1)
     work = _Work(problem, x.shape[:-1], Operands.of(call, target), grad_output, bool(wrt))
     source, grad = Rows(x), Rows(np.empty_like(x, subok=False)) if wrt else None
+    if work.whole(x, None if grad is None else grad.array):
+        return work.finished(), () if grad is None else (np.moveaxis(grad.array, -1, call.axis),)
     blocks = RowBlocks(work.count, source.num_classes, work.operands.spec.acc_dtype)
 
     def solve(rows: slice) -> None:
@@ -128,6 +131,33 @@ class _Work:
             if array is not None
         }
 
+    def whole(self, x: Array, out: Array | None) -> bool:
+        """Fill all columns by one native pass, and ``out`` with the gradient; whether that could be done.
+
+        Where the loss adds to the gradient, that is added up a block at a time, before it is rounded.
+        """
+        rows, v, of_loss = slice(0, self.count), self.position_weight, "loss" in self._upstream
+        if of_loss or not self._outputs or not self._natively(rows, x, out, num_threads()):
+            return False
+        self._loss(rows, x, None if v is None else v.reshape(x.shape[:-1]), None)
+        return True
+
+    def _natively(self, rows: slice, x: Array, out: Array | None, threads: int) -> bool:
+        selected, weight = (None if each is None else each[rows] for each in (self._selected, self._selected_weight))
+        return native.row_statistics(
+            x,
+            self._index[rows],
+            selected,
+            weight,
+            None if self.position_weight is None else self.position_weight[rows],
+            {name: array[rows] for name, array in self._upstream.items() if name != "loss"},
+            {name: self._columns[name][rows] for name in self._outputs},
+            self._problem.k,
+            self.operands.spec,
+            threads,
+            out,
+        )
+
     def block(self, rows: slice, block: Array, blocks: RowBlocks) -> None:
         """Fill the columns' rows from a block of logits, which becomes their gradient where one is asked for."""
         spec, inner = self.operands.spec, slice(0, len(block))
@@ -137,6 +167,10 @@ class _Work:
         if not self._outputs:
             if self._has_grads:
                 block[...] = 0 if loss_grad is None else loss_grad
+            return
+        if self._natively(rows, block, block if self._has_grads else None, 1):
+            if loss_grad is not None:
+                block += loss_grad
             return
         softcap_grad = None
         if spec.transform.softcap is not None and self._has_grads:
@@ -181,8 +215,10 @@ class _Work:
         if self._has_grads and upstream is not None:
             scale = upstream if v is None else v * upstream
         wrt = () if scale is None else ("logits",)
-        arguments = (self._target[rows], operands.weight, v, scale, operands.spec, wrt)
-        self._columns["loss"][rows], grads = row_losses(block, *arguments)
+        target = self._target[rows]
+        target = target.reshape((*block.shape[:-1], *target.shape[1:]))
+        losses, grads = row_losses(block, target, operands.weight, v, scale, operands.spec, wrt)
+        self._columns["loss"][rows] = losses.reshape(-1)
         return grads[0] if grads else None
 
     def finished(self) -> PositionStats:

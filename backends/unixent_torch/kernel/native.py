@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from unixent_native import DTYPES, MAX_AXES, Strided, available_cores
+from unixent_native import DTYPES as CODES
+from unixent_native import MAX_AXES, Strided, available_cores
 from unixent_native import row_losses as native_row_losses
 from unixent_native.library import Library
 from unixent_torch import compat
@@ -16,7 +17,7 @@ from unixent_torch.kernel.blocks import on_huge_pages
 from unixent_torch.kernel.mode import is_traced
 from unixent_torch.kernel.spec import KernelSpec
 
-_DTYPES = {getattr(torch, name): code for name, code in DTYPES.items()}
+DTYPES = {getattr(torch, name): code for name, code in CODES.items()}
 
 
 class Share(NamedTuple):
@@ -94,7 +95,7 @@ def row_losses(
         losses.data_ptr(),
         strided(by_name["logits"]) if "logits" in by_name else None,
         strided(by_name["target"]) if "target" in by_name else None,
-        _DTYPES[dtype],
+        DTYPES[dtype],
         spec.label_smoothing,
         spec.z_loss,
         spec.transform,
@@ -133,4 +134,4 @@ def have_memory(*given: Any) -> bool:
 def strided(tensor: Tensor) -> Strided:
     """The tensor as the library takes it."""
     in_bytes = tuple(map(tensor.element_size().__mul__, tensor.stride()))
-    return Strided(tensor.data_ptr(), _DTYPES[tensor.dtype], in_bytes)
+    return Strided(tensor.data_ptr(), DTYPES[tensor.dtype], in_bytes)

@@ -118,14 +118,20 @@ class LinearPass:
 
     def run(self, grad_scale: Tensor | float | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The losses and the gradients."""
-        grads, dtype, device = self._grads, self._acc_dtype, self._hidden.device
         if isinstance(grad_scale, Tensor) and grad_scale.ndim:
             grad_scale = grad_scale.expand(self._shape).reshape(-1)
-        losses = torch.empty(self._count, dtype=dtype, device=device)
-        logits: Tensor | None = None
+        losses = torch.empty(self._count, dtype=self._acc_dtype, device=self._hidden.device)
+        for rows, block in self.chunks():
+            losses[rows] = self._row_losses(block, rows, grad_scale)
+        return losses.view(self._shape), self.gradients()
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of flattened positions and their logits, which are to become their gradient if any is asked for."""
+        grads, logits = self._grads, None
         for rows in self._spec.chunks(self._operands):
             count = rows.stop - rows.start
-            logits = torch.empty(count, self._classes, dtype=dtype, device=device) if logits is None else logits
+            if logits is None:
+                logits = torch.empty(count, self._classes, dtype=self._acc_dtype, device=self._hidden.device)
             states = self._spec.widen(self._hidden[rows])
             inactive = None
             if self._position_weight is not None:
@@ -133,16 +139,17 @@ class LinearPass:
                 inactive = (self._position_weight[rows] == 0).unsqueeze(1)
                 states = states.masked_fill(inactive, 0)
             block = self._product(states, logits[:count])
-            losses[rows] = self._row_losses(block, rows, grad_scale)
+            yield rows, block
             if "hidden" in grads:
                 self._to_hidden(block, grads["hidden"][rows], inactive)
             if "classifier" in grads:
                 grads["classifier"].addmm_(block.t(), states)
             if "bias" in grads:
                 grads["bias"] += block.sum(0)
-        for name in grads:
-            grads[name] = grads[name].view(getattr(self._operands, name).shape)
-        return losses.view(self._shape), tuple(grads.values())
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Those asked for, of all chunks."""
+        return tuple(grad.view(getattr(self._operands, name).shape) for name, grad in self._grads.items())
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self._classes, _TILE):

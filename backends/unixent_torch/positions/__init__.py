@@ -1,1 +1,2 @@
-"""Statistics of positions: rows by torch's operators (`rows`), their derivatives (`autograd`), both forms (`call`)."""
+"""Statistics of positions: rows by torch's operators (`rows`) or by the native library (`kernel` chooses), derivatives
+(`autograd`, `linear`), both forms of a call (`call`)."""

@@ -8,18 +8,12 @@ from torch import Tensor
 from unixent.protocol import PositionStats, Problem, StatsProblem
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.linear.autograd import cast_like
-from unixent_torch.linear.chunks import LinearSpec
 from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.positions import safe_selection
 from unixent_torch.logits.problem import LogitsCall
-from unixent_torch.positions.autograd import RowStatistics, gradient_by_blocks, stats_by_blocks
-from unixent_torch.positions.linear import (
-    LinearStatistics,
-    StatsOperands,
-    linear_gradients,
-    linear_stats,
-    whole_logits,
-)
+from unixent_torch.positions.autograd import RowStatistics
+from unixent_torch.positions.kernel import row_statistics
+from unixent_torch.positions.linear import LinearStatistics, composed_gradients, linear_stats, whole_logits
 from unixent_torch.positions.rows import Columns, StatsSpec, row_gradient, row_stats
 
 
@@ -71,45 +65,22 @@ def _of_logits(
         grads = (call.of_axis(row_gradient(x, upstream, columns, spec).to(x.dtype)),) if upstream else ()
         return row_stats(x, columns, spec), grads
     with torch.no_grad():
-        grads = (call.of_axis(gradient_by_blocks(x, upstream, columns, spec)),) if upstream else ()
-        return stats_by_blocks(x, columns, spec), grads
+        stats, grad, _ = row_statistics(x, columns, spec, upstream or None)
+        return stats, () if grad is None else (call.of_axis(grad),)
 
 
 def _of_hidden(
     call: LinearCall, columns: Columns, spec: StatsSpec, upstream: dict[str, Tensor], wrt: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    operands = StatsOperands(call.operands.hidden, call.operands.classifier, call.operands.bias)
+    operands = call.operands._replace(target=call.operands.target.detach(), weight=None)
     is_eager, chunks = call.mode is Mode.EAGER, call.linear_spec
     if not wrt and is_eager and call.is_differentiated() and spec.graded:
         outputs = LinearStatistics.apply(*operands, columns, spec, chunks)
         return dict(zip(spec.outputs, outputs, strict=True)), ()
+    wrt = wrt if upstream else ()
     if not is_eager:
-        logits = whole_logits(operands, columns, chunks)
-        return row_stats(logits, columns, spec), _composed_gradients(operands, columns, spec, chunks, upstream, wrt)
+        grads = composed_gradients(operands, columns, spec, chunks, upstream, wrt) if wrt else ()
+        return row_stats(whole_logits(operands, chunks), columns, spec), cast_like(wrt, grads, operands)
     with torch.no_grad():
-        grads: tuple[Tensor, ...] = ()
-        if upstream:
-            by_name = linear_gradients(operands, upstream, columns, spec, chunks, wrt)
-            grads = cast_like(wrt, tuple(by_name[name] for name in wrt), call.operands)
-        return linear_stats(operands, columns, spec, chunks), grads
-
-
-def _composed_gradients(
-    operands: StatsOperands,
-    columns: Columns,
-    spec: StatsSpec,
-    chunks: LinearSpec,
-    upstream: dict[str, Tensor],
-    wrt: tuple[str, ...],
-) -> tuple[Tensor, ...]:
-    if not upstream:
-        return ()
-    asked = spec.of(tuple(upstream))
-
-    def of(*values: Tensor) -> tuple[Tensor, ...]:
-        moved = operands._replace(**dict(zip(wrt, values, strict=True)))
-        return tuple(row_stats(whole_logits(moved, columns, chunks), columns, asked).values())
-
-    _, vjp = torch.func.vjp(of, *[getattr(operands, name) for name in wrt])
-    grads: tuple[Tensor, ...] = vjp(tuple(upstream.values()))
-    return grads
+        stats, grads = linear_stats(operands, columns, spec, chunks, upstream, wrt)
+        return stats, cast_like(wrt, grads, operands)

@@ -15,7 +15,8 @@ from unixent.row_statistics import GRADED, Along, Classes
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.traced import transformed
 
-_INDICES = frozenset({"prediction", "rank", "top_index"})
+#: Outputs that are classes or numbers of them.
+INDICES = frozenset({"prediction", "rank", "top_index"})
 #: Outputs that have more than one number for each position.
 WIDE = frozenset({"selected_log_prob", "top_log_prob", "top_index"})
 
@@ -100,6 +101,20 @@ class Columns(NamedTuple):
         return Classes(target, self.selected, self.selected_weight)
 
 
+class RowResults(NamedTuple):
+    """What rows come to.
+
+    Attributes:
+        outputs: by name, P, P + (K,) or P + (k,) in the accumulation dtype, int64 or bool.
+        gradient: of the logits, in their dtype, or None.
+        kept: for the call that asks for the gradient later, or None.
+    """
+
+    outputs: dict[str, Tensor]
+    gradient: Tensor | None
+    kept: Tensor | None
+
+
 def row_stats(x: Tensor, columns: Columns, spec: StatsSpec, along: Along = ALONG) -> dict[str, Tensor]:
     """The outputs in the accumulation dtype, P or P + (K,), of logits as they were given."""
     x, inactive = prepared(x, columns, spec)
@@ -128,7 +143,7 @@ def _settled(name: str, value: Tensor, undefined: Tensor, inactive: Tensor | Non
     v = columns.position_weight
     if v is not None:
         undefined = undefined | torch.isnan(v).unsqueeze(-1)
-    if name in _INDICES:
+    if name in INDICES:
         value = torch.where(undefined, -1, value.long())
         return value if inactive is None else torch.where(inactive, -1, value)
     if name == "correct":
