@@ -95,6 +95,9 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
         return case.property(subject, call)
     if case.raises is not None and not subject.mode.traced:
         return _judge_error(case, call, subject, case.raises)
+    if not subject.judges:
+        subject.answer(call, case.quantity)
+        return None
     parts = expected_of(case, call)
     answers = subject.answer(call, case.quantity)
     comparisons = [(part, part.compare(got)) for part, got in zip(parts, answers, strict=True)]

@@ -29,6 +29,11 @@ class Subject:
     implementation: Implementation
     mode: Mode = EAGER
 
+    @property
+    def judges(self) -> bool:
+        """Whether its answers are judged here; of a loss over several processes the first judges, the others answer."""
+        return True
+
     def answer(self, call: Call, quantity: Quantity) -> tuple[Array, ...]:
         """The parts of the answer, in the order in which `expected` gives them."""
         if quantity == "loss":

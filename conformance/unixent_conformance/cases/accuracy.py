@@ -76,7 +76,7 @@ def _large() -> Iterator[Case]:
         many = partial(_many, dtype)
         yield make(f"{LARGE}/70000 uneven rows/{dtype}/terms", build=many, quantity="terms", **large)
         yield from each(f"{LARGE}/70000 uneven rows/mean/{dtype}", build=many, **large)
-        rows = partial(_equal, dtype, 100_000, 8)
+        rows = partial(_equal, dtype, 100_000, 3)
         yield make(f"{LARGE}/100000 rows/{dtype}/terms", build=rows, quantity="terms", **large)
         for reduction in ("mean", "sum", "none"):
             yield from each(f"{LARGE}/100000 rows/{reduction}/{dtype}", build=partial(rows, reduction), **large)

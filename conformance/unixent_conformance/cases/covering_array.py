@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
+import numpy as np
+
 Row = dict[str, Any]
-Combination = tuple[tuple[str, Any], ...]  # levels of some factors, in the factors' order
 
 
 def covering_array(
@@ -26,41 +27,33 @@ def covering_array(
     >>> len(rows)
     4
     """
-    names = list(factors)
-    groups = list(combinations(names, strength))
-    # What is still open, under each of its levels: a set that keeps its order.
-    open_: dict[tuple[str, Any], dict[Combination, None]] = {(n, level): {} for n in names for level in factors[n]}
-    waiting: dict[Combination, None] = {}
+    names, every = list(factors), list[Row]()
+    for group in combinations(names, strength):
+        levels = product(*(factors[name] for name in group))
+        every += filter(allowed, (dict(zip(group, each, strict=True)) for each in levels))
+    places = {name: {level: place for place, level in enumerate(factors[name])} for name in names}
+    # The place of each combination's level of each factor, -1 where it has none.
+    columns = {n: np.array([places[n][each[n]] if n in each else -1 for each in every], np.int8) for n in names}
+    left = np.ones(len(every), bool)
 
-    def cover(row: Row) -> None:
-        for group in groups:
-            combination = tuple((name, row[name]) for name in group)
-            if combination in waiting:
-                del waiting[combination]
-                for level in combination:
-                    del open_[level][combination]
+    def agreeing(row: Row) -> Any:
+        """Which of those that are left a row may still cover."""
+        agree = ((columns[n] < 0) | (columns[n] == places[n][level]) for n, level in row.items())
+        return np.logical_and.reduce([left, *agree])
 
-    for group in groups:
-        for levels in product(*(factors[name] for name in group)):
-            combination = tuple(zip(group, levels, strict=True))
-            if allowed(dict(combination)):
-                waiting[combination] = None
-                for level in combination:
-                    open_[level][combination] = None
+    def gain(name: str, level: Any, open_: Any) -> int:
+        return int(np.count_nonzero(open_ & (columns[name] == places[name][level])))
+
     for row in start:
-        cover(row)
+        left &= ~agreeing(row)
     rows: list[Row] = []
-    while waiting:
-        row = dict(next(iter(waiting)))
+    while left.any():
+        row = dict(every[int(np.argmax(left))])
         for name in names:
             if name not in row:
+                open_ = agreeing(row)
                 options = [level for level in factors[name] if allowed({**row, name: level})]
-                row[name] = max(options, key=lambda level: _gain({**row, name: level}, open_[name, level]))
+                row[name] = max(options, key=lambda level: gain(name, level, open_))
         rows.append({name: row[name] for name in names})
-        cover(row)
+        left &= ~agreeing(row)
     return rows
-
-
-def _gain(row: Row, open_: Mapping[Combination, None]) -> int:
-    """How many open combinations agree with the row."""
-    return sum(all(row.get(name, level) == level for name, level in combination) for combination in open_)

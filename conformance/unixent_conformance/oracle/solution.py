@@ -10,7 +10,8 @@ with g the gradient of the logits. The hidden state of an inactive position is t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,22 @@ def rows_of(call: Call, logits: Array) -> Rows:
 
 def solve(call: Call, change: Callable[[Rows], Rows] = lambda rows: rows, acc_dtype: str | None = None) -> Solution:
     """The exact answers to a call; `change` puts another convention, or error model, in the place of its rows."""
-    if not call.linear:
-        rows, linear = rows_of(call, call.logits), None
-    else:
+    rows, linear = positions_of(call)
+    rows = change(rows)
+    return Solution(call, rows, reduce(rows, call), acc_dtype or call.acc_dtype, linear)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A call whose positions are to be solved, known by all that they depend on."""
+
+    given: tuple[Any, ...]
+    call: Call = field(compare=False)
+
+    def solved(self) -> tuple[Rows, Linear | None]:
+        call = self.call
+        if not call.linear:
+            return rows_of(call, call.logits), None
         hidden, classifier = call.hidden.astype(np.longdouble), call.classifier.astype(np.longdouble)
         bias = np.asarray(0 if call.bias is None else call.bias).astype(np.longdouble)
         exists = np.arange(len(classifier)) < call.options.get("num_classes", len(classifier))
@@ -102,9 +116,21 @@ def solve(call: Call, change: Callable[[Rows], Rows] = lambda rows: rows, acc_dt
         with np.errstate(all="ignore"):
             rows = rows_of(call, hidden @ classifier.T + bias)
             flat = np.where(rows.inactive[:, None], 0, hidden.reshape(len(rows.inactive), hidden.shape[-1]))
-            linear = Linear(flat, classifier, abs(flat) @ abs(classifier).T + abs(bias))
-    rows = change(rows)
-    return Solution(call, rows, reduce(rows, call), acc_dtype or call.acc_dtype, linear)
+            return rows, Linear(flat, classifier, abs(flat) @ abs(classifier).T + abs(bias))
+
+
+# Of one input several things are asked, in several modes and under several conventions: what was solved last is kept.
+SMALL = 1 << 13
+_small, _large = lru_cache(1024)(_Asked.solved), lru_cache(1)(_Asked.solved)
+
+
+def positions_of(call: Call) -> tuple[Rows, Linear | None]:
+    """The positions of a call, and what their logits are made of."""
+    options = tuple((name, call.options[name]) for name in ROW_OPTIONS if name in call.options)
+    arrays = {name: np.asarray(array) for name, array in call.arrays().items() if name != "normalizer"}
+    given = tuple((name, array.dtype, array.shape, array.tobytes()) for name, array in arrays.items())
+    recent = _small if sum(array.nbytes for array in arrays.values()) <= SMALL else _large
+    return recent(_Asked((*given, *options), call))
 
 
 def reduce(rows: Rows, call: Call) -> Reduced:

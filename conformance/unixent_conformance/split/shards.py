@@ -81,6 +81,10 @@ class ShardedSubject(Subject):
 
     mesh: ProcessMesh = field(kw_only=True)
 
+    @property
+    def judges(self) -> bool:
+        return self.mesh.rank == (0, 0)
+
     def answer(self, call: Call, quantity: Quantity) -> tuple[Array, ...]:
         """The parts of the answer of all processes, joined; where one raised, all raise what is due on it."""
         mesh, axes, scores = self.mesh, axes_of(call), call.hidden if call.linear else call.logits

@@ -12,6 +12,8 @@ import sys
 import sysconfig
 import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +104,28 @@ def test_the_example_trains_as_one_process_does(tmp_path):
     assert logs.count("as alone") == 4
 
 
-@needs_msrun
-@pytest.mark.parametrize("how", ["raises", "dies"])
-def test_a_process_that_goes_takes_the_others_with_it(tmp_path, how):
+WAYS_TO_GO = ("raises", "dies")
+Fault = tuple[int, str, str, float]
+
+
+def lose_a_process(folder: Path, how: str) -> Fault:
+    """What `msrun` gives, and how long it took."""
     begin = time.monotonic()
-    status, logs, said = msrun(tmp_path, HERE / "fault_worker.py", how, workers=2, timeout=200)
+    return (*msrun(folder, HERE / "fault_worker.py", how, workers=2, timeout=200), time.monotonic() - begin)
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Fault]]]:
+    """Both at once: the processes do little but wait for each other."""
+    with ThreadPoolExecutor() as pool:
+        yield {how: pool.submit(lose_a_process, tmp_path_factory.mktemp(how), how) for how in WAYS_TO_GO}
+
+
+@needs_msrun
+@pytest.mark.parametrize("how", WAYS_TO_GO)
+def test_a_process_that_goes_takes_the_others_with_it(faults, how):
+    status, logs, said, seconds = faults[how].result()
     assert status != 0
     assert logs.count("both processes split a loss") == 2, said[-5000:]
     assert "came back" not in logs
-    assert time.monotonic() - begin < 150
+    assert seconds < 150
