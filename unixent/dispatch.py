@@ -19,11 +19,19 @@ from unixent.arguments import PYTHON_TYPES, CommonArguments, LinearArguments
 from unixent.classes import pad_gradients
 from unixent.errors import BackendError, UnixentError, option_error
 from unixent.options import LossOptions, ParallelConfig
-from unixent.protocol import Array, Backend, FastPathBackend, LossTerms, ParallelBackend, PositionStats
+from unixent.protocol import (
+    Array,
+    Backend,
+    FastPathBackend,
+    LossTerms,
+    ParallelBackend,
+    PositionStats,
+    StatsBackend,
+)
 from unixent.registry import backend_of, find_backend, get_backend
 from unixent.sharding import refuse
-from unixent.statistics import StatsRequest, checked_upstream, compute, stats_problem
-from unixent.validation import CheckedCall, GradRequest, check_wrt, linear_call, logits_call
+from unixent.statistics import StatsRequest, stats_request
+from unixent.validation import CheckedCall, GradRequest, linear_call, logits_call
 
 Wrt = str | tuple[str, ...]
 _ANY_BACKENDS = (np.ndarray, np.generic, *PYTHON_TYPES)  # taken beside any framework's arrays
@@ -156,11 +164,11 @@ def logits_stats(
 ) -> tuple[PositionStats, Any]:
     """The statistics of logits' positions and, where ``grads`` has the upstream gradient and wrt, the gradient."""
     backend = select_backend(common, ("logits",), logits)
-    outputs = request.check(backend, common.target is not None)
+    outputs = _check_stats(backend, request, common, (logits,))
     if common.target is None:
         common = common._replace(target=_no_target(logits, options.axis))
-    call = logits_call(backend, logits, common, options)
-    return _stats(backend, call, request, outputs, options, grads, ("logits",))
+    further = stats_request(backend, request, outputs, options, grads, ("logits",))
+    return _stats(backend, logits_call(backend, logits, common, options, None, further), options, grads)
 
 
 def linear_stats(
@@ -172,14 +180,27 @@ def linear_stats(
 ) -> tuple[PositionStats, Any]:
     """The same of the fused linear form."""
     backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
-    outputs = request.check(backend, common.target is not None)
+    outputs = _check_stats(backend, request, common, linear[:3])
     if common.target is None:
         common = common._replace(target=_no_target(linear.hidden, -1))
-    call = linear_call(backend, linear, common, options)
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     if grads is not None and grads[1] is None:
         grads = (grads[0], differentiable)
-    return _stats(backend, call, request, outputs, options, cast("tuple[Any, Wrt] | None", grads), differentiable)
+    further = stats_request(backend, request, outputs, options, grads, differentiable)
+    return _stats(backend, linear_call(backend, linear, common, options, None, further), options, grads)
+
+
+def _check_stats(
+    backend: Backend, request: StatsRequest, common: CommonArguments, scores: tuple[Any, ...]
+) -> tuple[str, ...]:
+    """The outputs asked for."""
+    if not backend.capabilities.position_stats:
+        raise BackendError(f"position_stats: the {backend.name} backend does not provide statistics of positions")
+    try:
+        return request.check(common.target is not None)
+    except Exception:
+        _refuse_together(common, scores)
+        raise
 
 
 def _no_target(scores: Any, axis: int) -> Any:
@@ -192,23 +213,11 @@ def _no_target(scores: Any, axis: int) -> Any:
 
 
 def _stats(
-    backend: Backend,
-    call: CheckedCall,
-    request: StatsRequest,
-    outputs: tuple[str, ...],
-    options: LossOptions,
-    grads: tuple[Any, Wrt] | None,
-    differentiable: tuple[str, ...],
+    backend: Backend, call: CheckedCall, options: LossOptions, grads: tuple[Any, Any] | None
 ) -> tuple[PositionStats, Any]:
-    problem = stats_problem(backend, call, request, outputs, options)
-    upstream = PositionStats()
-    wrt: tuple[str, ...] = ()
-    if grads is not None:
-        wrt = check_wrt(grads[1], differentiable)
-        upstream = checked_upstream(backend, grads[0], outputs, problem, call.scores)
-    stats, gradients = compute(backend, problem, upstream, wrt)
+    stats, gradients = cast(StatsBackend, backend).position_stats(call.problem, call.grad_output, call.wrt)
     if options.num_classes is not None:
-        gradients = pad_gradients(backend, call.problem, wrt, gradients, call.scores.num_local_classes)
+        gradients = pad_gradients(backend, call.problem.call, call.wrt, gradients, call.scores.num_local_classes)
     return stats, gradients[0] if grads is not None and isinstance(grads[1], str) else gradients
 
 

@@ -60,7 +60,8 @@ def position_stats(
         selected: class indices of shape P + (K,) for ``selected_log_prob``; ``ignore_index`` pads them, and gives 0.
         k: how many classes ``top_log_prob`` and ``top_index`` have.
         dtype: dtype of the floating outputs; None for that of logits. Indices are int64.
-        parallel: refused by every backend so far, but for degrees of 1.
+        parallel: as in `cross_entropy`, of backends that declare ``parallel_position_stats``: the outputs are those of
+            this process's positions, and class indices, ``selected`` too, count over the whole vocabulary.
 
     Returns:
         `PositionStats`: an array of shape P for each output asked for (P + (K,) or P + (k,) where the name says so),

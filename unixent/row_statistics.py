@@ -13,6 +13,9 @@ and so is every derivative,
 
 as long as p_j - 1 is taken from the exponentials of the other classes. ``xp`` is the array namespace of
 `unixent.semantics`, with what `Along` lists besides.
+
+Classes that are split over processes take the `Along` of `unixent.share_statistics`: there x holds the classes of this
+process, indices count over all of them, and whatever is one number for each row is the same on every process.
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ Array = Any
 
 #: Outputs that have a derivative, but for the loss, which has a pass of its own.
 GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+#: Outputs of the k largest.
+OF_K = ("top_log_prob", "top_index")
 
 
 class Along(NamedTuple):
@@ -40,6 +45,9 @@ class Along(NamedTuple):
         top: ``(x, k) -> P + (k,)``, the classes of the k largest, equal ones in the order of their classes.
         classes: ``(x) -> 0, 1, ..., C - 1``, to broadcast against x.
         add_at: ``(x, index, values) -> x`` with values P + (K,) added at index, repeated ones too.
+        total: ``(*columns) -> columns``, sums of the classes here as sums of all classes.
+        beside: ``(column) -> column``, as it meets the classes here: its derivative is a sum over all classes.
+        num_classes: C where x does not hold all classes. One whose index is C is none: a logit of -inf.
     """
 
     xp: Any
@@ -50,6 +58,9 @@ class Along(NamedTuple):
     top: Callable[..., Array]
     classes: Callable[..., Array]
     add_at: Callable[..., Array]
+    total: Callable[..., tuple[Array, ...]] = lambda *columns: columns
+    beside: Callable[[Array], Array] = lambda column: column
+    num_classes: Any = None
 
 
 class Classes(NamedTuple):
@@ -59,11 +70,13 @@ class Classes(NamedTuple):
         target: P + (1,), or None.
         selected: P + (K,), or None.
         selected_weight: 1 where a class was selected, 0 at padding, NaN where it is no class; None for ones.
+        top: P + (k,), those of the k largest logits, where they have been found.
     """
 
     target: Array | None
     selected: Array | None
     selected_weight: Array | None
+    top: Array | None = None
 
 
 class Solved(NamedTuple):
@@ -71,21 +84,57 @@ class Solved(NamedTuple):
 
     Attributes:
         x: the rows.
-        pivot: j.
+        scalars: what there is one of for each row.
         is_pivot: where c = j.
         gaps: d_c.
-        stats: the scalars of each row from its pivot.
         p_rest: p_c, 0 at the pivot.
-        gap_mean: D.
     """
 
     x: Array
-    pivot: Array
+    scalars: RowScalars
     is_pivot: Array
     gaps: Array
-    stats: RowStats
     p_rest: Array
+
+    @property
+    def pivot(self) -> Array:
+        return self.scalars.pivot
+
+    @property
+    def stats(self) -> RowStats:
+        return self.scalars.stats
+
+    @property
+    def gap_mean(self) -> Array:
+        return self.scalars.gap_mean
+
+
+class RowScalars(NamedTuple):
+    """What a row comes to, P + (1,): with it, its other numbers need no sum over the classes.
+
+    Attributes:
+        pivot: j.
+        pivot_logit: x_j.
+        shift: what exponentials are relative to.
+        gap_mean: D.
+        stats: the scalars from the pivot.
+    """
+
+    pivot: Array
+    pivot_logit: Array
+    shift: Array
     gap_mean: Array
+    stats: RowStats
+
+    @property
+    def columns(self) -> tuple[Array, ...]:
+        """All of them side by side, for what keeps arrays alone."""
+        return (*self[:4], *self.stats)
+
+    @classmethod
+    def of(cls, columns: tuple[Array, ...]) -> RowScalars:
+        pivot, pivot_logit, shift, gap_mean, *stats = columns
+        return cls(pivot, pivot_logit, shift, gap_mean, RowStats(*stats))
 
 
 def solve(along: Along, x: Array) -> Solved:
@@ -97,10 +146,19 @@ def solve(along: Along, x: Array) -> Solved:
     rest = xp.where(is_pivot, -math.inf, x)
     largest = along.max(rest)
     shift = xp.where(largest == -math.inf, pivot_logit, largest)
-    exps = xp.exp(rest - shift)
-    stats = row_stats(xp, shift, pivot_logit, along.sum(exps))
-    gaps, p_rest = pivot_logit - x, exps * stats.exp_scale
-    return Solved(x, pivot, is_pivot, gaps, stats, p_rest, along.sum(_product(xp, p_rest, gaps)))
+    exps, gaps = xp.exp(rest - shift), along.beside(pivot_logit) - x
+    sum_rest, gap_sum = along.total(along.sum(exps), along.sum(_product(xp, exps, gaps)))
+    stats = row_stats(xp, shift, pivot_logit, sum_rest)
+    scalars = RowScalars(pivot, pivot_logit, shift, gap_sum * stats.exp_scale, stats)
+    return Solved(x, scalars, is_pivot, gaps, exps * along.beside(stats.exp_scale))
+
+
+def solve_again(along: Along, x: Array, scalars: RowScalars) -> Solved:
+    """Rows whose scalars are known. Nothing is summed: of classes that are split, nothing is communicated."""
+    xp = along.xp
+    is_pivot = along.classes(x) == scalars.pivot
+    exps = xp.exp(xp.where(is_pivot, -math.inf, x) - scalars.shift)
+    return Solved(x, scalars, is_pivot, scalars.pivot_logit - x, exps * scalars.stats.exp_scale)
 
 
 def _product(xp: Any, p: Array, value: Array) -> Array:
@@ -110,7 +168,9 @@ def _product(xp: Any, p: Array, value: Array) -> Array:
 
 def values(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, k: int) -> dict[str, Array]:
     """The outputs, each P + (1,), P + (K,) or P + (k,). NaN rows have NaN; their classes mean nothing."""
-    return {name: _VALUES[name](along, rows, classes, k) for name in outputs}
+    if any(name in outputs for name in OF_K):
+        classes = classes._replace(top=along.top(rows.x, k))
+    return {name: _VALUES[name](along, rows, classes) for name in outputs}
 
 
 def _nll(along: Along, rows: Solved, index: Array) -> Array:
@@ -119,7 +179,7 @@ def _nll(along: Along, rows: Solved, index: Array) -> Array:
     return along.xp.where(index == rows.pivot, loss, along.take(rows.gaps, index) + loss)
 
 
-def _selected(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+def _selected(along: Along, rows: Solved, classes: Classes) -> Array:
     log_probs = 0 - _nll(along, rows, classes.selected)
     weight = classes.selected_weight
     if weight is None:
@@ -127,44 +187,53 @@ def _selected(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
     return along.xp.where(weight == 0, 0, along.xp.where(along.xp.isnan(weight), math.nan, log_probs))
 
 
-def _log_sum_sq(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+def _log_sum_sq(along: Along, rows: Solved, classes: Classes) -> Array:
     ratios = rows.p_rest / rows.stats.p
-    return along.xp.log1p(along.sum(ratios * ratios)) - 2 * rows.stats.loss
+    (ratio_sum,) = along.total(along.sum(ratios * ratios))
+    return along.xp.log1p(ratio_sum) - 2 * rows.stats.loss
 
 
-def _rank(along: Along, rows: Solved, classes: Classes, k: int) -> Array:
+def _rank(along: Along, rows: Solved, classes: Classes) -> Array:
     own = along.take(rows.x, classes.target)
     before = (rows.x > own) | ((rows.x == own) & (along.classes(rows.x) < classes.target))
-    return along.sum(before)
+    return along.total(along.sum(before))[0]
 
 
-_VALUES: dict[str, Callable[[Along, Solved, Classes, int], Array]] = {
-    "log_prob": lambda along, rows, classes, k: 0 - _nll(along, rows, classes.target),
-    "entropy": lambda along, rows, classes, k: rows.stats.loss + rows.gap_mean,
-    "logsumexp": lambda along, rows, classes, k: rows.stats.logsumexp,
+def _mean_logit(along: Along, rows: Solved, classes: Classes) -> Array:
+    x, num_classes = rows.x, along.num_classes
+    if num_classes is not None:
+        x = along.xp.where(along.classes(x) < num_classes, x, 0)
+    return along.total(along.sum(x))[0] / (x.shape[-1] if num_classes is None else num_classes)
+
+
+_VALUES: dict[str, Callable[[Along, Solved, Classes], Array]] = {
+    "log_prob": lambda along, rows, classes: 0 - _nll(along, rows, classes.target),
+    "entropy": lambda along, rows, classes: rows.stats.loss + rows.gap_mean,
+    "logsumexp": lambda along, rows, classes: rows.stats.logsumexp,
     "selected_log_prob": _selected,
     "log_sum_sq": _log_sum_sq,
-    "max_prob": lambda along, rows, classes, k: rows.stats.p,
-    "prediction": lambda along, rows, classes, k: rows.pivot,
-    "correct": lambda along, rows, classes, k: rows.pivot == classes.target,
+    "max_prob": lambda along, rows, classes: rows.stats.p,
+    "prediction": lambda along, rows, classes: rows.pivot,
+    "correct": lambda along, rows, classes: rows.pivot == classes.target,
     "rank": _rank,
-    "top_log_prob": lambda along, rows, classes, k: 0 - _nll(along, rows, along.top(rows.x, k)),
-    "top_index": lambda along, rows, classes, k: along.top(rows.x, k),
-    "mean_logit": lambda along, rows, classes, k: along.sum(rows.x) / rows.x.shape[-1],
+    "top_log_prob": lambda along, rows, classes: 0 - _nll(along, rows, classes.top),
+    "top_index": lambda along, rows, classes: classes.top,
+    "mean_logit": _mean_logit,
 }
 
 
 def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, moved: Array) -> dict[str, Array]:
     """How the graded outputs change where x moves along ``moved``; linear in it, and accurate transposed."""
     xp, stats = along.xp, rows.stats
-    of_pivot, rest = along.take(moved, rows.pivot), along.sum(_product(xp, rows.p_rest, moved))
+    of_pivot, (rest,) = along.take(moved, rows.pivot), along.total(along.sum(_product(xp, rows.p_rest, moved)))
     changes: dict[str, Array] = {}
     for name in outputs:
         if name == "logsumexp":
             changes[name] = stats.p * of_pivot + rest
         elif name == "entropy":
-            rise = _product(xp, rows.p_rest, rows.gaps - rows.gap_mean)
-            changes[name] = along.sum(rise * moved) - stats.p * rows.gap_mean * of_pivot
+            rise = _product(xp, rows.p_rest, rows.gaps - along.beside(rows.gap_mean))
+            (rise,) = along.total(along.sum(rise * moved))
+            changes[name] = rise - stats.p * rows.gap_mean * of_pivot
         elif name in ("log_prob", "selected_log_prob"):
             index = classes.target if name == "log_prob" else classes.selected
             own = along.take(moved, index)
@@ -198,10 +267,12 @@ def gradient(along: Along, rows: Solved, upstream: dict[str, Array], classes: Cl
         own.append((index, grad))
     of_rows = upstream["logsumexp"] - elsewhere if "logsumexp" in upstream else 0 - elsewhere
     of_pivot, factor = of_rows, of_rows - at_pivot
+    factor = along.beside(factor)
     if "entropy" in upstream:
         of_pivot = of_pivot - upstream["entropy"] * rows.gap_mean
-        factor = factor + upstream["entropy"] * xp.where(rows.p_rest == 0, 0, rows.gaps - rows.gap_mean)
+        gaps = xp.where(rows.p_rest == 0, 0, rows.gaps - along.beside(rows.gap_mean))
+        factor = factor + along.beside(upstream["entropy"]) * gaps
     grad_x = rows.p_rest * factor
     for index, grad in own:
-        grad_x = along.add_at(grad_x, index, grad)
-    return xp.where(rows.is_pivot, stats.p * of_pivot + stats.one_minus_p * at_pivot, grad_x)
+        grad_x = along.add_at(grad_x, index, along.beside(grad))
+    return xp.where(rows.is_pivot, along.beside(stats.p * of_pivot + stats.one_minus_p * at_pivot), grad_x)

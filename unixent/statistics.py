@@ -10,14 +10,14 @@ from unixent.arguments import INTEGERS, NUMBERS, Argument, check_shape_dtype, de
 from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, TargetRangeError, option_error
 from unixent.options import LossOptions
 from unixent.problem import reads_values
-from unixent.protocol import Array, Backend, PositionStats, StatsBackend, StatsProblem
+from unixent.protocol import Array, Backend, ParallelBackend, PositionStats, StatsProblem
+from unixent.row_statistics import OF_K
 from unixent.scores import Scores
-from unixent.validation import CheckedCall
+from unixent.validation import CheckedCall, FurtherRequest, check_wrt, values_as
 
 OUTPUTS = PositionStats._fields
 DIFFERENTIABLE = OUTPUTS[: OUTPUTS.index("log_sum_sq")]
 _OF_TARGET = ("loss", "log_prob", "correct", "rank")
-_OF_K = ("top_log_prob", "top_index")
 
 
 class StatsRequest(NamedTuple):
@@ -27,10 +27,8 @@ class StatsRequest(NamedTuple):
     selected: Any
     k: Any
 
-    def check(self, backend: Backend, has_target: bool) -> tuple[str, ...]:
+    def check(self, has_target: bool) -> tuple[str, ...]:
         """The outputs as a tuple of names, for which everything is there."""
-        if not backend.capabilities.position_stats:
-            raise BackendError(f"position_stats: the {backend.name} backend does not provide statistics of positions")
         outputs = (self.outputs,) if isinstance(self.outputs, str) else self.outputs
         if not isinstance(outputs, (tuple, list)) or not outputs or any(name not in OUTPUTS for name in outputs):
             raise option_error("outputs", f"one or several of {', '.join(map(repr, OUTPUTS))}", self.outputs)
@@ -41,23 +39,59 @@ class StatsRequest(NamedTuple):
             expected = "class indices, since outputs has" if self.selected is None else "None, since outputs lacks"
             came = type(self.selected).__name__ if self.selected is not None else None
             raise OptionError(f"selected: expected {expected} 'selected_log_prob'; got {came}")
-        needs_k = any(name in outputs for name in _OF_K)
+        needs_k = any(name in outputs for name in OF_K)
         if isinstance(self.k, (bool, np.bool_)) or not isinstance(self.k, (int, np.integer)) or self.k < needs_k:
             raise option_error("k", "an int >= 1" if needs_k else "an int >= 0", self.k)
         return tuple(outputs)
 
 
-def stats_problem(
+def stats_request(
+    backend: Backend,
+    request: StatsRequest,
+    outputs: tuple[str, ...],
+    options: LossOptions,
+    grads: tuple[Any, Any] | None,
+    differentiable: tuple[str, ...],
+) -> FurtherRequest:
+    """What a call asks of its positions; ``grads`` has the upstream gradient and wrt, as they were given."""
+    grad_output, wrt = grads or (None, ())
+
+    def text() -> str:
+        given = [name for name in OUTPUTS if getattr(grad_output, name, None) is not None]
+        return f"{outputs} {request.k} {wrt} {given}"
+
+    def positions(scores: Scores) -> bytes:
+        if request.selected is None:
+            return b""
+        selected = _describe_selected(backend, request.selected, scores)
+        values = values_as(cast(ParallelBackend, backend), selected, np.int64) if _is_read(selected, options) else b""
+        return str(selected.info.shape).encode() + values
+
+    def build(call: CheckedCall) -> CheckedCall:
+        problem = _stats_problem(backend, call, request, outputs, options)
+        if grads is None:
+            return CheckedCall(problem, call.scores, (), PositionStats())
+        names = check_wrt(wrt, differentiable)
+        return CheckedCall(
+            problem, call.scores, names, _checked_upstream(backend, grad_output, outputs, problem, call.scores)
+        )
+
+    return FurtherRequest(text, positions, build)
+
+
+def _stats_problem(
     backend: Backend, call: CheckedCall, request: StatsRequest, outputs: tuple[str, ...], options: LossOptions
 ) -> StatsProblem:
     """The checked problem of a call whose positions have been checked."""
     problem, scores = call.problem, call.scores
-    if problem.sharding is not None:
-        raise BackendError("parallel: no backend splits position_stats over processes; expected degrees of 1")
+    if problem.sharding is not None and not backend.capabilities.parallel_position_stats:
+        raise BackendError(
+            f"parallel: the {backend.name} backend does not split position_stats over processes; expected degrees of 1"
+        )
     if problem.target_kind != "index" and any(name in _OF_TARGET[1:] for name in outputs):
         asked = next(name for name in outputs if name in _OF_TARGET[1:])
         raise OptionError(f"outputs: expected 'loss' alone of what probabilities have; got {asked!r}")
-    k = int(request.k) if any(name in outputs for name in _OF_K) else 0
+    k = int(request.k) if any(name in outputs for name in OF_K) else 0
     if k > problem.num_classes:
         raise option_error("k", f"at most {problem.num_classes} classes", k)
     selected = None
@@ -66,10 +100,18 @@ def stats_problem(
     return StatsProblem(call=problem, outputs=outputs, selected=selected, k=k)
 
 
-def _checked_selected(backend: Backend, value: Any, scores: Scores, num_classes: int, options: LossOptions) -> Array:
+def _describe_selected(backend: Backend, value: Any, scores: Scores) -> Argument:
     if isinstance(value, (list, tuple)):
         value = np.asarray(value)
-    argument = describe_arguments(backend, {"selected": value}, scores.first)["selected"]
+    return describe_arguments(backend, {"selected": value}, scores.first)["selected"]
+
+
+def _is_read(selected: Argument, options: LossOptions) -> bool:
+    return selected.info.dtype in INTEGERS and reads_values(selected.info, options)
+
+
+def _checked_selected(backend: Backend, value: Any, scores: Scores, num_classes: int, options: LossOptions) -> Array:
+    argument = _describe_selected(backend, value, scores)
     shape = argument.info.shape
     if argument.info.dtype not in INTEGERS or shape[:-1] != scores.positions or len(shape) <= len(scores.positions):
         error = ShapeError if argument.info.dtype in INTEGERS else DTypeError
@@ -77,7 +119,7 @@ def _checked_selected(backend: Backend, value: Any, scores: Scores, num_classes:
             f"selected: expected class indices (integer) of shape {scores.positions} + (K,); "
             f"got {argument.info.dtype} of shape {shape}"
         )
-    if reads_values(argument.info, options):
+    if _is_read(argument, options):
         _check_range(backend, argument, num_classes, options.ignore_index)
     return argument.array
 
@@ -92,7 +134,7 @@ def _check_range(backend: Backend, argument: Argument, num_classes: int, ignored
         )
 
 
-def checked_upstream(
+def _checked_upstream(
     backend: Backend, value: Any, outputs: tuple[str, ...], problem: StatsProblem, scores: Scores
 ) -> PositionStats:
     """The upstream gradients: of each differentiable output that is asked for, and ones for all of them where none is
@@ -117,9 +159,3 @@ def checked_upstream(
         argument = describe_arguments(backend, {f"grad_output.{name}": array}, scores.first)[f"grad_output.{name}"]
         checked[name] = check_shape_dtype(argument, shapes[name], NUMBERS)
     return PositionStats(**checked)
-
-
-def compute(
-    backend: Backend, problem: StatsProblem, upstream: PositionStats, wrt: tuple[str, ...]
-) -> tuple[PositionStats, tuple[Array, ...]]:
-    return cast(StatsBackend, backend).position_stats(problem, upstream, wrt)

@@ -48,12 +48,31 @@ class CheckedCall(NamedTuple):
     grad_output: Any
 
 
+class FurtherRequest(NamedTuple):
+    """What a call asks besides the loss of its positions.
+
+    Attributes:
+        text: what has to be the same on all processes that it is split over.
+        positions: what has to be the same within a model group.
+        build: the checked call, made of that of the loss.
+    """
+
+    text: Callable[[], str]
+    positions: Callable[[Scores], bytes]
+    build: Callable[[CheckedCall], CheckedCall]
+
+
 def logits_call(
-    backend: Backend, logits: Any, common: CommonArguments, options: LossOptions, grads: GradRequest | None = None
+    backend: Backend,
+    logits: Any,
+    common: CommonArguments,
+    options: LossOptions,
+    grads: GradRequest | None = None,
+    further: FurtherRequest | None = None,
 ) -> CheckedCall:
     """The checked call of the logits form, with a `Problem`."""
     check = partial(logits_scores, backend, options)
-    return _checked_call(Problem, backend, {"logits": logits}, check, common, options, grads)
+    return _checked_call(Problem, backend, {"logits": logits}, check, common, options, grads, further)
 
 
 def linear_call(
@@ -62,6 +81,7 @@ def linear_call(
     common: CommonArguments,
     options: LossOptions,
     grads: GradRequest | None = None,
+    further: FurtherRequest | None = None,
 ) -> CheckedCall:
     """The checked call of the fused linear form, with a `LinearProblem`."""
     if not backend.capabilities.linear:
@@ -69,7 +89,7 @@ def linear_call(
     hidden, classifier, bias, chunk = linear
     check = partial(linear_scores, backend, chunk)
     given = {"hidden": hidden, "classifier": classifier, "bias": bias}
-    return _checked_call(LinearProblem, backend, given, check, common, options, grads)
+    return _checked_call(LinearProblem, backend, given, check, common, options, grads, further)
 
 
 def _checked_call(
@@ -80,6 +100,7 @@ def _checked_call(
     common: CommonArguments,
     options: LossOptions,
     grads: GradRequest | None,
+    further: FurtherRequest | None,
 ) -> CheckedCall:
     """The call of one process, or of this process among those that a loss is split over."""
     config = None if common.parallel is None else _parallel_config(backend, common.parallel)
@@ -87,7 +108,8 @@ def _checked_call(
         scores, arguments = _read(backend, given, check, common, options)
         if grads is None:
             problem = make_problem(form, backend, scores, arguments, common, options, None)
-            return CheckedCall(problem, scores, (), None)
+            call = CheckedCall(problem, scores, (), None)
+            return call if further is None else further.build(call)
         return _build(form, backend, scores, arguments, common, options, None, grads)
     peers = cast(ParallelBackend, backend)
 
@@ -97,13 +119,14 @@ def _checked_call(
         return _read(backend, given, check, common, options)
 
     def build(split: Sharding) -> CheckedCall:
-        return _build(form, backend, *read(), common, options, split, grads)
+        call = _build(form, backend, *read(), common, options, split, grads)
+        return call if further is None else further.build(call)
 
     if peers.is_global(next(iter(given.values())), config):
         classes = read()[0].num_local_classes
         whole = Sharding(config.model_group, config.token_group, (classes,), config.mesh, config.context_parallel)
         return build(whole)
-    split = sharding.exchange_signatures(peers, config, lambda: _signature(peers, *read(), common, options))
+    split = sharding.exchange_signatures(peers, config, lambda: _signature(peers, *read(), common, options, further))
     return sharding.commit(peers, config, lambda: build(split))
 
 
@@ -172,6 +195,7 @@ def _signature(
     arguments: dict[str, Argument],
     common: CommonArguments,
     options: LossOptions,
+    further: FurtherRequest | None,
 ) -> sharding.CallSignature:
     """What the processes of a split loss compare of their calls."""
     info, fields = scores.first.info, scores.form_fields
@@ -181,7 +205,8 @@ def _signature(
     probabilities = arguments["target"].info.dtype in FLOATS
 
     def call() -> bytes:
-        text = f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {probabilities}"
+        more = "" if further is None else further.text()
+        text = f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {probabilities} {more}"
         return text.encode()
 
     def positions() -> bytes:
@@ -190,11 +215,16 @@ def _signature(
         for name, dtypes, dtype in (("target", INTEGERS, np.int64), ("mask", REALS, np.float32)):
             argument = arguments.get(name)
             if argument and argument.info.dtype in dtypes and reads_values(argument.info, options):
-                with np.errstate(all="ignore"):
-                    parts.append(np.asarray(backend.to_numpy(argument.array)).astype(dtype).tobytes())
-        return b"".join(parts)
+                parts.append(values_as(backend, argument, dtype))
+        return b"".join(parts if further is None else [*parts, further.positions(scores)])
 
     return sharding.CallSignature(call, positions, scores.num_local_classes)
+
+
+def values_as(backend: ParallelBackend, argument: Argument, dtype: Any) -> bytes:
+    """The values of an argument in one dtype, to be compared."""
+    with np.errstate(all="ignore"):
+        return np.asarray(backend.to_numpy(argument.array)).astype(dtype).tobytes()
 
 
 def _checked_grad_output(backend: Backend, value: Any, scores: Scores, options: LossOptions) -> Any:

@@ -29,6 +29,7 @@ from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
 from unixent_numpy.positions.solve import solve_stats
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
+from unixent_numpy.vocab_parallel.positions import vocab_parallel_rows
 
 
 class NumpyBackend:
@@ -40,6 +41,7 @@ class NumpyBackend:
         dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
         linear=True,
         position_stats=True,
+        parallel_position_stats=True,
         parallel=True,
         batch_invariant=True,
     )
@@ -108,7 +110,16 @@ class NumpyBackend:
     def position_stats(
         self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
     ) -> tuple[PositionStats, tuple[Array, ...]]:
-        return solve_stats(problem, grad_output, wrt)
+        call = problem.call
+        sharding = call.sharding
+        if sharding is None or sharding.model_group is None:
+            return solve_stats(problem, grad_output, wrt)
+        rank = group_of(sharding.model_group).rank
+        share = take_share(self, call, rank)
+        assert share.sharding is not None
+        problem = replace(problem, call=share)
+        stats, grads = solve_stats(problem, grad_output, wrt, vocab_parallel_rows(share.sharding))
+        return stats, pad_gradients(self, call, wrt, grads, sharding.classes_per_rank[rank])
 
     def _solve(
         self, solve: Callable[..., Any], problem: LossProblem, grad_output: Array | None, wrt: tuple[str, ...]

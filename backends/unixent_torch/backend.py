@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -70,6 +70,7 @@ class TorchBackend:
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
         linear=True,
         position_stats=True,
+        parallel_position_stats=True,
         parallel=True,
         batch_invariant=True,
         fast_path=True,
@@ -204,7 +205,8 @@ class TorchBackend:
         call = problem.call
         scores = (call.logits,) if isinstance(call, Problem) else (call.hidden, call.classifier)
         if _is_sharded(call, *scores):
-            raise BackendError("position_stats: expected local tensors with the torch backend; got a DTensor")
+            problem = replace(problem, call=self._share(call))
+            return vocab_parallel.position_stats(problem, grad_output, wrt)
         return solve_stats(problem, grad_output, wrt)
 
     def _share(self, problem: P) -> P:

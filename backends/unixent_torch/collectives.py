@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.protocol import Sharding
+from unixent.share_statistics import Processes
 from unixent_torch import compat
 
 # Process groups that are reduced over one after the other: several where axes of a mesh share what is split.
@@ -29,7 +32,7 @@ class LocalShard(NamedTuple):
     Attributes:
         model_groups: the groups that share the classes.
         token_groups: the groups that share the positions.
-        vocab_start: index of the first class of this process.
+        vocab_start: index of the first class of this process; C where it has none.
         num_classes: C of the whole vocabulary.
         max_local_classes: the most classes that any process of the model groups holds.
     """
@@ -47,7 +50,7 @@ class LocalShard(NamedTuple):
         return cls(
             model_groups,
             _shared(sharding.token_group),
-            sharding.vocab_start(rank),
+            sharding.vocab_start(rank) if sharding.classes_per_rank[rank] else sharding.num_classes,
             sharding.num_classes,
             max(sharding.classes_per_rank),
         )
@@ -142,3 +145,86 @@ def sum_over_processes(share: Tensor, groups: Groups) -> Tensor:
         return share
     total: Tensor = (TracedProcessSum if torch.compiler.is_compiling() else ProcessSum).apply(share, groups)
     return total
+
+
+class TracedSharedValue(Function):
+    """`SharedValue` for the compiler."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, groups: Groups) -> Tensor:
+        ctx.groups = groups
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Any:
+        return all_reduce(grad_output.clone(), ctx.groups, "sum"), None
+
+
+def shared_value(value: Tensor, groups: Groups) -> Tensor:
+    """A value that every process has, as it meets what each has its own of: its derivative is a sum over all."""
+    if not groups:
+        return value
+    shared: Tensor = (TracedSharedValue if torch.compiler.is_compiling() else SharedValue).apply(value, groups)
+    return shared
+
+
+class ConstantReduction(Function):
+    """A sum or maximum over processes without a derivative, under any transform."""
+
+    @staticmethod
+    def forward(values: Tensor, groups: Groups, operation: str) -> Tensor:
+        return all_reduce(values.clone(), groups, operation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        return None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> None:
+        return None
+
+
+def _reduced(values: Tensor, groups: Groups, operation: str) -> Tensor:
+    values = values.detach()
+    if torch.compiler.is_compiling():
+        return all_reduce(values.clone(), groups, operation)
+    result: Tensor = ConstantReduction.apply(values, groups, operation)
+    return result
+
+
+def _class_sum(shard: LocalShard, values: Tensor) -> Tensor:
+    groups = shard.model_groups
+    if not values.is_floating_point():
+        return _reduced(values, groups, "sum")
+    if not torch.compiler.is_compiling():
+        return sum_over_processes(values, groups)
+    # See `unixent_torch.vocab_parallel.statistics`: here every process takes the others to hold as many classes.
+    flat = torch.cat([values.reshape(-1), values.new_full((1,), float(shard.max_local_classes))])
+    flat = sum_over_processes(flat, groups)
+    return torch.where(flat[-1] == shard.num_classes, flat[:-1].view_as(values), math.nan)
+
+
+def _gather(shard: LocalShard, values: Tensor) -> Tensor:
+    """Those of all processes: a sum over places of which each process fills its own."""
+    place, places = 0, 1
+    for group in shard.model_groups:
+        size = dist.get_world_size(group)
+        place, places = place * size + dist.get_rank(group), places * size
+    before, after = (values.new_zeros((*values.shape[:-1], n * values.shape[-1])) for n in (place, places - 1 - place))
+    return _reduced(torch.cat((before, values, after), -1), shard.model_groups, "sum")
+
+
+def processes_of(shard: LocalShard) -> Processes:
+    """The processes of the model groups, as statistics of rows reduce over them."""
+    return Processes(
+        shard.vocab_start,
+        shard.num_classes,
+        sum=partial(_class_sum, shard),
+        max=lambda values: _reduced(values, shard.model_groups, "max"),
+        gather=partial(_gather, shard),
+        beside=lambda column: shared_value(column, shard.model_groups),
+    )

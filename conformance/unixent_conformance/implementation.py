@@ -93,7 +93,8 @@ def of_backend(name: str) -> Implementation:
     names = {f"dtype:{dtype}" for dtype in declared.dtypes}
     names |= {f"target:{target}" for target in declared.targets}
     names |= {f"transform:{transform}" for transform in declared.transforms}
-    names |= {flag for flag in ("linear", "parallel", "batch_invariant", "position_stats") if getattr(declared, flag)}
+    flags = ("linear", "parallel", "batch_invariant", "position_stats", "parallel_position_stats")
+    names |= {flag for flag in flags if getattr(declared, flag)}
     names |= UNPROMISED
     return Implementation(
         name=name,

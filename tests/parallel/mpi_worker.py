@@ -143,6 +143,26 @@ def check_terms() -> None:
     assert_close(terms, unixent.loss_terms(LOGITS, INDEX), "terms")
 
 
+def check_statistics() -> None:
+    outputs, logits = unixent.PositionStats._fields, LOGITS.copy()
+    logits[0, [0, 10]] = 9.0  # the largest twice, on the first process and on the last
+    options = {"outputs": outputs, "k": 4, "softcap": 4.0, "temperature": 0.7}
+    selected = RNG.integers(C, size=(N, 3))
+    expected, grad = unixent.position_stats_and_grad(logits, INDEX, selected=selected, **options)
+    local_stats, local_grad = unixent.position_stats_and_grad(
+        logits[ROWS, COLUMNS], INDEX[ROWS], selected=selected[ROWS], parallel=CONFIG, **options
+    )
+    for name, actual, whole in zip(outputs, local_stats, expected, strict=True):
+        assert_close(actual, whole[ROWS], name)
+    assert_close(local_grad, grad[ROWS, COLUMNS], "gradient of statistics")
+    expected, grads = unixent.linear_position_stats_and_grad(HIDDEN, CLASSIFIER, INDEX, bias=BIAS, outputs="entropy")
+    local_stats, local_grads = unixent.linear_position_stats_and_grad(
+        HIDDEN[ROWS], CLASSIFIER[COLUMNS], INDEX[ROWS], bias=BIAS[COLUMNS], outputs="entropy", parallel=CONFIG
+    )
+    assert_close(local_stats.entropy, expected.entropy[ROWS], "linear entropy")
+    assert_close(local_grads[0], grads[0][ROWS], "gradient of the linear entropy for hidden")
+
+
 def assert_refused(expected: type[Exception], text: str, *arguments: Any, **options: Any) -> None:
     """All processes raise: those at fault ``expected`` with this text, the others that another one was refused."""
     with pytest.raises(unixent.UnixentError) as raised:
@@ -180,6 +200,7 @@ def main() -> None:
             check_linear(target, options)
     check_special_logits()
     check_terms()
+    check_statistics()
     check_faults()
     print(f"every check passed on rank {WORLD.Get_rank()}", flush=True)
 

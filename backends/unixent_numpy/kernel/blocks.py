@@ -131,14 +131,18 @@ def _run_on_pool(job: Callable[[], None], count: int) -> list[Future[None]]:
 class RowBlocks:
     """N rows of C classes cut into blocks (what fits in cache, and no more than one core's share), and their scratch.
 
+    Blocks of a given ``size`` are worked in order by the calling thread.
+
     Attributes:
         size: how many rows a block holds, at most.
     """
 
-    def __init__(self, count: int, num_classes: int, dtype: np.dtype[Any]) -> None:
-        self._count, self._threads = count, num_threads()
+    def __init__(self, count: int, num_classes: int, dtype: np.dtype[Any], size: int | None = None) -> None:
+        self._count, self._threads = count, num_threads() if size is None else 1
         share = count if count * num_classes < THREADED_ELEMENTS else -(-count // self._threads)
-        self.size = max(1, min(BLOCK_BYTES // max(1, num_classes * dtype.itemsize), share))
+        self.size = (
+            min(size, count) if size else max(1, min(BLOCK_BYTES // max(1, num_classes * dtype.itemsize), share))
+        )
         self._shape, self._dtype = (self.size, num_classes), dtype
         # One set of blocks for each thread: fresh pages for every block would cost more than the arithmetic.
         self._scratch = threading.local()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from unixent import row_statistics
 from unixent.protocol import LinearProblem, PositionStats, Problem, StatsProblem
-from unixent.row_statistics import Classes
+from unixent.row_statistics import Along, Classes
+from unixent_numpy.collectives import all_reduce
 from unixent_numpy.compat import Array, bfloat16
-from unixent_numpy.kernel import row_losses
+from unixent_numpy.kernel import RowLosses, row_losses
 from unixent_numpy.kernel.blocks import RowBlocks, Rows, num_threads
 from unixent_numpy.kernel.rows import apply_transform, through_transform
 from unixent_numpy.linear import linear_chunks, with_fast_classifier
@@ -22,28 +23,47 @@ from unixent_numpy.positions.rows import ALONG
 _INDICES = frozenset({"prediction", "rank", "top_index"})
 
 
+class RowPass(NamedTuple):
+    """How a block of rows is worked: whole, or by this process's share of the classes.
+
+    Attributes:
+        along: the arithmetic over classes.
+        row_losses: the pass of the loss.
+        group: the processes that share the classes, or None.
+        block_rows: how many rows a block has, the same on all of them; None for what suits this process.
+    """
+
+    along: Along
+    row_losses: RowLosses
+    group: Any = None
+    block_rows: int | None = None
+
+
+_WHOLE = RowPass(ALONG, row_losses)
+
+
 def solve_stats(
-    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass = _WHOLE
 ) -> tuple[PositionStats, tuple[Array, ...]]:
     """The statistics, and the gradients for ``wrt``."""
     with np.errstate(all="ignore"):
         call = problem.call
         if isinstance(call, Problem):
-            return _of_logits(problem, call, grad_output, wrt)
-        return _of_hidden(problem, call, grad_output, wrt)
+            return _of_logits(problem, call, grad_output, wrt, row_pass)
+        return _of_hidden(problem, call, grad_output, wrt, row_pass)
 
 
 def _of_logits(
-    problem: StatsProblem, call: Problem, grad_output: PositionStats, wrt: tuple[str, ...]
+    problem: StatsProblem, call: Problem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass
 ) -> tuple[PositionStats, tuple[Array, ...]]:
     x, target = np.moveaxis(np.asarray(call.logits), call.axis, -1), np.asarray(call.target)
     if call.target_kind == "probability":
         target = np.moveaxis(target, call.axis, -1)
-    work = _Work(problem, x.shape[:-1], Operands.of(call, target), grad_output, bool(wrt))
+    work = _Work(problem, x.shape[:-1], Operands.of(call, target), grad_output, bool(wrt), row_pass)
     source, grad = Rows(x), Rows(np.empty_like(x, subok=False)) if wrt else None
     if work.whole(x, None if grad is None else grad.array):
         return work.finished(), () if grad is None else (np.moveaxis(grad.array, -1, call.axis),)
-    blocks = RowBlocks(work.count, source.num_classes, work.operands.spec.acc_dtype)
+    blocks = RowBlocks(work.count, source.num_classes, work.operands.spec.acc_dtype, row_pass.block_rows)
 
     def solve(rows: slice) -> None:
         with np.errstate(all="ignore"):
@@ -58,28 +78,31 @@ def _of_logits(
 
 
 def _of_hidden(
-    problem: StatsProblem, call: LinearProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    problem: StatsProblem, call: LinearProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass
 ) -> tuple[PositionStats, tuple[Array, ...]]:
     call = with_fast_classifier(call)
     positions, num_classes = call.hidden.shape[:-1], len(call.classifier)
     target = np.asarray(call.target)
     operands = Operands.of(call, target.reshape(-1) if call.target_kind == "index" else target.reshape(-1, num_classes))
-    work, dtype = _Work(problem, positions, operands, grad_output, bool(wrt)), operands.spec.acc_dtype
+    work, dtype = _Work(problem, positions, operands, grad_output, bool(wrt), row_pass), operands.spec.acc_dtype
     grads: dict[str, Array] = {}
     for name in wrt:
         array = getattr(call, name)
         if name == "hidden":
-            grads[name] = np.empty((work.count, array.shape[-1]), array.dtype)
+            # Each process of a model group adds what its classes give.
+            grads[name] = np.empty((work.count, array.shape[-1]), array.dtype if row_pass.group is None else dtype)
         else:
             grads[name] = np.zeros(array.shape, dtype)
     for start, logits in linear_chunks(call, work.position_weight, dtype, grads):
-        blocks = RowBlocks(len(logits), num_classes, dtype)
+        blocks = RowBlocks(len(logits), num_classes, dtype, row_pass.block_rows)
 
         def solve(rows: slice, first: int = start.start, logits: Array = logits, blocks: RowBlocks = blocks) -> None:
             with np.errstate(all="ignore"):
                 work.block(slice(first + rows.start, first + rows.stop), logits[rows], blocks)
 
         blocks.for_each(solve)
+    if "hidden" in grads:
+        grads["hidden"] = all_reduce(grads["hidden"], row_pass.group, "SUM")
     arrays = [(grads[name], getattr(call, name)) for name in wrt]
     results = [grad.astype(array.dtype, copy=False).reshape(array.shape) for grad, array in arrays]
     return work.finished(), tuple(results)
@@ -101,9 +124,10 @@ class _Work:
         operands: Operands,
         grad_output: PositionStats,
         has_grads: bool,
+        row_pass: RowPass,
     ) -> None:
         self.count, self.operands, self._problem = math.prod(positions), operands, problem
-        self._positions, self._has_grads = positions, has_grads
+        self._positions, self._has_grads, self._pass = positions, has_grads, row_pass
         v = operands.position_weight
         self.position_weight = None if v is None else v.reshape(-1)
         dtype, is_index = operands.spec.acc_dtype, problem.call.target_kind == "index"
@@ -143,6 +167,8 @@ class _Work:
         return True
 
     def _natively(self, rows: slice, x: Array, out: Array | None, threads: int) -> bool:
+        if self._pass.group is not None:
+            return False
         selected, weight = (None if each is None else each[rows] for each in (self._selected, self._selected_weight))
         return native.row_statistics(
             x,
@@ -176,9 +202,12 @@ class _Work:
         if spec.transform.softcap is not None and self._has_grads:
             softcap_grad = blocks.scratch("softcap_grad", inner)
         apply_transform(block, spec.transform, softcap_grad)
-        chosen = self._classes(rows)
-        solved = row_statistics.solve(ALONG, block)
-        columns = row_statistics.values(ALONG, solved, self._outputs, chosen, self._problem.k)
+        along, chosen = self._pass.along, self._classes(rows)
+        has_classes = block.shape[1] > 0
+        if not has_classes:  # of those that are split: see `unixent.share_statistics`
+            block = np.full((len(block), 1), -np.inf, block.dtype)
+        solved = row_statistics.solve(along, block)
+        columns = row_statistics.values(along, solved, self._outputs, chosen, self._problem.k)
         undefined, inactive = np.isnan(solved.stats.loss[:, 0]), None
         if v is not None:
             inactive = v == 0
@@ -188,11 +217,11 @@ class _Work:
             settle(self._columns[name][rows], undefined, inactive)
             if name == "selected_log_prob" and chosen.selected_weight is not None:
                 self._columns[name][rows][chosen.selected_weight == 0] = 0
-        if not self._has_grads:
+        if not (self._has_grads and has_classes):
             return
         for name, array in upstream.items():
             upstream[name] = array.reshape(len(block), -1)
-        block[...] = row_statistics.gradient(ALONG, solved, upstream, chosen)
+        block[...] = row_statistics.gradient(along, solved, upstream, chosen)
         through_transform(block, spec.transform, softcap_grad)
         if loss_grad is not None:
             block += loss_grad
@@ -217,7 +246,7 @@ class _Work:
         wrt = () if scale is None else ("logits",)
         target = self._target[rows]
         target = target.reshape((*block.shape[:-1], *target.shape[1:]))
-        losses, grads = row_losses(block, target, operands.weight, v, scale, operands.spec, wrt)
+        losses, grads = self._pass.row_losses(block, target, operands.weight, v, scale, operands.spec, wrt)
         self._columns["loss"][rows] = losses.reshape(-1)
         return grads[0] if grads else None
 

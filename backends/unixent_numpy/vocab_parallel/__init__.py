@@ -6,4 +6,5 @@ of one process; the logits and the fused linear form take it in the place of `un
     blocks       which classes are here, and their logits, a block at a time
     statistics   the rows' statistics, by all-reduces over the group
     composed     losses, and the gradients of the local logits, which need no communication
+    positions    the other statistics of positions
 """

@@ -20,10 +20,10 @@ _MADV_HUGEPAGE = 14
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def rows_per_block(x: Tensor) -> int:
-    """How many rows of ``x`` (classes last) one block holds."""
+def rows_per_block(x: Tensor, num_classes: int | None = None) -> int:
+    """How many rows of ``x`` (classes last) one block holds; of ``num_classes`` where other processes hold more."""
     elements = _HOST_ELEMENTS if x.is_cpu else _DEVICE_ELEMENTS
-    return max(1, elements // int(x.shape[-1]))
+    return max(1, elements // (num_classes or int(x.shape[-1])))
 
 
 def on_huge_pages(out: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from unixent.errors import BackendError
 from unixent_torch import compat
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses
 from unixent_torch.linear.derivatives import directional, gradients, linear_hvp
@@ -178,6 +179,13 @@ class LinearGradient(Function):
             grads = [LinearGradient.apply(*item, spec, wrt) for item in unbatched(info, in_dims, tuple(tensors))]
             return tuple(map(torch.stack, zip(*grads, strict=True))), dims
         return LinearGradient.apply(*batched(info, in_dims, tuple(tensors), _SHARED), spec, wrt), dims
+
+
+def only_plain_backward() -> BackendError:
+    return BackendError(
+        "parallel: the fused linear form with its classifier split has a plain backward pass; forward mode, "
+        "torch.func, is_grads_batched and second derivatives were not expected (logits have some)"
+    )
 
 
 class NoDoubleBackward(Function):

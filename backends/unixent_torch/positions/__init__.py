@@ -1,2 +1,2 @@
-"""Statistics of positions: rows by torch's operators (`rows`) or by the native library (`kernel` chooses), derivatives
-(`autograd`, `linear`), both forms of a call (`call`)."""
+"""Statistics of positions: rows by torch's operators (`rows`), by the native library or by a share of the classes
+(`shards`; `kernel` chooses), derivatives (`autograd`, `linear`), both forms of a call (`call`)."""

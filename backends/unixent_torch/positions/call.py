@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unixent.protocol import PositionStats, Problem, StatsProblem
+from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.linear.autograd import cast_like
 from unixent_torch.linear.problem import LinearCall
@@ -21,10 +22,20 @@ def solve_stats(
     problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
 ) -> tuple[PositionStats, tuple[Tensor, ...]]:
     """The statistics, and the gradients for ``wrt``."""
-    call: LogitsCall | LinearCall
     call = LogitsCall(problem.call) if isinstance(problem.call, Problem) else LinearCall(problem.call)
+    return solve_call(problem, call, None, grad_output, wrt)
+
+
+def solve_call(
+    problem: StatsProblem,
+    call: LogitsCall | LinearCall,
+    shard: LocalShard | None,
+    grad_output: PositionStats,
+    wrt: tuple[str, ...],
+) -> tuple[PositionStats, tuple[Tensor, ...]]:
+    """The same of a call of the loss that has been prepared, whose classes are split as ``shard`` says, if at all."""
     kernel, outputs = call.spec.kernel, tuple(name for name in problem.outputs if name != "loss")
-    spec, columns = StatsSpec(kernel, outputs, problem.k), _columns(problem, call)
+    spec, columns = StatsSpec(kernel, outputs, problem.k, shard), _columns(problem, call)
     upstream = {name: each.to(kernel.acc_dtype) for name, each in grad_output._asdict().items() if each is not None}
     of_loss = upstream.pop("loss", None)
     stats: dict[str, Tensor] = {}
@@ -82,5 +93,5 @@ def _of_hidden(
         grads = composed_gradients(operands, columns, spec, chunks, upstream, wrt) if wrt else ()
         return row_stats(whole_logits(operands, chunks), columns, spec), cast_like(wrt, grads, operands)
     with torch.no_grad():
-        stats, grads = linear_stats(operands, columns, spec, chunks, upstream, wrt)
+        stats, grads, _ = linear_stats(operands, columns, spec, chunks, upstream, wrt)
         return stats, cast_like(wrt, grads, operands)

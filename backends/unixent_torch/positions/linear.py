@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent_torch.linear.autograd import cast_like
+from unixent.chunking import linear_chunk
+from unixent_torch.collectives import all_reduce
+from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, only_plain_backward
 from unixent_torch.linear.chunks import LinearOperands, LinearPass, LinearSpec, without_autocast
 from unixent_torch.logits.autograd import is_transformed
 from unixent_torch.logits.gradient import in_order, needed
 from unixent_torch.positions.kernel import row_statistics
-from unixent_torch.positions.rows import Columns, StatsSpec, row_gradient, row_stats
+from unixent_torch.positions.rows import Columns, RowResults, StatsSpec, row_gradient, row_stats
 
 _NAMES = ("hidden", "classifier", "bias")
 
@@ -25,47 +28,69 @@ def linear_stats(
     chunked: LinearSpec,
     upstream: dict[str, Tensor] | None = None,
     wrt: tuple[str, ...] = (),
-) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """The outputs, as `row_statistics` has them, and the gradients for ``wrt``, in the accumulation dtype."""
-    positions = operands.hidden.shape[:-1]
+    kept: Tensor | None = None,
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Tensor | None]:
+    """The outputs, as `row_statistics` has them, the gradients for ``wrt``, in the accumulation dtype, and, where
+    classes are split, what it keeps of the rows."""
+    positions, shard = operands.hidden.shape[:-1], spec.shard
     count, axes = positions.numel(), len(positions)
-    flat, parts = columns.flattened(count), []
+    flat, parts, keep = columns.flattened(count), [], shard is not None and kept is None
+    if shard is not None:
+        # As many chunks on every process, however many classes it holds.
+        width, itemsize = operands.hidden.shape[-1], spec.kernel.acc_dtype.itemsize
+        step = linear_chunk(count, shard.max_local_classes, width, itemsize, chunked.chunk)
+        chunked = replace(chunked, chunk=step)
     above = {name: each.reshape(count, *each.shape[axes:]) for name, each in (upstream or {}).items()}
     with without_autocast(operands.hidden.device):
         work = LinearPass(operands, chunked, wrt)
         for rows, block in work.chunks():
             here = {name: each[rows] for name, each in above.items()} if wrt else None
-            parts.append(row_statistics(block, flat.rows(rows), spec, here, block).outputs)
+            known = None if kept is None else kept[:, rows]
+            parts.append(row_statistics(block, flat.rows(rows), spec, here, block, keep, known))
         if not parts:
-            parts.append(row_stats(whole_logits(operands, chunked), columns, spec))
-    joined = {name: torch.cat([part[name] for part in parts]) for name in spec.outputs}
-    return {name: each.view(*positions, *each.shape[1:]) for name, each in joined.items()}, work.gradients()
+            parts.append(RowResults(row_stats(whole_logits(operands, chunked), columns, spec), None, None))
+        grads = work.gradients()
+        if shard is not None and "hidden" in wrt:
+            by_name = dict(zip(wrt, grads, strict=True))
+            grads = tuple((by_name | {"hidden": all_reduce(by_name["hidden"], shard.model_groups, "sum")}).values())
+    joined = {name: torch.cat([part.outputs[name] for part in parts]) for name in spec.outputs}
+    of_rows = [part.kept for part in parts if part.kept is not None]
+    kept = torch.cat(of_rows, 1) if of_rows else None
+    return {name: each.view(*positions, *each.shape[1:]) for name, each in joined.items()}, grads, kept
 
 
 class LinearStatistics(Function):
-    """The outputs under plain reverse mode: nothing is kept but the operands."""
+    """The outputs under plain reverse mode: nothing is kept but the operands, and of split classes once."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         operands, (columns, ctx.spec, ctx.chunked) = LinearOperands(*inputs[:6]), inputs[6:]
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operands, *columns)
-        stats, _ = linear_stats(operands, columns, ctx.spec, ctx.chunked)
+        stats, _, kept = linear_stats(operands, columns, ctx.spec, ctx.chunked)
+        ctx.save_for_backward(*operands, *columns, kept)
         ctx.mark_non_differentiable(*[each for name, each in stats.items() if name not in ctx.spec.graded])
         return tuple(stats.values())
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
         saved, spec, chunked, wrt = ctx.saved_tensors, ctx.spec, ctx.chunked, needed(ctx, _NAMES)
-        operands, columns = LinearOperands(*saved[:6]), Columns(*saved[6:])
+        operands, columns, kept = LinearOperands(*saved[:6]), Columns(*saved[6:-1]), saved[-1]
         upstream = spec.upstream(grad_outputs)
         if not upstream:
             return (None,) * 9
-        if torch.is_grad_enabled() or any(map(is_transformed, upstream.values())):
+        transformed, is_split = any(map(is_transformed, upstream.values())), spec.shard is not None
+        if transformed and is_split:
+            raise only_plain_backward()
+        if transformed or (torch.is_grad_enabled() and not is_split):
             grads = composed_gradients(operands, columns, spec, chunked, upstream, wrt)
         else:
-            grads = linear_stats(operands, columns, spec.of(()), chunked, upstream, wrt)[1]
-        return in_order(wrt, cast_like(wrt, grads, operands), 6, _NAMES)
+            with torch.no_grad():
+                grads = linear_stats(operands, columns, spec.of(()), chunked, upstream, wrt, kept)[1]
+        grads = cast_like(wrt, grads, operands)
+        if is_split and torch.is_grad_enabled():
+            inputs = (only_plain_backward(), *upstream.values(), *operands)
+            grads = tuple(NoDoubleBackward.apply(grad, *inputs) for grad in grads)
+        return in_order(wrt, grads, 6, _NAMES)
 
 
 def whole_logits(operands: LinearOperands, spec: LinearSpec) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from unixent import row_statistics
-from unixent.row_statistics import GRADED, Along, Classes
+from unixent.row_statistics import GRADED, Along, Classes, Solved
+from unixent.share_statistics import along_shares
+from unixent_torch.collectives import LocalShard, processes_of
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.traced import transformed
 
@@ -50,11 +52,17 @@ READING = ALONG._replace(top=_top_by_reading)
 
 @dataclass(frozen=True, slots=True)
 class StatsSpec:
-    """The static side: the outputs but for the loss, how many classes from the top, and the kernel's own."""
+    """The static side: the outputs but for the loss, how many classes from the top, the kernel's own, and how the
+    classes are split, if they are."""
 
     kernel: KernelSpec
     outputs: tuple[str, ...]
     k: int
+    shard: LocalShard | None = None
+
+    def over(self, along: Along) -> Along:
+        """``along`` over all classes."""
+        return along if self.shard is None else along_shares(along, processes_of(self.shard))
 
     @property
     def graded(self) -> tuple[str, ...]:
@@ -66,7 +74,7 @@ class StatsSpec:
         return {name: grad.to(self.kernel.acc_dtype) for name, grad in pairs if grad is not None}
 
     def of(self, outputs: tuple[str, ...]) -> StatsSpec:
-        return StatsSpec(self.kernel, outputs, self.k)
+        return StatsSpec(self.kernel, outputs, self.k, self.shard)
 
 
 class Columns(NamedTuple):
@@ -118,14 +126,22 @@ class RowResults(NamedTuple):
 def row_stats(x: Tensor, columns: Columns, spec: StatsSpec, along: Along = ALONG) -> dict[str, Tensor]:
     """The outputs in the accumulation dtype, P or P + (K,), of logits as they were given."""
     x, inactive = prepared(x, columns, spec)
-    stats: dict[str, Tensor] = {}
+    along, stats = spec.over(along), dict[str, Tensor]()
     for outputs in (spec.graded, tuple(name for name in spec.outputs if name not in GRADED)):
         if outputs:
             solved = row_statistics.solve(along, x if outputs == spec.graded else x.detach())
-            values = row_statistics.values(along, solved, outputs, columns.classes, spec.k)
-            undefined = torch.isnan(solved.stats.loss)
-            stats |= {name: _settled(name, each, undefined, inactive, columns) for name, each in values.items()}
-    return {name: stats[name] if name in WIDE else stats[name].squeeze(-1) for name in spec.outputs}
+            stats |= values_of(solved, inactive, columns, spec.of(outputs), along)
+    return {name: stats[name] for name in spec.outputs}
+
+
+def values_of(
+    solved: Solved, inactive: Tensor | None, columns: Columns, spec: StatsSpec, along: Along
+) -> dict[str, Tensor]:
+    """The outputs of rows that have been solved."""
+    values = row_statistics.values(along, solved, spec.outputs, columns.classes, spec.k)
+    undefined = torch.isnan(solved.stats.loss)
+    settled = {name: _settled(name, each, undefined, inactive, columns) for name, each in values.items()}
+    return {name: each if name in WIDE else each.squeeze(-1) for name, each in settled.items()}
 
 
 def prepared(x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, Tensor | None]:
@@ -135,6 +151,8 @@ def prepared(x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, Tens
     if columns.position_weight is not None:
         inactive = (columns.position_weight == 0).unsqueeze(-1)
         x = torch.where(inactive, 0, x)
+    if not x.shape[-1]:  # of classes that are split: see `unixent.share_statistics`
+        x = torch.cat((x, x.new_full((*x.shape[:-1], 1), -math.inf)), -1)
     return transformed(x, spec.kernel.transform), inactive
 
 
@@ -158,14 +176,27 @@ def _settled(name: str, value: Tensor, undefined: Tensor, inactive: Tensor | Non
 
 def row_gradient(x: Tensor, upstream: dict[str, Tensor], columns: Columns, spec: StatsSpec) -> Tensor:
     """The gradient of ``sum(upstream * outputs)`` for logits as they were given, in the accumulation dtype."""
-    given = x.to(spec.kernel.acc_dtype)
+    given, along = x.to(spec.kernel.acc_dtype), spec.over(ALONG)
     x, inactive = prepared(x, columns, spec)
-    solved = row_statistics.solve(ALONG, x)
+    return gradient_of(row_statistics.solve(along, x), given, inactive, upstream, columns, spec, along)
+
+
+def gradient_of(
+    solved: Solved,
+    given: Tensor,
+    inactive: Tensor | None,
+    upstream: dict[str, Tensor],
+    columns: Columns,
+    spec: StatsSpec,
+    along: Along,
+) -> Tensor:
+    """The same of rows that have been solved, from their logits as they were given, in the accumulation dtype."""
     by_row = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in upstream.items()}
     undefined = torch.isnan(solved.stats.loss)
     if columns.position_weight is not None:
         undefined = undefined | torch.isnan(columns.position_weight).unsqueeze(-1)
-    grad = row_statistics.gradient(ALONG, solved, by_row, columns.classes) * spec.kernel.transform.inverse_temperature
+    grad = row_statistics.gradient(along, solved, by_row, columns.classes)[..., : given.shape[-1]]
+    grad = grad * spec.kernel.transform.inverse_temperature
     if spec.kernel.transform.softcap is not None:
         w = torch.exp(-2 * (given / spec.kernel.transform.softcap).abs())
         grad = grad * (4 * w / (1 + w).square())

@@ -47,7 +47,7 @@ class PositionLayout:
     placements: Placements
 
     def local(self, name: str, value: Tensor) -> Tensor:
-        """This process's part of a tensor of shape P: of one that is whole on every process, or of a DTensor."""
+        """This process's part of a tensor P or P + (K,): of one that is whole on every process, or of a DTensor."""
         if isinstance(value, DTensor):
             _check_same_mesh(name, value, self.mesh)
             if tuple(value.placements) != self.placements:
@@ -59,7 +59,8 @@ class PositionLayout:
         """The loss of this process as a DTensor: replicated where it is one number, else as the positions are."""
         if value.ndim == 0 and self.shape != ():
             return DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
-        return _global(value, self.mesh, self.placements, self.shape, torch.empty(self.shape, device="meta").stride())
+        shape = torch.Size((*self.shape, *value.shape[len(self.shape) :]))
+        return _global(value, self.mesh, self.placements, shape, torch.empty(shape, device="meta").stride())
 
     def local_grad_output(self, value: Tensor | None) -> Tensor | None:
         """This process's part of an upstream gradient: of the shape of the positions, or one number."""

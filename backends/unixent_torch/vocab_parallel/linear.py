@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.chunking import linear_chunk
-from unixent.errors import BackendError
 from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, all_reduce
-from unixent_torch.linear.autograd import NoDoubleBackward, cast_like
+from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, only_plain_backward
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearPass, LinearSpec
 from unixent_torch.logits.autograd import is_transformed
 from unixent_torch.logits.gradient import in_order, needed, scaled
@@ -96,13 +95,6 @@ class _ShardLinearPass(LinearPass):
         return losses
 
 
-def _only_plain_backward() -> BackendError:
-    return BackendError(
-        "parallel: the fused linear form with its classifier split has a plain backward pass; forward mode, "
-        "torch.func, is_grads_batched and second derivatives were not expected (logits have some)"
-    )
-
-
 class ReverseShardLinear(Function):
     """The loss under plain reverse mode, once."""
 
@@ -122,11 +114,11 @@ class ReverseShardLinear(Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         if is_transformed(grad_output):
-            raise _only_plain_backward()
+            raise only_plain_backward()
         with torch.no_grad():
             grads = _gradients(ctx, grad_output.detach())
         if torch.is_grad_enabled():
-            inputs = (_only_plain_backward(), grad_output, *ctx.saved_tensors[:6])
+            inputs = (only_plain_backward(), grad_output, *ctx.saved_tensors[:6])
             grads = tuple(None if grad is None else NoDoubleBackward.apply(grad, *inputs) for grad in grads)
         return grads
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unixent.errors import BackendError
-from unixent.protocol import LinearProblem, LossProblem, LossTerms, Problem
+from unixent.protocol import LinearProblem, LossProblem, LossTerms, PositionStats, Problem, StatsProblem
 from unixent_torch.collectives import LocalShard, is_dtensor
 from unixent_torch.kernel.mode import Mode, current_mode, is_traced
 from unixent_torch.linear.autograd import cast_like
 from unixent_torch.linear.problem import LinearCall
-from unixent_torch.logits.problem import LogitsCall, LossCall
+from unixent_torch.logits.problem import LogitsCall
 from unixent_torch.logits.reduction import reduce
+from unixent_torch.positions.call import solve_call
 from unixent_torch.vocab_parallel.autograd import ReverseShardLoss, TracedShardLoss, TransformedShardLoss
 from unixent_torch.vocab_parallel.gradients import shard_gradients
 from unixent_torch.vocab_parallel.linear import ReverseShardLinear, shard_linear_losses
@@ -34,10 +36,7 @@ class ShardLogitsCall(LogitsCall):
         if is_traced():
             loss = TracedShardLoss.apply(*operands, denominator, spec, shard)
         elif self.mode is Mode.COMPOSED:
-            raise BackendError(
-                "parallel: a loss whose classes are split goes through one forward-mode derivative, and not through "
-                "forward mode inside forward mode or functionalize"
-            )
+            raise not_composed()
         elif self.mode is Mode.TRANSFORMED:
             loss = TransformedShardLoss.apply(*operands, denominator, spec, shard)[0]
         elif torch.is_grad_enabled() and (operands[0].requires_grad or operands[1].requires_grad):
@@ -59,6 +58,13 @@ class ShardLogitsCall(LogitsCall):
             return reduce(losses, self.denominator, self.spec), grads
 
 
+def not_composed() -> BackendError:
+    return BackendError(
+        "parallel: a loss whose classes are split goes through one forward-mode derivative, and not through "
+        "forward mode inside forward mode or functionalize"
+    )
+
+
 class ShardLinearCall(LinearCall):
     """A call of the fused linear form whose classifier is split by classes, and perhaps its positions."""
 
@@ -67,7 +73,7 @@ class ShardLinearCall(LinearCall):
         self._shard = shard
 
     def _loss(self) -> Tensor:
-        self._check_mode()
+        self.check_mode()
         operands, denominator, spec, shard = self.operands, self.denominator, self.linear_spec, self._shard
         if self.is_differentiated():
             loss: Tensor = ReverseShardLinear.apply(*operands, denominator, spec, shard)
@@ -75,13 +81,13 @@ class ShardLinearCall(LinearCall):
         return reduce(shard_linear_losses(operands, None, spec, shard)[0], denominator, spec.loss)
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self._check_mode()
+        self.check_mode()
         operands, scale = self.operands, self.grad_scale(grad_output)
         with torch.no_grad():
             losses, grads, _ = shard_linear_losses(operands, scale, self.linear_spec, self._shard, wrt)
             return reduce(losses, self.denominator, self.spec), cast_like(wrt, grads, operands)
 
-    def _check_mode(self) -> None:
+    def check_mode(self) -> None:
         if self.mode is not Mode.EAGER:
             raise BackendError(
                 "parallel: the fused linear form with its classifier split runs eagerly, with a plain backward pass; "
@@ -150,17 +156,54 @@ def _global_linear_value_and_grad(
     return layout.wrap(loss), dtensor.wrap_linear(problem, layout, wrt, grads)
 
 
+def position_stats(
+    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Tensor, ...]]:
+    """`unixent.protocol.StatsBackend.position_stats` of this process."""
+    call = problem.call
+    if is_dtensor(call.logits) if isinstance(call, Problem) else _is_linear_dtensor(call):
+        return _dtensor().call_eagerly(_global_position_stats, problem, grad_output, wrt)
+    return _solve_stats(problem, _shard_of(call), grad_output, wrt)
+
+
+def _global_position_stats(
+    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Tensor, ...]]:
+    dtensor, call = _dtensor(), problem.call
+    is_logits = isinstance(call, Problem)
+    local, shard, layout = dtensor.localize(call) if is_logits else dtensor.localize_linear(call)
+    selected = None if problem.selected is None else layout.local("selected", problem.selected)
+    upstream = PositionStats(*map(layout.local_grad_output, grad_output))
+    stats, grads = _solve_stats(replace(problem, call=local, selected=selected), shard, upstream, wrt)
+    stats = PositionStats(*[None if each is None else layout.wrap(each) for each in stats])
+    if isinstance(call, Problem):
+        return stats, tuple(dtensor.wrap_like(grad, call.logits, call.axis) for grad in grads)
+    return stats, dtensor.wrap_linear(call, layout, wrt, grads)
+
+
+def _solve_stats(
+    problem: StatsProblem, shard: LocalShard, grad_output: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Tensor, ...]]:
+    call = problem.call
+    prepared = _logits_call(call, shard) if isinstance(call, Problem) else _linear_call(call, shard)
+    if shard.model_groups and prepared.mode is Mode.COMPOSED:
+        raise not_composed()
+    if isinstance(prepared, ShardLinearCall):
+        prepared.check_mode()
+    return solve_call(problem, prepared, shard if shard.model_groups else None, grad_output, wrt)
+
+
 def _check_not_recorded() -> None:
     if current_mode() is Mode.RECORDED:
         raise BackendError("parallel: torch.jit.trace records no communication; use torch.compile or torch.export")
 
 
-def _logits_call(problem: Problem, shard: LocalShard) -> LossCall:
+def _logits_call(problem: Problem, shard: LocalShard) -> LogitsCall:
     _check_not_recorded()
     return ShardLogitsCall(problem, shard) if shard.model_groups else LogitsCall(problem, shard.token_groups)
 
 
-def _linear_call(problem: LinearProblem, shard: LocalShard) -> LossCall:
+def _linear_call(problem: LinearProblem, shard: LocalShard) -> LinearCall:
     _check_not_recorded()
     return ShardLinearCall(problem, shard) if shard.model_groups else LinearCall(problem, shard.token_groups)
 

@@ -18,6 +18,7 @@ FLAGS = {
     "parallel": "parallel",
     "batch_invariant": "batch invariant",
     "position_stats": "statistics",
+    "parallel_position_stats": "split statistics",
 }
 
 

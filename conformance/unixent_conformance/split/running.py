@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 from unixent import ParallelConfig
 from unixent_conformance.api import find_tested
@@ -20,11 +21,10 @@ from unixent_conformance.split.engines import ENGINES, ProcessMesh
 from unixent_conformance.split.shards import ShardedSubject
 from unixent_conformance.under_test import Subject
 
-# Layouts are lost where arrays are cut, and what is malformed cannot be cut. No backend splits statistics.
-LEFT_OUT = (
-    *("memory layout", "bad input", "fused linear bad input", "second derivatives"),
-    *("statistics", "fused linear statistics"),
-)
+# Layouts are lost where arrays are cut, and what is malformed cannot be cut.
+LEFT_OUT = ("memory layout", "bad input", "fused linear bad input", "second derivatives")
+# One of so many quick statistics: each communicates many times.
+SAMPLE = 4
 
 
 def run_here(request: Request) -> Report | None:
@@ -34,8 +34,10 @@ def run_here(request: Request) -> Report | None:
     mesh = ENGINES[request.engine].join(request.data, request.model)
     parallel, modes = with_config(tested, mesh.config), [mode for mode in harness.modes if can_run(mode, mesh)]
     subject = Subject(harness, parallel) if mesh.is_global else ShardedSubject(harness, parallel, mesh=mesh)
+    sampled = request.quick and not request.features
+    split = [case for case in cases if can_be_split(case) and can_answer(case, tested, sampled)]
     try:
-        results = tuple(run_cases(select(filter(can_be_split, cases), modes), subject))
+        results = tuple(run_cases(select(split, modes), subject))
     finally:
         mesh.leave()
     if mesh.rank != (0, 0):
@@ -50,6 +52,14 @@ def can_be_split(case: Case) -> bool:
     """A property of several calls says no more of a split than its calls do; an error names a position of the part."""
     names_a_position = case.raises is not None and bool(case.raises.mentions)
     return case.property is None and not names_a_position and case.feature not in LEFT_OUT
+
+
+def can_answer(case: Case, tested: Implementation, sampled: bool) -> bool:
+    """Statistics, where they are split at all; of their many quick cases some, unless they are asked for by name."""
+    if "position_stats" not in case.needs:
+        return True
+    served = tested.capabilities is None or "parallel_position_stats" in tested.capabilities
+    return served and (not sampled or crc32(case.id.encode()) % SAMPLE == 0)
 
 
 def can_run(mode: Mode, mesh: ProcessMesh) -> bool:
@@ -71,4 +81,7 @@ def with_config(tested: Implementation, config: ParallelConfig) -> Implementatio
         value_and_grad=given(tested.value_and_grad),
         linear=given(tested.linear),
         linear_value_and_grad=given(tested.linear_value_and_grad),
+        position_stats=given(tested.position_stats),
+        position_stats_and_grad=given(tested.position_stats_and_grad),
+        linear_position_stats=given(tested.linear_position_stats),
     )

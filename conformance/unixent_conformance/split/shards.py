@@ -71,8 +71,10 @@ def axes_of(call: Call) -> dict[str, ShardAxes]:
         "bias": ShardAxes(None, 0),
         "target": ShardAxes(positions, classes) if call.target.ndim == scores.ndim else flat,
         "mask": flat if call.mask is None or call.mask.shape[:1] != (1,) else ShardAxes(),
+        "selected": flat,
     }
-    return {**axes, "grad_output": flat, "loss": flat} if call.reduction == "none" else axes
+    by_position = call.reduction == "none" or call.statistic
+    return {**axes, "grad_output": flat, "loss": flat} if by_position else axes
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,62 @@ def transforms(config: unixent.ParallelConfig) -> None:
     hidden, classifier = torch.ones(N, 3), torch.ones(columns.stop - columns.start, 3)
     with pytest.raises(unixent.BackendError, match=r"transform of torch\.func"):
         torch.func.grad(lambda h: unixent.linear_cross_entropy(h, classifier, y, parallel=config))(hidden)
+    transforms_of_statistics(config)
+
+
+GRADED = ("loss", "log_prob", "entropy", "logsumexp")
+
+
+def statistics_of(x: torch.Tensor, config: unixent.ParallelConfig | None = None) -> torch.Tensor:
+    """Every output with a derivative as a column, of index targets with a transform of the logits."""
+    options = {"softcap": 4.0, "temperature": 0.7, "z_loss": 0.1, "parallel": config}
+    stats = unixent.position_stats(x, INDEX, outputs=GRADED, **options)
+    return torch.stack([getattr(stats, name) for name in GRADED], -1)
+
+
+def transforms_of_statistics(config: unixent.ParallelConfig) -> None:
+    """As far as the split loss goes: torch.func.grad, forward mode and forward over reverse; vmap does not."""
+    columns = slice(0, 7) if dist.get_rank() == 0 else slice(7, C)
+    x, along = LOGITS[:, columns], DIRECTION[:, columns]
+    whole = torch.func.jvp(statistics_of, (LOGITS,), (DIRECTION,))
+    for got, due in zip(torch.func.jvp(lambda x: statistics_of(x, config), (x,), (along,)), whole, strict=True):
+        close(got, due)
+
+    def total(x, split=None):
+        return statistics_of(x, split).square().sum()
+
+    whole = torch.func.jvp(torch.func.grad(total), (LOGITS,), (DIRECTION,))
+    split = torch.func.grad(lambda x: total(x, config))
+    for got, due in zip(torch.func.jvp(split, (x,), (along,)), whole, strict=True):
+        close(got, due[:, columns])
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda x: statistics_of(x, config))(torch.stack([x, x]))
+    hidden, classifier = torch.ones(N, 3), torch.ones(columns.stop - columns.start, 3)
+    with pytest.raises(unixent.BackendError, match=r"transform of torch\.func"):
+        torch.func.grad(lambda h: unixent.linear_position_stats(h, classifier, INDEX, parallel=config).log_prob.sum())(
+            hidden
+        )
+
+
+def compiled_statistics(config: unixent.ParallelConfig) -> None:
+    columns = slice(0, 5) if dist.get_rank() == 0 else slice(5, C)
+    torch.compiler.reset()
+    whole, x = LOGITS.clone().requires_grad_(), LOGITS[:, columns].clone().requires_grad_()
+    expected = statistics_of(whole)
+    compiled = torch.compile(lambda x: statistics_of(x, config), fullgraph=True, backend="aot_eager")
+    actual = compiled(x)
+    close(actual, expected)
+    expected.square().sum().backward()
+    actual.square().sum().backward()
+    close(x.grad, whole.grad[:, columns])
+    unequal = slice(0, 7) if dist.get_rank() == 0 else slice(7, C)
+    torch.compiler.reset()
+    counted = (INDEX != -100).unsqueeze(-1)
+    assert (
+        torch.compile(lambda x: statistics_of(x, config), backend="aot_eager")(LOGITS[:, unequal])
+        .isnan()[counted.expand(-1, len(GRADED))]
+        .all()
+    )
 
 
 def compiled(config: unixent.ParallelConfig) -> None:
@@ -110,6 +166,7 @@ def compiled(config: unixent.ParallelConfig) -> None:
     assert torch.compile(lambda x, y: unixent.cross_entropy(x, y, parallel=config), backend="aot_eager")(
         LOGITS[:, unequal], INDEX
     ).isnan()
+    compiled_statistics(config)
 
 
 def dtensors(config: unixent.ParallelConfig) -> None:
