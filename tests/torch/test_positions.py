@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import unixent
+import unixent_native
 from unixent import PositionStats
+from unixent_torch.positions import kernel
 
 GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", "loss")
 OPTIONS: dict[str, Any] = {"scale": 0.5, "softcap": 4.0, "temperature": 0.7}
@@ -192,3 +194,57 @@ def test_an_ignored_state_that_is_nan_reaches_no_gradient() -> None:
         for other in others:
             torch.testing.assert_close(other.detach(), expected)
     assert all(each.isfinite().all() for each in second)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch's operators for the rows."""
+    if unixent_native.load() is None:
+        pytest.skip("the native kernel is not built, or switched off by UNIXENT_NATIVE=0")
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("torch's operators were called")
+
+    monkeypatch.setattr(kernel, "row_stats", refuse)
+    monkeypatch.setattr(kernel, "row_gradient", refuse)
+
+
+ALL: tuple[Any, ...] = PositionStats._fields
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "transformed"])
+def test_everyday_calls_take_the_native_kernel_and_one_call_has_the_bits_of_two(
+    refused: None, dtype: torch.dtype, options: Any
+) -> None:
+    x = (3 * torch.randn(6, 4000, generator=generator)).to(dtype)
+    y, selected = torch.tensor([0, 5, -100, 7, 8, 3999]), torch.randint(4000, (6, 2), generator=generator)
+    upstream = PositionStats(**{name: torch.randn(6, generator=generator) for name in GRADED[:3]})
+    call: Any = {"outputs": ALL[1:], "selected": selected, "k": 5, **options}
+    stats, gradient = unixent.position_stats_and_grad(x, y, grad_output=upstream, **call)
+    leaf = x.clone().requires_grad_()
+    again = unixent.position_stats(leaf, y, **call)
+    of_outputs = [getattr(upstream, name).to(dtype) for name in GRADED[:3]]
+    if dtype in (torch.float32, torch.float64):  # an upstream gradient of an output has its dtype
+        (late,) = torch.autograd.grad([getattr(again, name) for name in GRADED[:3]], leaf, of_outputs)
+        assert torch.equal(late, gradient)
+    for name in ALL[1:]:
+        torch.testing.assert_close(getattr(again, name).detach(), getattr(stats, name), rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_linear_form_takes_the_native_kernel(refused: None) -> None:
+    leaves = [each.clone().requires_grad_() for each in (HIDDEN, CLASSIFIER, BIAS)]
+    close(torch.autograd.grad(linear(*leaves), leaves), torch.autograd.grad(linear_usual(*leaves), leaves))
+
+
+def test_backward_passes_with_other_threads_and_graphs_kept_have_the_same_bits() -> None:
+    x = torch.randn(300, 3000, generator=generator).requires_grad_()
+    entropy, grads = unixent.position_stats(x, outputs="entropy").entropy, []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            grads.append(torch.autograd.grad(entropy, x, torch.ones(300), retain_graph=True)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(grads[0], each) for each in grads)
