@@ -86,14 +86,15 @@ def test_backends_lists_every_backend_with_a_hint_for_what_is_missing() -> None:
 
 
 def test_the_embedded_backend_passes_its_quick_cases() -> None:
-    done = unixent_command("conformance", "--backend", "numpy", "--quick")
+    done = unixent_command("conformance", "--backend", "numpy", "--quick", "--feature", "class probabilities")
     assert done.returncode == 0, done.stdout
     assert "class probabilities" in done.stdout
 
 
 def test_a_wrong_callable_in_the_working_directory_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SILENTLY_WRONG, "utf-8")
-    done = unixent_command("conformance", "--implementation", "mine:loss", "--quick", cwd=tmp_path)
+    arguments = ["--implementation", "mine:loss", "--quick", "--feature", "class indices"]
+    done = unixent_command("conformance", *arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "silently wrong" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
