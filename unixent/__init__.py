@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from unixent.entropy import entropy_of
 from unixent.errors import (
     BackendError,
     BackendUnavailableError,
@@ -39,10 +40,11 @@ from unixent.positions import (
 )
 from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, PositionStats, Problem
 from unixent.registry import BackendStatus, backends, get_backend
+from unixent.topk import TopK
 
 for _function in (
     *(cross_entropy, loss_terms, value_and_grad, linear_cross_entropy, linear_value_and_grad),
-    *(position_stats, position_stats_and_grad, linear_position_stats, linear_position_stats_and_grad),
+    *(position_stats, position_stats_and_grad, linear_position_stats, linear_position_stats_and_grad, entropy_of),
 ):
     _function.__dict__["__prepare_scriptable__"] = partial(refuse_script, _function.__name__)
 del _function, partial, refuse_script
@@ -69,10 +71,12 @@ __all__ = [
     "Problem",
     "ShapeError",
     "TargetRangeError",
+    "TopK",
     "UnixentError",
     "UnknownBackendError",
     "backends",
     "cross_entropy",
+    "entropy_of",
     "get_backend",
     "linear_cross_entropy",
     "linear_position_stats",

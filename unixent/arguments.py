@@ -19,7 +19,9 @@ _EXPECTED = {
     NUMBERS: "an integer or floating array",
     REALS: "a bool, integer or floating array",
 }
-_REQUIRED = frozenset({"logits", "hidden", "classifier", "target"})
+_REQUIRED = frozenset({"logits", "hidden", "classifier", "target", "target.ids"})
+#: Arguments whose Python integers stay integers: they may be class indices.
+INDEX_NAMES = frozenset({"target", "target.ids"})
 PYTHON_TYPES = (int, float, list, tuple)  # a bool is an int
 
 
@@ -82,7 +84,7 @@ def from_python(name: str, value: Any) -> np.ndarray[Any, Any]:
         array = np.asarray(value)
     except ValueError as error:
         raise ShapeError(f"{name}: expected a rectangular nested list; got ragged rows") from error
-    if name == "target":
+    if name in INDEX_NAMES:
         return array.astype(np.int64) if array.size == 0 else array
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
 

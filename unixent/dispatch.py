@@ -26,15 +26,15 @@ from unixent.protocol import (
     LossTerms,
     ParallelBackend,
     PositionStats,
-    StatsBackend,
 )
 from unixent.registry import backend_of, find_backend, get_backend
 from unixent.sharding import refuse
-from unixent.statistics import StatsRequest, stats_request
+from unixent.statistics import StatsRequest, compute, stats_request
+from unixent.topk import TopK
 from unixent.validation import CheckedCall, GradRequest, linear_call, logits_call
 
 Wrt = str | tuple[str, ...]
-_ANY_BACKENDS = (np.ndarray, np.generic, *PYTHON_TYPES)  # taken beside any framework's arrays
+_NO_OWNER = (np.ndarray, np.generic, *PYTHON_TYPES, TopK)  # taken beside any framework's arrays
 
 
 def __getattr__(name: str) -> Any:
@@ -73,9 +73,12 @@ def select_backend(common: CommonArguments, names: tuple[str, ...], *scores: Any
                 raise option_error("backend", "None or a name", name)
             return get_backend(name)
         selected: tuple[str, Any, Backend] | None = None
-        arguments = (*names, "target", "weight", "mask", "normalizer")
-        for argument, array in zip(arguments, (*scores, *common[:4]), strict=True):
-            if array is None or isinstance(array, _ANY_BACKENDS):
+        arguments, arrays = (*names, "target", "weight", "mask", "normalizer"), (*scores, *common[:4])
+        if isinstance(common.target, TopK):
+            of_target = common.target.arguments()
+            arguments, arrays = (*arguments, *of_target), (*arrays, *of_target.values())
+        for argument, array in zip(arguments, arrays, strict=True):
+            if array is None or isinstance(array, _NO_OWNER):
                 continue
             if selected is not None and type(array) is type(selected[1]):
                 continue
@@ -215,7 +218,7 @@ def _no_target(scores: Any, axis: int) -> Any:
 def _stats(
     backend: Backend, call: CheckedCall, options: LossOptions, grads: tuple[Any, Any] | None
 ) -> tuple[PositionStats, Any]:
-    stats, gradients = cast(StatsBackend, backend).position_stats(call.problem, call.grad_output, call.wrt)
+    stats, gradients = compute(backend, call.problem, call.grad_output, call.wrt)
     if options.num_classes is not None:
         gradients = pad_gradients(backend, call.problem.call, call.wrt, gradients, call.scores.num_local_classes)
     return stats, gradients[0] if grads is not None and isinstance(grads[1], str) else gradients

@@ -87,7 +87,7 @@ def cross_entropy(
     Args:
         logits: unnormalised scores: P with C inserted at ``axis``; float16, bfloat16, float32 or float64.
         target: class indices of shape P and any integer dtype, in [0, C) or ``ignore_index``; or probabilities of the
-            shape of logits and any floating dtype, which need not sum to 1.
+            shape of logits and any floating dtype, which need not sum to 1; or a `TopK`, a teacher's best classes.
         weight: class weights, shape (C,), floating. A constant: it has no gradient.
         mask: position weights, shape P, bool, integer or floating (fractions allowed). A constant.
         axis: the class axis of logits.
@@ -275,7 +275,7 @@ def value_and_grad(
         logits, target, weight, mask, axis, reduction, ignore_index, label_smoothing, z_loss, scale, softcap,
         temperature, num_classes, normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`.
         grad_output: upstream gradient, of the shape of the loss (P for "none", 0-d otherwise); None for ones.
-        wrt: "logits", "target" (probability targets only), or a tuple of these.
+        wrt: "logits", "target" (probabilities, or the probs or log_probs of a `TopK`), or a tuple of these.
 
     Returns:
         ``(loss, gradient)``; a gradient has the shape and dtype of what it is taken with respect to. With a tuple

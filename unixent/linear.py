@@ -71,7 +71,7 @@ def linear_cross_entropy(
     Args:
         hidden: P + (D,), floating.
         classifier: (C, D), floating.
-        target: class indices of shape P, or probabilities of shape P + (C,).
+        target: class indices of shape P, probabilities of shape P + (C,), or a `TopK`.
         bias: (C,), floating, or None.
         weight, mask, reduction, ignore_index, label_smoothing, z_loss, scale, softcap, temperature, num_classes,
         normalizer, on_empty, dtype, validate, parallel, backend: as in `cross_entropy`; ``dtype=None`` means the dtype

@@ -155,7 +155,7 @@ class CrossEntropyLoss(Generic[PerToken]):
 
         Args:
             logits: (N, C), or any shape with the classes along ``axis``.
-            label: class indices (N,), or probabilities of the shape of logits.
+            label: class indices (N,), probabilities of the shape of logits, or a `TopK`.
             input_mask: position weights (N,): 0 switches a position off, fractions weigh it.
             normalizer: replaces the denominator of the mean, as in `cross_entropy`.
 

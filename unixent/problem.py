@@ -6,7 +6,7 @@ Values are read in one place, `_check_target_range`, and only where reading does
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import ArrayInfo, Backend, LossProblem, Sharding
 from unixent.scores import Scores
 from unixent.semantics import LogitTransform
+from unixent.topk import TopK
 
 _IDENTITY = LogitTransform()
 
@@ -54,8 +55,18 @@ def make_problem(
     transform = _IDENTITY  # mostly, and not worth two calls
     if options.softcap is not None or not options.scale == options.temperature == 1:
         transform = options.transform(acc_dtype)
-    target, weight, mask = arguments["target"], arguments.get("weight"), arguments.get("mask")
-    target_kind = _check_target(backend, target, positions, shape)
+    weight, mask = arguments.get("weight"), arguments.get("mask")
+    topk = None
+    if isinstance(common.target, TopK):
+        topk = check_topk(backend, arguments, common.target, positions)
+        target, target_kind = topk.values, "sparse"
+        if split is not None:
+            raise BackendError("parallel: no backend splits sparse targets over processes; expected degrees of 1")
+        if reads_values(topk.ids.info, options):
+            refuse_out_of_range(backend, topk.ids, classes, options.ignore_index)
+    else:
+        target = arguments["target"]
+        target_kind = _check_target(backend, target, positions, shape)
     if target_kind == "probability" and options.ignore_index != DEFAULT_IGNORE_INDEX:
         raise OptionError(
             f"ignore_index: expected the default {DEFAULT_IGNORE_INDEX} with probability targets, which have no index "
@@ -89,6 +100,8 @@ def make_problem(
         options=options,
         num_classes=classes,
         target_kind=target_kind,
+        ids=None if topk is None else topk.ids.array,
+        teacher=None if topk is None else common.target.teacher,
         acc_dtype=acc_dtype,
         transform=transform,
         # Terms are partial sums: in half precision a count above 65504 would already be infinite.
@@ -120,6 +133,29 @@ def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...]
     return target_kind
 
 
+class CheckedTopK(NamedTuple):
+    """The arrays of a `TopK`, which fit the positions and each other."""
+
+    ids: Argument
+    values: Argument
+
+
+def check_topk(backend: Backend, arguments: dict[str, Argument], topk: TopK, positions: tuple[int, ...]) -> CheckedTopK:
+    ids, values = (arguments[name] for name in topk.arguments())
+    shape = ids.info.shape
+    fits = shape[:-1] == positions and len(shape) == len(positions) + 1 and shape[-1] > 0
+    if ids.info.dtype not in INTEGERS or not fits:
+        error = DTypeError if ids.info.dtype not in INTEGERS else ShapeError
+        raise error(
+            f"{ids.name}: expected class indices (integer) of shape {positions} + (K,), K >= 1; "
+            f"got {ids.info.dtype} of shape {shape}"
+        )
+    check_shape_dtype(values, shape, FLOATS)
+    if "sparse" not in backend.capabilities.targets:
+        raise BackendError(f"target: the {backend.name} backend takes no sparse targets")
+    return CheckedTopK(ids, values)
+
+
 def _axis_hint(target: tuple[int, ...], target_kind: str, logits: tuple[int, ...]) -> str:
     """What to do where class indices fit another class axis of the logits than the one given."""
     axes = [axis for axis in range(len(logits)) if target == logits[:axis] + logits[axis + 1 :]]
@@ -137,15 +173,20 @@ def _check_target_range(backend: Backend, target: Argument, classes: int, option
     # 0 is always a class: mostly nothing is out of range, and there is no more to ask.
     if not 0 <= ignored < classes and backend.first_invalid_target(target.array, classes, 0) is None:
         return True
-    invalid = backend.first_invalid_target(target.array, classes, ignored)
+    refuse_out_of_range(backend, target, classes, ignored)
+    return False
+
+
+def refuse_out_of_range(backend: Backend, indices: Argument, classes: int, ignored: int) -> None:
+    """Raise for the first index that is neither a class nor ignored."""
+    invalid = backend.first_invalid_target(indices.array, classes, ignored)
     if invalid is not None:
         flat, value = invalid
-        position = tuple(int(i) for i in np.unravel_index(flat, target.info.shape))
+        position = tuple(int(i) for i in np.unravel_index(flat, indices.info.shape))
         raise TargetRangeError(
-            f"target: expected class indices in [0, {classes}) or ignore_index={ignored}; "
+            f"{indices.name}: expected class indices in [0, {classes}) or ignore_index={ignored}; "
             f"got {value} at position {position}"
         )
-    return False
 
 
 def reads_values(info: ArrayInfo, options: LossOptions) -> bool:

@@ -14,9 +14,9 @@ arithmetic only. It receives a `Problem` in which every array is its own and eve
 its own array. What the loss means is in ``docs/semantics.md``; run ``unixent conformance --backend mylib`` to learn,
 case by case, whether yours matches.
 
-Every backend provides `Backend`. What it declares in its capabilities asks for more: ``fast_path`` for
-`FastPathBackend`, ``position_stats`` for `StatsBackend`, ``traces_values`` for `TracingBackend`, ``parallel`` for
-`ParallelBackend`.
+Every backend provides `Backend`. What it declares in its capabilities asks for more: "sparse" among its targets for
+`SparseBackend`, ``fast_path`` for `FastPathBackend`, ``position_stats`` for `StatsBackend`, ``traces_values`` for
+`TracingBackend`, ``parallel`` for `ParallelBackend`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from unixent.options import LossOptions, ParallelConfig
+from unixent.row_statistics import Along
 from unixent.semantics import LogitTransform
 
 Array = Any  # whatever the framework calls its array
@@ -110,7 +111,7 @@ class Capabilities:
 
     Attributes:
         dtypes: dtypes of logits that are taken.
-        targets: kinds of target that are taken: "index", "probability".
+        targets: kinds of target that are taken: "index", "probability", "sparse" (see `SparseBackend`).
         transforms: names of the framework's transforms that the loss goes through: "grad", "jit", "vmap", "jvp", ...
         linear: `unixent.linear_cross_entropy` is served.
         parallel: a `ParallelConfig` of degree above 1 is served.
@@ -168,12 +169,21 @@ class Sharding:
         return replace(self, classes_per_rank=tuple(map(min, self.classes_per_rank, rest)))
 
 
+class Teacher(NamedTuple):
+    """What is static about a sparse target: what becomes of the classes beyond its K ("drop", "renormalize", "bucket"),
+    and whether its numbers are logarithms."""
+
+    tail: str
+    is_log: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class LossProblem:
     """What a logits-level and a fused linear problem share; every array belongs to the backend.
 
     Attributes:
-        target: class indices of shape P, or probabilities of the shape of logits.
+        target: class indices of shape P, probabilities of the shape of logits, or a `unixent.TopK`'s probabilities or
+            log-probabilities, P + (K,).
         weight: class weights (C,), or None.
         mask: position weights P (bool, integer or floating), or None.
         normalizer: replaces the denominator of "mean": a Python float, a 0-d array, or None.
@@ -181,7 +191,9 @@ class LossProblem:
         num_classes: C, how many classes exist, of the whole vocabulary where that is split. The arrays hold as many,
             but where they are split over a model group: there ``sharding.num_classes`` may be larger, and what lies
             beyond C is padding of probability 0 and gradient 0 (see `unixent.classes`).
-        target_kind: "index" or "probability".
+        target_kind: "index", "probability" or "sparse".
+        ids: the classes of a sparse target, P + (K,), ``ignore_index`` where they are padding; or None.
+        teacher: what is static about a sparse target, or None.
         acc_dtype: "float32" or "float64": the dtype of every exp, log and sum.
         transform: what scale, softcap and temperature make of the logits first.
         result_dtype: dtype that the finished result is rounded to.
@@ -200,6 +212,8 @@ class LossProblem:
     options: LossOptions
     num_classes: int
     target_kind: str
+    ids: Array | None = None
+    teacher: Teacher | None = None
     acc_dtype: str
     transform: LogitTransform
     result_dtype: str
@@ -350,6 +364,18 @@ class StatsBackend(Backend, Protocol):
         A position of weight 0 has 0, False and the index -1; one whose target is out of range, or that has no finite
         log-normaliser, has NaN, False and -1.
         """
+        ...
+
+
+class SparseBackend(Backend, Protocol):
+    """What a backend provides besides where "sparse" is among ``capabilities.targets``.
+
+    Its losses take problems with ``ids`` and a ``teacher`` then; `unixent.sparse_targets` has their arithmetic.
+    """
+
+    @property
+    def along(self) -> Along:
+        """The framework's functions of arrays."""
         ...
 
 

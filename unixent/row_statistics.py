@@ -24,12 +24,14 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from unixent import sparse_rows
 from unixent.semantics import RowStats, row_stats
+from unixent.sparse_rows import product
 
 Array = Any
 
 #: Outputs that have a derivative, but for the loss, which has a pass of its own.
-GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", *sparse_rows.OUTPUTS)
 #: Outputs of the k largest.
 OF_K = ("top_log_prob", "top_index")
 
@@ -48,6 +50,9 @@ class Along(NamedTuple):
         total: ``(*columns) -> columns``, sums of the classes here as sums of all classes.
         beside: ``(column) -> column``, as it meets the classes here: its derivative is a sum over all classes.
         num_classes: C where x does not hold all classes. One whose index is C is none: a logit of -inf.
+        product: ``(coef, value) -> coef * value`` with 0 * inf = 0, whose derivative for coef is the value, inf too.
+        constant: ``(x) -> x``, without a derivative.
+        astype: ``(x, name) -> x`` in the dtype of that name.
     """
 
     xp: Any
@@ -58,6 +63,9 @@ class Along(NamedTuple):
     top: Callable[..., Array]
     classes: Callable[..., Array]
     add_at: Callable[..., Array]
+    product: Callable[..., Array]
+    constant: Callable[..., Array]
+    astype: Callable[..., Array]
     total: Callable[..., tuple[Array, ...]] = lambda *columns: columns
     beside: Callable[[Array], Array] = lambda column: column
     num_classes: Any = None
@@ -71,12 +79,16 @@ class Classes(NamedTuple):
         selected: P + (K,), or None.
         selected_weight: 1 where a class was selected, 0 at padding, NaN where it is no class; None for ones.
         top: P + (k,), those of the k largest logits, where they have been found.
+        smoothing: b_c of the regularizer, (C,), or None for zeros.
+        z_loss: z of the regularizer.
     """
 
     target: Array | None
     selected: Array | None
     selected_weight: Array | None
     top: Array | None = None
+    smoothing: Array | None = None
+    z_loss: float = 0.0
 
 
 class Solved(NamedTuple):
@@ -147,7 +159,7 @@ def solve(along: Along, x: Array) -> Solved:
     largest = along.max(rest)
     shift = xp.where(largest == -math.inf, pivot_logit, largest)
     exps, gaps = xp.exp(rest - shift), along.beside(pivot_logit) - x
-    sum_rest, gap_sum = along.total(along.sum(exps), along.sum(_product(xp, exps, gaps)))
+    sum_rest, gap_sum = along.total(along.sum(exps), along.sum(product(xp, exps, gaps)))
     stats = row_stats(xp, shift, pivot_logit, sum_rest)
     scalars = RowScalars(pivot, pivot_logit, shift, gap_sum * stats.exp_scale, stats)
     return Solved(x, scalars, is_pivot, gaps, exps * along.beside(stats.exp_scale))
@@ -159,11 +171,6 @@ def solve_again(along: Along, x: Array, scalars: RowScalars) -> Solved:
     is_pivot = along.classes(x) == scalars.pivot
     exps = xp.exp(xp.where(is_pivot, -math.inf, x) - scalars.shift)
     return Solved(x, scalars, is_pivot, scalars.pivot_logit - x, exps * scalars.stats.exp_scale)
-
-
-def _product(xp: Any, p: Array, value: Array) -> Array:
-    """p times a gap, where a class of probability 0 counts nothing."""
-    return xp.where(p == 0, 0, p * xp.where(p == 0, 0, value))
 
 
 def values(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, k: int) -> dict[str, Array]:
@@ -211,6 +218,8 @@ _VALUES: dict[str, Callable[[Along, Solved, Classes], Array]] = {
     "entropy": lambda along, rows, classes: rows.stats.loss + rows.gap_mean,
     "logsumexp": lambda along, rows, classes: rows.stats.logsumexp,
     "selected_log_prob": _selected,
+    "rest_log_prob": lambda along, rows, classes: 0 - sparse_rows.rest(along, rows, classes).stats.loss,
+    "regularizer": sparse_rows.regularizer,
     "log_sum_sq": _log_sum_sq,
     "max_prob": lambda along, rows, classes: rows.stats.p,
     "prediction": lambda along, rows, classes: rows.pivot,
@@ -225,13 +234,15 @@ _VALUES: dict[str, Callable[[Along, Solved, Classes], Array]] = {
 def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, moved: Array) -> dict[str, Array]:
     """How the graded outputs change where x moves along ``moved``; linear in it, and accurate transposed."""
     xp, stats = along.xp, rows.stats
-    of_pivot, (rest,) = along.take(moved, rows.pivot), along.total(along.sum(_product(xp, rows.p_rest, moved)))
+    of_pivot, (rest,) = along.take(moved, rows.pivot), along.total(along.sum(product(xp, rows.p_rest, moved)))
     changes: dict[str, Array] = {}
     for name in outputs:
         if name == "logsumexp":
             changes[name] = stats.p * of_pivot + rest
+        elif name in sparse_rows.OUTPUTS:
+            changes[name] = sparse_rows.tangent(along, rows, name, classes, moved, stats.p * of_pivot + rest)
         elif name == "entropy":
-            rise = _product(xp, rows.p_rest, rows.gaps - along.beside(rows.gap_mean))
+            rise = product(xp, rows.p_rest, rows.gaps - along.beside(rows.gap_mean))
             (rise,) = along.total(along.sum(rise * moved))
             changes[name] = rise - stats.p * rows.gap_mean * of_pivot
         elif name in ("log_prob", "selected_log_prob"):
@@ -266,6 +277,8 @@ def gradient(along: Along, rows: Solved, upstream: dict[str, Array], classes: Cl
         elsewhere = elsewhere + along.sum(xp.where(is_pivot, 0, grad))
         own.append((index, grad))
     of_rows = upstream["logsumexp"] - elsewhere if "logsumexp" in upstream else 0 - elsewhere
+    if "regularizer" in upstream and classes.z_loss:
+        of_rows = of_rows + 2 * classes.z_loss * stats.logsumexp * upstream["regularizer"]
     of_pivot, factor = of_rows, of_rows - at_pivot
     factor = along.beside(factor)
     if "entropy" in upstream:
@@ -275,4 +288,5 @@ def gradient(along: Along, rows: Solved, upstream: dict[str, Array], classes: Cl
     grad_x = rows.p_rest * factor
     for index, grad in own:
         grad_x = along.add_at(grad_x, index, along.beside(grad))
-    return xp.where(rows.is_pivot, along.beside(stats.p * of_pivot + stats.one_minus_p * at_pivot), grad_x)
+    grad_x = xp.where(rows.is_pivot, along.beside(stats.p * of_pivot + stats.one_minus_p * at_pivot), grad_x)
+    return sparse_rows.add_gradient(along, rows, upstream, classes, grad_x)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from unixent.arguments import INTEGERS, NUMBERS, Argument, check_shape_dtype, describe_arguments
-from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, TargetRangeError, option_error
+from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, option_error
 from unixent.options import LossOptions
-from unixent.problem import reads_values
-from unixent.protocol import Array, Backend, ParallelBackend, PositionStats, StatsProblem
+from unixent.problem import reads_values, refuse_out_of_range
+from unixent.protocol import Array, Backend, ParallelBackend, PositionStats, Problem, StatsBackend, StatsProblem
 from unixent.row_statistics import OF_K
 from unixent.scores import Scores
 from unixent.validation import CheckedCall, FurtherRequest, check_wrt, values_as
@@ -120,18 +121,8 @@ def _checked_selected(backend: Backend, value: Any, scores: Scores, num_classes:
             f"got {argument.info.dtype} of shape {shape}"
         )
     if _is_read(argument, options):
-        _check_range(backend, argument, num_classes, options.ignore_index)
+        refuse_out_of_range(backend, argument, num_classes, options.ignore_index)
     return argument.array
-
-
-def _check_range(backend: Backend, argument: Argument, num_classes: int, ignored: int) -> None:
-    invalid = backend.first_invalid_target(argument.array, num_classes, ignored)
-    if invalid is not None:
-        position = tuple(int(i) for i in np.unravel_index(invalid[0], argument.info.shape))
-        raise TargetRangeError(
-            f"selected: expected class indices in [0, {num_classes}) or ignore_index={ignored}; "
-            f"got {invalid[1]} at position {position}"
-        )
 
 
 def _checked_upstream(
@@ -159,3 +150,25 @@ def _checked_upstream(
         argument = describe_arguments(backend, {f"grad_output.{name}": array}, scores.first)[f"grad_output.{name}"]
         checked[name] = check_shape_dtype(argument, shapes[name], NUMBERS)
     return PositionStats(**checked)
+
+
+def compute(
+    backend: Backend, problem: StatsProblem, upstream: PositionStats, wrt: tuple[str, ...]
+) -> tuple[PositionStats, tuple[Array, ...]]:
+    """The statistics and gradients, the loss of a sparse target by a pass of its own."""
+    call, asks = problem.call, cast(StatsBackend, backend).position_stats
+    if call.target_kind != "sparse" or "loss" not in problem.outputs:
+        return asks(problem, upstream, wrt)
+    stats, grads = PositionStats(), ()
+    others = replace(problem, outputs=tuple(name for name in problem.outputs if name != "loss"))
+    if others.outputs:
+        of_others = upstream._replace(loss=None)
+        stats, grads = asks(others, of_others, wrt if any(each is not None for each in of_others) else ())
+    is_logits, backend_of_any = isinstance(call, Problem), cast(Any, backend)
+    if wrt and upstream.loss is not None:
+        both = backend_of_any.value_and_grad if is_logits else backend_of_any.linear_value_and_grad
+        loss, of_loss = both(call, upstream.loss, wrt)
+        grads = tuple([a + b for a, b in zip(grads, of_loss, strict=True)]) if grads else of_loss
+    else:
+        loss = (backend_of_any.cross_entropy if is_logits else backend_of_any.linear_cross_entropy)(call)
+    return stats._replace(loss=loss), grads

@@ -29,6 +29,7 @@ from unixent.options import LossOptions, ParallelConfig
 from unixent.problem import checked_normalizer, make_problem, reads_values
 from unixent.protocol import Backend, LinearProblem, LossProblem, ParallelBackend, Problem, Sharding
 from unixent.scores import Scores, linear_scores, logits_scores
+from unixent.topk import TopK
 
 
 class GradRequest(NamedTuple):
@@ -142,9 +143,8 @@ def _read(
     if normalizer is not None:
         normalizer = checked_normalizer(normalizer, options)
     array = None if isinstance(normalizer, float) else normalizer
-    arguments = describe_arguments(
-        backend, {**given, "target": target, "weight": weight, "mask": mask, "normalizer": array}
-    )
+    targets = target.arguments() if isinstance(target, TopK) else {"target": target}
+    arguments = describe_arguments(backend, {**given, **targets, "weight": weight, "mask": mask, "normalizer": array})
     return check(arguments), arguments
 
 
@@ -202,11 +202,11 @@ def _signature(
     given = [name for name in ("weight", "mask", "normalizer") if getattr(common, name) is not None]
     # Of a fused linear call also how wide its hidden states are and how they are cut into chunks.
     form = (info.shape[-1], fields["chunk"]) if "hidden" in fields else ()
-    probabilities = arguments["target"].info.dtype in FLOATS
+    target_kind = "sparse" if "target" not in arguments else arguments["target"].info.dtype in FLOATS
 
     def call() -> bytes:
         more = "" if further is None else further.text()
-        text = f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {probabilities} {more}"
+        text = f"{options} {given} {common.return_terms} {info.dtype} {scores.acc_dtype} {form} {target_kind} {more}"
         return text.encode()
 
     def positions() -> bytes:

@@ -30,7 +30,8 @@ from unixent_jax.linear.problem import LinearArrays, LinearSpec
 from unixent_jax.logits import jitted
 from unixent_jax.logits import reduction as logits
 from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
-from unixent_jax.positions import solve_stats
+from unixent_jax.positions import ALONG, solve_stats
+from unixent_jax.sparse import SparseSpec, sparse_loss
 from unixent_jax.vocab_parallel import reduction as over_mesh
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
 
@@ -44,12 +45,14 @@ class JaxBackend:
     version = jax.__version__
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
+        targets=frozenset({"index", "probability", "sparse"}),
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
         linear=True,
         position_stats=True,
         parallel=True,
         traces_values=True,
     )
+    along = ALONG
 
     def devices(self) -> tuple[str, ...]:
         return tuple(map(str, jax.devices()))
@@ -164,11 +167,15 @@ def _info(array: Array) -> ArrayInfo:
     return ArrayInfo(array.shape, array.dtype.name, names, readable)
 
 
-def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshSpec, str, LossArrays]:
+def _logits_call(
+    problem: Problem,
+) -> tuple[Callable[..., Any], LossSpec | MeshSpec | SparseSpec, str, LossArrays]:
     """The loss, its spec, the dtype of the result, the arrays."""
     spec, arrays, sharding = loss_spec(problem, problem.axis), LossArrays.of(problem), problem.sharding
     if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
+    if problem.teacher is not None:
+        return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
     if sharding is None:
         return logits.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:
@@ -178,13 +185,17 @@ def _logits_call(problem: Problem) -> tuple[Callable[..., Any], LossSpec | MeshS
     return logits.loss, spec.on_shards(axes), problem.result_dtype, arrays
 
 
-def _linear_call(problem: LinearProblem) -> tuple[Callable[..., Any], LinearSpec | MeshSpec, str, LinearArrays]:
+def _linear_call(
+    problem: LinearProblem,
+) -> tuple[Callable[..., Any], LinearSpec | MeshSpec | SparseSpec, str, LinearArrays]:
     """The same of a fused linear call."""
     # The logits of a chunk are (rows, classes).
     spec, arrays = LinearSpec(loss_spec(problem, 1), problem.chunk), LinearArrays.of(problem)
     sharding = problem.sharding
     if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
+    if problem.teacher is not None:
+        return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
     if sharding is None:
         return linear.loss, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:

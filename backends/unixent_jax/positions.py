@@ -15,6 +15,7 @@ from unixent.protocol import PositionStats, Problem, StatsProblem
 from unixent.row_statistics import GRADED, Along, Classes
 from unixent.semantics import LogitTransform
 from unixent_jax.kernel import KernelSpec, is_index
+from unixent_jax.kernel.rows import product, times_tangent
 from unixent_jax.kernel.transform import apply_transform
 from unixent_jax.linear.chunks import chunk_logits, join_rows, split_rows
 from unixent_jax.linear.problem import LinearArrays, LinearSpec, positions_by_row, rows_of
@@ -28,6 +29,23 @@ def _top(x: Array, k: int) -> Array:
     return lax.top_k(jnp.where(x == 0, 0, x), k)[1]  # whose order would tell -0 from 0
 
 
+def _add_at(x: Array, index: Array, values: Array) -> Array:
+    rows = [lax.broadcasted_iota(index.dtype, index.shape, axis) for axis in range(index.ndim - 1)]
+    at = (*rows, index)
+    return x.at[at].add(jnp.broadcast_to(values, index.shape), mode="promise_in_bounds")
+
+
+@jax.custom_jvp
+def _product(coef: Array, value: Array) -> Array:
+    return product(coef, value)
+
+
+@_product.defjvp
+def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (coef, value), (of_coef, of_value) = primals, tangents
+    return _product(coef, value), times_tangent(value, of_coef) + coef * of_value
+
+
 ALONG = Along(
     xp=jnp,
     take=partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds"),
@@ -36,7 +54,10 @@ ALONG = Along(
     argmax=partial(jnp.argmax, axis=-1, keepdims=True),
     top=_top,
     classes=lambda x: jnp.arange(x.shape[-1]),
-    add_at=lambda x, index, values: jnp.put_along_axis(x, index, values, axis=-1, inplace=False, mode="add"),
+    add_at=_add_at,
+    product=_product,
+    constant=lax.stop_gradient,
+    astype=lambda x, name: x.astype(getattr(jnp, name)),
 )
 
 
@@ -74,7 +95,7 @@ def solve_stats(
 
 @partial(jax.jit, static_argnums=0)
 def _values(spec: StatsSpec, arrays: Any, selected: Array | None) -> dict[str, Array]:
-    return _rounded(spec, _stats(spec, arrays, selected))
+    return _rounded(spec, position_columns(spec, arrays, selected))
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -82,7 +103,7 @@ def _values_and_grads(
     spec: StatsSpec, arrays: Any, selected: Array | None, upstream: dict[str, Array], wrt: tuple[str, ...]
 ) -> tuple[dict[str, Array], tuple[Array, ...]]:
     def of(*moving: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-        stats = _stats(spec, arrays._replace(**dict(zip(wrt, moving, strict=True))), selected)
+        stats = position_columns(spec, arrays._replace(**dict(zip(wrt, moving, strict=True))), selected)
         return {name: stats[name] for name in upstream}, stats
 
     graded, vjp, stats = jax.vjp(of, *(getattr(arrays, name) for name in wrt), has_aux=True)
@@ -95,7 +116,7 @@ def _rounded(spec: StatsSpec, stats: dict[str, Array]) -> dict[str, Array]:
     return {name: each.astype(dtype) if name in floating else each for name, each in stats.items()}
 
 
-def _stats(spec: StatsSpec, arrays: Any, selected: Array | None) -> dict[str, Array]:
+def position_columns(spec: StatsSpec, arrays: Any, selected: Array | None) -> dict[str, Array]:
     """The outputs in the accumulation dtype."""
     arrays = prepare(spec.loss, arrays)
     if isinstance(spec.scores, LinearSpec):
@@ -154,7 +175,13 @@ def _of_rows(
     x = apply_transform(kernel.transform, jnp.where(active, x, 0))
     if kernel.transform != LogitTransform():
         x = lax.optimization_barrier(x)  # the same bits wherever it enters
-    classes = Classes(target[..., None] if is_index(target) else None, *_chosen(spec, kernel, selected, x.dtype))
+    smoothing = None
+    if "regularizer" in spec.outputs and kernel.label_smoothing:
+        ones = jnp.ones(kernel.num_classes, x.dtype) if weight is None else weight
+        smoothing = ones * (kernel.label_smoothing / kernel.num_classes)
+    chosen, weights = (None, None) if selected is None else safe_selection(spec.loss, selected, x.dtype)
+    index = target[..., None] if is_index(target) else None
+    classes = Classes(index, chosen, weights, smoothing=smoothing, z_loss=kernel.z_loss)
     graded = tuple(name for name in spec.outputs if name in GRADED)
     others = tuple(name for name in spec.outputs if name not in GRADED and name != "loss")
     if graded:
@@ -176,15 +203,12 @@ def _of_rows(
     return {name: stats[name] if name in wide else jnp.squeeze(stats[name], -1) for name in spec.outputs}
 
 
-def _chosen(
-    spec: StatsSpec, kernel: KernelSpec, selected: Array | None, dtype: Any
-) -> tuple[Array | None, Array | None]:
-    if selected is None:
-        return None, None
-    ignored = spec.loss.ignore_index
+def safe_selection(spec: LossSpec, selected: Array, dtype: Any) -> tuple[Array, Array]:
+    """Class indices in [0, C), and for each 1, 0 where it is ``ignore_index``, or NaN where it is no class."""
+    ignored = spec.ignore_index
     limits = jnp.iinfo(selected.dtype)
     padding = selected == jnp.asarray(ignored, selected.dtype) if limits.min <= ignored <= limits.max else False
-    outside = (selected < 0) | (selected >= kernel.num_classes)
+    outside = (selected < 0) | (selected >= spec.kernel.num_classes)
     weight = jnp.where(padding, 0, jnp.where(outside, math.nan, 1)).astype(dtype)
     return jnp.where(outside, 0, selected).astype(jnp.int32), weight
 

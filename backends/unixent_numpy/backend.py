@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +27,9 @@ from unixent_numpy.kernel import row_losses
 from unixent_numpy.kernel.blocks import num_threads
 from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
+from unixent_numpy.positions.rows import ALONG
 from unixent_numpy.positions.solve import solve_stats
+from unixent_numpy.positions.sparse import solve_sparse
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
 from unixent_numpy.vocab_parallel.positions import vocab_parallel_rows
 
@@ -39,12 +41,14 @@ class NumpyBackend:
     version = np.__version__
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "float32", "float64"} | ({"bfloat16"} if find_spec("ml_dtypes") else set())),
+        targets=frozenset({"index", "probability", "sparse"}),
         linear=True,
         position_stats=True,
         parallel_position_stats=True,
         parallel=True,
         batch_invariant=True,
     )
+    along = ALONG
 
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
@@ -129,6 +133,9 @@ class NumpyBackend:
         if normalizer is not None and float(normalizer) and not 2.0**-64 <= float(normalizer) <= 2.0**64:
             # In float32 it, its reciprocal or what it divides may round to 0 or infinity.
             problem = replace(problem, acc_dtype="float64")
+        if problem.target_kind == "sparse":
+            sparse: tuple[Any, tuple[Array, ...]] = solve_sparse(cast(Any, problem), grad_output, wrt)
+            return sparse
         if sharding is None or sharding.model_group is None:
             result: tuple[Any, tuple[Array, ...]] = solve(problem, grad_output, wrt, row_losses)
             return result

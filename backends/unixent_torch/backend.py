@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unixent.arguments import PYTHON_TYPES, refuse_array_inside
+from unixent.arguments import INDEX_NAMES, PYTHON_TYPES, refuse_array_inside
 from unixent.classes import P, take_share
 from unixent.errors import BackendError
 from unixent.options import ParallelConfig
@@ -33,6 +33,8 @@ from unixent_torch.logits.fast_path import try_fast_cross_entropy
 from unixent_torch.logits.positions import first_invalid
 from unixent_torch.logits.problem import LogitsCall
 from unixent_torch.positions.call import solve_stats
+from unixent_torch.positions.rows import ALONG
+from unixent_torch.positions.sparse import sparse_call
 from unixent_torch.vocab_parallel import problem as vocab_parallel
 
 _DTYPE_NAMES = {
@@ -67,6 +69,7 @@ class TorchBackend:
     version = torch.__version__
     capabilities = Capabilities(
         dtypes=frozenset({"float16", "bfloat16", "float32", "float64"}),
+        targets=frozenset({"index", "probability", "sparse"}),
         transforms=frozenset({"grad", "jvp", "vmap", "hessian", "jit", "export"}),
         linear=True,
         position_stats=True,
@@ -76,6 +79,7 @@ class TorchBackend:
         fast_path=True,
         traces_values=True,
     )
+    along = ALONG
     try_fast_cross_entropy = staticmethod(try_fast_cross_entropy)
 
     def devices(self) -> tuple[str, ...]:
@@ -131,7 +135,7 @@ class TorchBackend:
         if isinstance(value, (list, tuple)):
             refuse_array_inside(name, value)
         tensor = torch.as_tensor(np.asarray(value))
-        if name == "target":
+        if name in INDEX_NAMES:
             tensor = tensor if tensor.numel() else tensor.long()
         elif from_python and not tensor.is_floating_point() and tensor.dtype is not torch.bool:
             tensor = tensor.double()
@@ -163,7 +167,8 @@ class TorchBackend:
         if _is_sharded(problem, problem.logits):
             return vocab_parallel.cross_entropy(self._share(problem))
         try:
-            return LogitsCall(problem).result()
+            call = sparse_call(problem) if problem.target_kind == "sparse" else LogitsCall(problem)
+            return call.result()
         except TypeError as error:
             _refuse_unrelated_types(problem, error)
             raise
@@ -174,7 +179,8 @@ class TorchBackend:
         if _is_sharded(problem, problem.logits):
             return vocab_parallel.value_and_grad(self._share(problem), grad_output, wrt)
         try:
-            return LogitsCall(problem).value_and_grad(grad_output, wrt)
+            call = sparse_call(problem) if problem.target_kind == "sparse" else LogitsCall(problem)
+            return call.value_and_grad(grad_output, wrt)
         except TypeError as error:
             _refuse_unrelated_types(problem, error, grad_output)
             raise
@@ -183,7 +189,8 @@ class TorchBackend:
         if _is_sharded(problem, problem.hidden, problem.classifier):
             return vocab_parallel.linear_cross_entropy(self._share(problem))
         try:
-            return LinearCall(problem).result()
+            call = sparse_call(problem) if problem.target_kind == "sparse" else LinearCall(problem)
+            return call.result()
         except TypeError as error:
             _refuse_unrelated_types(problem, error)
             raise
@@ -194,7 +201,8 @@ class TorchBackend:
         if _is_sharded(problem, problem.hidden, problem.classifier):
             return vocab_parallel.linear_value_and_grad(self._share(problem), grad_output, wrt)
         try:
-            return LinearCall(problem).value_and_grad(grad_output, wrt)
+            call = sparse_call(problem) if problem.target_kind == "sparse" else LinearCall(problem)
+            return call.value_and_grad(grad_output, wrt)
         except TypeError as error:
             _refuse_unrelated_types(problem, error, grad_output)
             raise
@@ -240,9 +248,13 @@ def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
         return problem.sharding is not None
     for array in scores:
         if type(array) is not Tensor and isinstance(array, module.DTensor):
+            if problem.target_kind == "sparse":
+                raise BackendError(
+                    "target: expected local tensors with sparse targets on the torch backend; got a DTensor"
+                )
             return True
     if not torch.compiler.is_compiling():
-        for name in ("target", "weight", "mask", "normalizer"):
+        for name in ("target", "ids", "weight", "mask", "normalizer"):
             if isinstance(getattr(problem, name), module.DTensor):
                 raise BackendError(f"{name}: expected a local tensor, since logits or hidden are; got a DTensor")
     return problem.sharding is not None

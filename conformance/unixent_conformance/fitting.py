@@ -42,7 +42,10 @@ def _without_chunk(case: Case) -> Case:
 
 
 def widened(call: Call, multiples: Mapping[str, int]) -> Call:
-    """A call whose sizes are multiples of these, if its positions, features and classes can be added to."""
+    """A call whose sizes are multiples of these, if its positions, features and classes can be added to: not of sparse
+    targets."""
+    if call.tail:
+        return call
     call = _more_positions(call, multiples.get("positions", 1))
     if call.linear:
         call = _more_features(call, multiples.get("hidden", 1))

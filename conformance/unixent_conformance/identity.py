@@ -91,7 +91,9 @@ def _first(call: Call) -> Call:
     def first(array: Any) -> Any:
         return array[:1] if array is not None and array.ndim and len(array) == count else array
 
-    return replace(call, **{name: first(getattr(call, name)) for name in ("logits", "target", "mask", "grad_output")})
+    return replace(
+        call, **{name: first(getattr(call, name)) for name in ("logits", "target", "mask", "grad_output", "ids")}
+    )
 
 
 def _finite(logits: Array) -> bool:

@@ -74,10 +74,17 @@ class Implementation:
         return needs & UNPROMISED if self.capabilities is None else needs - self.capabilities
 
     def answers(self, case: Case) -> bool:
-        """Whether it has what a case asks: a loss is none the less a loss without terms or statistics."""
+        """Whether it has what a case asks: a loss is none the less a loss without terms, statistics or sparse targets,
+        which only those are asked that declare them."""
+        if "target:sparse" in case.needs and not self.takes_sparse:
+            return False
         if "position_stats" in case.needs:
             return (self.linear_position_stats if "linear" in case.needs else self.position_stats) is not None
         return case.quantity != "terms" or self.terms is not None
+
+    @property
+    def takes_sparse(self) -> bool:
+        return "target:sparse" in (self.capabilities or ())
 
     def unknown(self, options: frozenset[str]) -> frozenset[str]:
         """Which keywords its signature does not have."""

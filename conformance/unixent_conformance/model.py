@@ -23,7 +23,7 @@ INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uin
 # What nobody promises who does not declare it: frameworks differ in it.
 UNPROMISED = frozenset({MIXED, *(f"target:{dtype}" for dtype in INTEGERS if dtype != "int64")})
 
-ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "selected")
+ARRAYS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "selected", "ids")
 
 
 class Tier(IntEnum):
@@ -56,7 +56,7 @@ class Call:
     """The arguments of one call: NumPy arrays, options that differ from the defaults, and the upstream gradient where
     a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias. With a
     statistic it asks for that output of `position_stats`, in the place of a loss; selected and the option k are its
-    arguments."""
+    arguments. With ids and a tail the target is a `unixent.TopK` of them, and `target` its probs or log_probs."""
 
     logits: Any
     target: Any
@@ -69,6 +69,9 @@ class Call:
     bias: Any = None
     selected: Any = None
     statistic: str = ""
+    ids: Any = None
+    tail: str = ""
+    log_probs: bool = False
 
     @property
     def linear(self) -> bool:
@@ -134,7 +137,8 @@ class Call:
 
     def needs(self) -> frozenset[str]:
         """The capabilities without which an implementation may refuse the call."""
-        needs = {f"dtype:{self.dtype}", "target:index" if self.has_indices else "target:probability"}
+        target_kind = "sparse" if self.tail else "index" if self.has_indices else "probability"
+        needs = {f"dtype:{self.dtype}", f"target:{target_kind}"}
         if self.linear:
             needs.add("linear")
         if self.statistic:

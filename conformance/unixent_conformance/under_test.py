@@ -62,7 +62,8 @@ class Subject:
     def terms(self, call: Call) -> tuple[Array, Array]:
         if self.implementation.terms is None:
             raise Unsupported(f"{self.implementation.name} has no loss_terms")
-        numerator, denominator = self._run(self.implementation.terms, call)
+        terms = self._sparse(self.implementation.terms, call) if call.tail else self.implementation.terms
+        numerator, denominator = self._run(terms, call)
         return self._read(numerator), self._read(denominator)
 
     def gradients(self, call: Call, wrt: tuple[str, ...] = ("logits",)) -> tuple[Array, ...]:
@@ -76,6 +77,8 @@ class Subject:
         both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
         if call.statistic:
             both = self._statistic_and_gradient(call)
+        if both is not None and call.tail:
+            both = self._sparse(both, call)
         if both is None or self.mode.autodiff:
             value, gradients = self.harness.gradient(self._derivative(call, wrt), self.mode)
         else:
@@ -113,11 +116,25 @@ class Subject:
     def _loss(self, call: Call) -> Callable[..., Any]:
         if call.statistic:
             return self._statistic(call)
-        if not call.linear:
-            return self.implementation.loss
-        if self.implementation.linear is None:
+        function = self.implementation.linear if call.linear else self.implementation.loss
+        if function is None:
             raise Unsupported(f"{self.implementation.name} has no fused linear form")
-        return self.implementation.linear
+        return self._sparse(function, call) if call.tail else function
+
+    def _sparse(self, function: Callable[..., Any], call: Call) -> Callable[..., Any]:
+        """A function of a sparse target as one of its arrays, of which ``target`` has a gradient."""
+        if not self.implementation.takes_sparse:
+            raise Unsupported(f"{self.implementation.name} takes no sparse targets")
+        name, tail = "log_probs" if call.log_probs else "probs", call.tail
+
+        def of_arrays(*arrays: Any, ids: Any, **options: Any) -> Any:
+            from unixent import TopK
+
+            *scores, values = arrays
+            named: dict[str, Any] = {name: values, "tail": tail}
+            return function(*scores, TopK(ids, **named), **options)
+
+        return of_arrays
 
     def _statistic(self, call: Call) -> Callable[..., Any]:
         """The one output of `position_stats` that a call asks for, as if it were a loss."""

@@ -48,7 +48,7 @@ CONVENTIONS = {
 
 
 def test_every_wrong_loss_says_what_is_wrong_and_which_features_should_notice() -> None:
-    assert len(MUTANTS) >= 156
+    assert len(MUTANTS) >= 176
     assert all(mutant.__doc__ and mutant.__doc__ != Plain.__doc__ for mutant in MUTANTS.values())
     assert all(mutant.features and FEATURES.issuperset(mutant.features) for mutant in MUTANTS.values())
 

@@ -146,10 +146,15 @@ _finite_part.defjvp(lambda primals, tangents: (_finite_part(*primals), tangents[
 
 
 def inner_with_tangent(a: Array, tangent: Array, classes: ClassAxis) -> Array:
-    """<a, tangent> with 0 * inf = 0, for a that may hold inf; linear in the tangent, as what JAX transposes must be."""
+    """<a, tangent> with 0 * inf = 0, for a that may hold inf."""
+    return sum_over_classes(times_tangent(a, tangent), classes)
+
+
+def times_tangent(a: Array, tangent: Array) -> Array:
+    """Their product, with 0 * inf = 0; linear in the tangent, as what JAX transposes must be."""
     largest = jnp.finfo(a.dtype).max
     infinite_part = where_or_zero(a == jnp.inf, tangent * largest) * largest
-    return sum_over_classes(tangent * _finite_part(a) + infinite_part, classes)
+    return tangent * _finite_part(a) + infinite_part
 
 
 def is_known(tangent: Any) -> bool:

@@ -33,6 +33,7 @@ class LinearArrays(NamedTuple):
     weight: Array | None
     mask: Array | None
     normalizer: Array | float | None
+    ids: Array | None = None
 
     @classmethod
     def of(cls, problem: LinearProblem) -> LinearArrays:

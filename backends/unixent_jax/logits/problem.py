@@ -54,10 +54,12 @@ class LossArrays(NamedTuple):
     weight: Array | None
     mask: Array | None
     normalizer: Array | float | None
+    ids: Array | None = None  # of sparse targets, whose values are the target
 
     @classmethod
     def of(cls, problem: Problem) -> LossArrays:
-        return cls(problem.logits, problem.target, problem.weight, problem.mask, normalizer_of(problem))
+        normalizer = normalizer_of(problem)
+        return cls(problem.logits, problem.target, problem.weight, problem.mask, normalizer, problem.ids)
 
 
 def normalizer_of(problem: LossProblem) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from unixent.row_statistics import Along
-from unixent_numpy.compat import Array
+from unixent.semantics import product
+from unixent_numpy.compat import Array, bfloat16
 
 
 def _top(x: Array, k: int) -> Array:
@@ -34,4 +37,7 @@ ALONG = Along(
     top=_top,
     classes=lambda x: np.arange(x.shape[-1]),
     add_at=_add_at,
+    product=partial(product, np),
+    constant=lambda x: x,
+    astype=lambda x, name: x.astype(bfloat16() if name == "bfloat16" else name),
 )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from unixent import row_statistics
-from unixent.protocol import LinearProblem, PositionStats, Problem, StatsProblem
+from unixent.protocol import LinearProblem, LossProblem, PositionStats, Problem, StatsProblem
 from unixent.row_statistics import Along, Classes
 from unixent_numpy.collectives import all_reduce
 from unixent_numpy.compat import Array, bfloat16
@@ -46,16 +46,30 @@ def solve_stats(
     problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass = _WHOLE
 ) -> tuple[PositionStats, tuple[Array, ...]]:
     """The statistics, and the gradients for ``wrt``."""
+    upstream = {name: array for name, array in grad_output._asdict().items() if array is not None}
+    stats, grads = columns_and_grads(problem, upstream, wrt, row_pass)
+    dtype: Any = bfloat16() if problem.call.result_dtype == "bfloat16" else np.dtype(problem.call.result_dtype)
+    rounded = {
+        name: column if name in _INDICES or name == "correct" else column.astype(dtype, copy=False)
+        for name, column in stats.items()
+    }
+    return PositionStats(**rounded), grads
+
+
+def columns_and_grads(
+    problem: StatsProblem, upstream: dict[str, Array], wrt: tuple[str, ...], row_pass: RowPass = _WHOLE
+) -> tuple[dict[str, Array], tuple[Array, ...]]:
+    """The outputs in the accumulation dtype, those of sparse targets included, and the gradients."""
     with np.errstate(all="ignore"):
         call = problem.call
         if isinstance(call, Problem):
-            return _of_logits(problem, call, grad_output, wrt, row_pass)
-        return _of_hidden(problem, call, grad_output, wrt, row_pass)
+            return _of_logits(problem, call, upstream, wrt, row_pass)
+        return _of_hidden(problem, call, upstream, wrt, row_pass)
 
 
 def _of_logits(
-    problem: StatsProblem, call: Problem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass
-) -> tuple[PositionStats, tuple[Array, ...]]:
+    problem: StatsProblem, call: Problem, grad_output: dict[str, Array], wrt: tuple[str, ...], row_pass: RowPass
+) -> tuple[dict[str, Array], tuple[Array, ...]]:
     x, target = np.moveaxis(np.asarray(call.logits), call.axis, -1), np.asarray(call.target)
     if call.target_kind == "probability":
         target = np.moveaxis(target, call.axis, -1)
@@ -78,12 +92,12 @@ def _of_logits(
 
 
 def _of_hidden(
-    problem: StatsProblem, call: LinearProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass
-) -> tuple[PositionStats, tuple[Array, ...]]:
+    problem: StatsProblem, call: LinearProblem, grad_output: dict[str, Array], wrt: tuple[str, ...], row_pass: RowPass
+) -> tuple[dict[str, Array], tuple[Array, ...]]:
     call = with_fast_classifier(call)
     positions, num_classes = call.hidden.shape[:-1], len(call.classifier)
     target = np.asarray(call.target)
-    operands = Operands.of(call, target.reshape(-1) if call.target_kind == "index" else target.reshape(-1, num_classes))
+    operands = Operands.of(call, target.reshape(-1) if call.target_kind == "index" else _rows(target))
     work, dtype = _Work(problem, positions, operands, grad_output, bool(wrt), row_pass), operands.spec.acc_dtype
     grads: dict[str, Array] = {}
     for name in wrt:
@@ -122,7 +136,7 @@ class _Work:
         problem: StatsProblem,
         positions: tuple[int, ...],
         operands: Operands,
-        grad_output: PositionStats,
+        grad_output: dict[str, Array],
         has_grads: bool,
         row_pass: RowPass,
     ) -> None:
@@ -137,11 +151,9 @@ class _Work:
         self._selected_weight: Array | None = None
         if problem.selected is not None:
             selected = problem.selected.reshape(self.count, problem.selected.shape[-1])
-            outside = (selected < 0) | (selected >= problem.call.num_classes)
-            padding = selected == problem.call.options.ignore_index
+            self._selected, padding, outside = safe_selection(selected, problem.call)
             if outside.any() or padding.any():
                 self._selected_weight = np.where(padding, 0, np.where(outside, np.nan, 1)).astype(dtype)
-            self._selected = np.where(outside, 0, selected).astype(np.intp)
         self._outputs = tuple(name for name in problem.outputs if name != "loss")
         self._columns: dict[str, Array] = {}
         for name in problem.outputs:
@@ -150,9 +162,7 @@ class _Work:
             width |= dict.fromkeys(("top_log_prob", "top_index"), (problem.k,))
             self._columns[name] = np.empty((self.count, *width.get(name, ())), column_dtype)
         self._upstream = {
-            name: array.reshape(self._columns[name].shape).astype(dtype)
-            for name, array in grad_output._asdict().items()
-            if array is not None
+            name: array.reshape(self._columns[name].shape).astype(dtype) for name, array in grad_output.items()
         }
 
     def whole(self, x: Array, out: Array | None) -> bool:
@@ -234,7 +244,11 @@ class _Work:
         if self._selected is not None:
             selected = self._selected[rows]
             weight = None if self._selected_weight is None else self._selected_weight[rows]
-        return Classes(self._index[rows][:, None], selected, weight)
+        spec, num_classes, smoothing = self.operands.spec, self._problem.call.num_classes, None
+        if "regularizer" in self._outputs and spec.label_smoothing:
+            ones: Any = np.ones(num_classes, spec.acc_dtype) if self.operands.weight is None else self.operands.weight
+            smoothing = ones * (spec.label_smoothing / num_classes)
+        return Classes(self._index[rows][:, None], selected, weight, smoothing=smoothing, z_loss=spec.z_loss)
 
     def _loss(self, rows: slice, block: Array, v: Array | None, upstream: Array | None) -> Array | None:
         """The losses, by the pass that there is for them, and their gradient where one is asked for."""
@@ -250,15 +264,9 @@ class _Work:
         self._columns["loss"][rows] = losses.reshape(-1)
         return grads[0] if grads else None
 
-    def finished(self) -> PositionStats:
-        """The outputs, rounded once."""
-        result: Any = self._problem.call.result_dtype
-        result = bfloat16() if result == "bfloat16" else np.dtype(result)
-        finished = {}
-        for name, column in self._columns.items():
-            dtype = result if name not in _INDICES and name != "correct" else column.dtype
-            finished[name] = column.astype(dtype, copy=False).reshape((*self._positions, *column.shape[1:]))
-        return PositionStats(**finished)
+    def finished(self) -> dict[str, Array]:
+        """The outputs of all positions."""
+        return {name: each.reshape((*self._positions, *each.shape[1:])) for name, each in self._columns.items()}
 
 
 def settle(column: Array, undefined: Array, inactive: Array | None) -> None:
@@ -267,3 +275,14 @@ def settle(column: Array, undefined: Array, inactive: Array | None) -> None:
     column[undefined] = np.nan if is_floating else none
     if inactive is not None:
         column[inactive] = 0 if is_floating else none
+
+
+def safe_selection(selected: Array, call: LossProblem) -> tuple[Array, Array, Array]:
+    """Class indices in [0, C), where they are padding, and where they are no class."""
+    padding = selected == call.options.ignore_index
+    outside = (selected < 0) | (selected >= call.num_classes)
+    return np.where(outside, 0, selected).astype(np.intp), padding, outside & ~padding
+
+
+def _rows(array: Array) -> Array:
+    return array.reshape(-1, array.shape[-1]) if array.size else array.reshape(0, array.shape[-1])

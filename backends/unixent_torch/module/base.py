@@ -14,6 +14,7 @@ from unixent.arguments import PYTHON_TYPES, CommonArguments, as_backend_array, f
 from unixent.errors import BackendError, UnixentError, refuse_script
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, ParallelConfig
 from unixent.registry import get_backend
+from unixent.topk import TopK
 
 _HALF = (torch.float16, torch.bfloat16)
 _DEFAULTS = LossOptions(on_empty="nan")
@@ -34,6 +35,8 @@ class Option:
 
 def _is_floating(target: Any) -> bool:
     """Whether these are probabilities; of a tensor, an array or nested lists."""
+    if isinstance(target, TopK):
+        return False
     if isinstance(target, Tensor):
         return target.is_floating_point()
     if torch.compiler.is_dynamo_compiling():  # which knows no dtype of NumPy's

@@ -47,7 +47,7 @@ def solve_call(
             stats["loss"], grads = call.value_and_grad(of_loss, wrt)
     if outputs:
         rest = (columns, spec, upstream, wrt)
-        more, more_grads = _of_logits(call, *rest) if isinstance(call, LogitsCall) else _of_hidden(call, *rest)
+        more, more_grads = of_logits(call, *rest) if isinstance(call, LogitsCall) else of_hidden(call, *rest)
         stats |= more
         both = bool(grads and more_grads)
         grads = tuple([a + b for a, b in zip(grads, more_grads, strict=True)]) if both else grads or more_grads
@@ -65,7 +65,7 @@ def _columns(problem: StatsProblem, call: LogitsCall | LinearCall) -> Columns:
     return Columns(None if target.is_floating_point() else target, selected, weight, position_weight)
 
 
-def _of_logits(
+def of_logits(
     call: LogitsCall, columns: Columns, spec: StatsSpec, upstream: dict[str, Tensor], wrt: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     x, is_eager = call.operands[0], call.mode is Mode.EAGER
@@ -80,7 +80,7 @@ def _of_logits(
         return stats, () if grad is None else (call.of_axis(grad),)
 
 
-def _of_hidden(
+def of_hidden(
     call: LinearCall, columns: Columns, spec: StatsSpec, upstream: dict[str, Tensor], wrt: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     operands = call.operands._replace(target=call.operands.target.detach(), weight=None)

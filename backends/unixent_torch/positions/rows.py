@@ -16,6 +16,7 @@ from unixent.share_statistics import along_shares
 from unixent_torch.collectives import LocalShard, processes_of
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.traced import transformed
+from unixent_torch.logits.gradient import scale_infinite
 
 #: Outputs that are classes or numbers of them.
 INDICES = frozenset({"prediction", "rank", "top_index"})
@@ -45,6 +46,9 @@ ALONG = Along(
     top=_top,
     classes=lambda x: torch.arange(x.shape[-1], device=x.device),
     add_at=lambda x, index, values: x.scatter_add(-1, index, values.expand(index.shape)),
+    product=lambda coef, value: scale_infinite(value, coef),
+    constant=torch.Tensor.detach,
+    astype=lambda x, name: x.to(getattr(torch, name)),
 )
 #: Where values can be read without stalling.
 READING = ALONG._replace(top=_top_by_reading)
@@ -86,27 +90,29 @@ class Columns(NamedTuple):
         selected: the classes selected, or None.
         selected_weight: 1, 0 at padding, NaN where there is no such class; None for ones.
         position_weight: v, NaN where y is out of range; None for ones.
+        smoothing: s w_c / C of each class, (C,), for a regularizer; None for zeros.
     """
 
     target: Tensor | None
     selected: Tensor | None
     selected_weight: Tensor | None
     position_weight: Tensor | None
+    smoothing: Tensor | None = None
 
     def rows(self, rows: slice) -> Columns:
         """Those of some rows, of flattened positions."""
-        return Columns(*[None if each is None else each[rows] for each in self])
+        target, selected, weight, position_weight = (None if each is None else each[rows] for each in self[:4])
+        return Columns(target, selected, weight, position_weight, self.smoothing)
 
     def flattened(self, count: int) -> Columns:
         """With one axis of positions."""
         target, position_weight = (None if each is None else each.reshape(count) for each in (self[0], self[3]))
         selected, weight = (None if each is None else each.reshape(count, each.shape[-1]) for each in self[1:3])
-        return Columns(target, selected, weight, position_weight)
+        return Columns(target, selected, weight, position_weight, self.smoothing)
 
-    @property
-    def classes(self) -> Classes:
+    def classes(self, kernel: KernelSpec) -> Classes:
         target = None if self.target is None else self.target.unsqueeze(-1)
-        return Classes(target, self.selected, self.selected_weight)
+        return Classes(target, self.selected, self.selected_weight, None, self.smoothing, kernel.z_loss)
 
 
 class RowResults(NamedTuple):
@@ -138,7 +144,7 @@ def values_of(
     solved: Solved, inactive: Tensor | None, columns: Columns, spec: StatsSpec, along: Along
 ) -> dict[str, Tensor]:
     """The outputs of rows that have been solved."""
-    values = row_statistics.values(along, solved, spec.outputs, columns.classes, spec.k)
+    values = row_statistics.values(along, solved, spec.outputs, columns.classes(spec.kernel), spec.k)
     undefined = torch.isnan(solved.stats.loss)
     settled = {name: _settled(name, each, undefined, inactive, columns) for name, each in values.items()}
     return {name: each if name in WIDE else each.squeeze(-1) for name, each in settled.items()}
@@ -195,7 +201,7 @@ def gradient_of(
     undefined = torch.isnan(solved.stats.loss)
     if columns.position_weight is not None:
         undefined = undefined | torch.isnan(columns.position_weight).unsqueeze(-1)
-    grad = row_statistics.gradient(along, solved, by_row, columns.classes)[..., : given.shape[-1]]
+    grad = row_statistics.gradient(along, solved, by_row, columns.classes(spec.kernel))[..., : given.shape[-1]]
     grad = grad * spec.kernel.transform.inverse_temperature
     if spec.kernel.transform.softcap is not None:
         w = torch.exp(-2 * (given / spec.kernel.transform.softcap).abs())

@@ -24,6 +24,7 @@ from unixent_conformance.cases import (
     options,
     padding,
     properties,
+    sparse,
     special,
     statistics,
     tiles,
@@ -49,6 +50,7 @@ FAMILIES = (
     padding,
     extremes,
     statistics,
+    sparse,
     tiles,
 )
 

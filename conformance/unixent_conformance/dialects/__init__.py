@@ -45,7 +45,7 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
     if case.raises is not None and not case.raises.about_values:
         return _explained(result, ((UNCHECKED.name,),))
     call = case.build()
-    if call.statistic:  # the conventions are those of losses
+    if call.statistic or call.tail:  # the conventions are those of losses with other targets
         return result
     try:
         answers: Answers = {case.quantity: subject.answer(call, case.quantity)}

@@ -108,6 +108,18 @@ class Rows:
         """What an entry's roundings are relative to beside those magnitudes: nothing, but in a dialect's arithmetic."""
         return np.zeros(())
 
+    def loss_roundings(self) -> Array:
+        """The same of a loss, beside its magnitude: of the target's own arithmetic."""
+        return np.zeros(())
+
+    def moved_loss(self, largest: Array) -> Array:
+        """What moving each logit by so much at the most, (N, 1), does to the part of l_n that t has no share in."""
+        return np.zeros(())
+
+    def moved_gradient(self, largest: Array) -> Array:
+        """The same of dl_n/dx'_c, (N, C), where p_c does not move."""
+        return np.zeros(())
+
     def target_gradients(self) -> Array:
         """dl_n/dq_c, (N, C), for probability targets."""
         with np.errstate(all="ignore"):

@@ -18,6 +18,7 @@ import numpy as np
 
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle.rows import Rows, solve_rows
+from unixent_conformance.oracle.sparse import solve_sparse_rows
 
 ROW_OPTIONS = ("axis", "ignore_index", "label_smoothing", "z_loss", "scale", "softcap", "temperature", "num_classes")
 
@@ -58,6 +59,10 @@ class Solution:
 
     def gradient(self, per_position: Array) -> Array:
         """d sum(grad_output * value)/d input in the layout of the logits, from the gradients per position (N, C)."""
+        return self.rows.to_shape(self.scaled(per_position))
+
+    def scaled(self, per_position: Array) -> Array:
+        """The same as rows, of any width."""
         rows, grad_output = self.rows, self.call.grad_output
         upstream = np.asarray(1.0 if grad_output is None else grad_output).astype(np.longdouble)
         with np.errstate(all="ignore"):
@@ -66,7 +71,7 @@ class Solution:
             ] * per_position
             if self.reduced.empty and not np.isnan(self.reduced.scale).any():
                 scaled = np.where(np.isnan(per_position), np.nan, 0)
-            return rows.to_shape(np.where(rows.inactive[:, None], 0, scaled))
+            return np.where(rows.inactive[:, None], 0, scaled)
 
     def gradient_rows(self, per_position: Array) -> Array:
         """The same, as rows (N, C)."""
@@ -88,6 +93,8 @@ class Solution:
 def rows_of(call: Call, logits: Array) -> Rows:
     """The positions of a call, if these are its logits."""
     options = {name: call.options[name] for name in ROW_OPTIONS if name in call.options}
+    if call.tail:
+        return solve_sparse_rows(logits, call, options)
     return solve_rows(logits, call.target, call.acc_dtype, weight=call.weight, mask=call.mask, **options)
 
 
@@ -130,7 +137,7 @@ def positions_of(call: Call) -> tuple[Rows, Linear | None]:
     arrays = {name: np.asarray(array) for name, array in call.arrays().items() if name != "normalizer"}
     given = tuple((name, array.dtype, array.shape, array.tobytes()) for name, array in arrays.items())
     recent = _small if sum(array.nbytes for array in arrays.values()) <= SMALL else _large
-    return recent(_Asked((*given, *options), call))
+    return recent(_Asked((*given, *options, call.tail, call.log_probs), call))
 
 
 def reduce(rows: Rows, call: Call) -> Reduced:

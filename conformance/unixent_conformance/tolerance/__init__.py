@@ -1,11 +1,13 @@
 """The error model: an estimate of every array of an answer, its exact value with a bound for each entry.
 
-`bounds` derives those of logits, `statistics` those of statistics of positions, `linear` what the dot products of the
-fused form add to them, `second` those of second derivatives; `formats` compares an answer with its estimate.
+`bounds` derives those of logits, `sparse` what sparse targets add, `statistics` those of statistics of positions,
+`linear` what the dot products of the fused form add to them, `second` those of second derivatives; `formats` compares
+an answer with its estimate.
 """
 
 from unixent_conformance.oracle import Solution
-from unixent_conformance.tolerance import bounds, linear, second, statistics
+from unixent_conformance.oracle.sparse import SparseRows
+from unixent_conformance.tolerance import bounds, linear, second, sparse, statistics
 from unixent_conformance.tolerance.formats import FORMATS, Comparison, Estimate, Format, compare, rounding
 
 __all__ = [
@@ -30,7 +32,8 @@ def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
     """The loss, and the gradient of each argument named in `wrt`."""
     if s.linear is not None:
         return linear.estimates(s, s.linear, wrt)
-    gradients = {"logits": bounds.logits_gradient, "target": bounds.target_gradient}
+    of_target = sparse.target_gradient if isinstance(s.rows, SparseRows) else bounds.target_gradient
+    gradients = {"logits": bounds.logits_gradient, "target": of_target}
     return {"loss": bounds.loss(s), **{name: gradients[name](s) for name in wrt}}
 
 

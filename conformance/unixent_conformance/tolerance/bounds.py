@@ -99,7 +99,7 @@ def position_bounds(s: Solution) -> Array:
     """(8 + 2 log2 C) u of the terms' magnitudes, and what the roundings of x' move: |dl/dx'| |dx'|."""
     rows, (u, tiny) = s.rows, units_of(s)
     with np.errstate(all="ignore"):
-        bound = (8 + 2 * log2(rows.classes)) * u * rows.loss_magnitudes()
+        bound = (8 + 2 * log2(rows.classes)) * u * rows.loss_magnitudes() + u * rows.loss_roundings()
         if roundings := transform_roundings(s):
             moved = times(rows.gradient_magnitudes(), abs(rows.logits))
             bound = bound + roundings * u * moved.sum(axis=1)

@@ -31,7 +31,8 @@ import numpy as np
 
 from unixent_conformance.model import Array
 from unixent_conformance.oracle import Linear, Solution, sum_of_rest
-from unixent_conformance.tolerance import bounds
+from unixent_conformance.oracle.sparse import SparseRows
+from unixent_conformance.tolerance import bounds, sparse
 from unixent_conformance.tolerance.formats import Estimate, times
 
 
@@ -91,6 +92,7 @@ def _loss(s: Solution, error: LogitError) -> Estimate:
         extra = times(abs(rows.coefs), error.nll).sum(axis=1)
         lse = error.lse[:, 0]
         extra = extra + rows.z_loss * (2 * abs(rows.lse) * lse + lse**2 if rows.z_loss else 0)
+        extra = extra + rows.moved_loss(error.largest)
         extra = np.where((rows.position_weight == 0) | rows.nan_rows, 0, abs(rows.position_weight) * extra)
         if s.call.reduction == "none":
             bound = given.bound.reshape(-1) * error.room[:, 0] + extra
@@ -106,6 +108,7 @@ def _logits_gradient(s: Solution, error: LogitError) -> Estimate:
         extra = abs(rows.coefs).sum(axis=1, keepdims=True) * error.p
         if rows.z_loss:
             extra = extra + 2 * rows.z_loss * (abs(rows.lse)[:, None] * error.p + error.lse * (rows.p + error.p))
+        extra = extra + rows.moved_gradient(error.largest)
         extra = abs(rows.position_weight)[:, None] * extra * rows.transform_grad * (1 + error.transform_grad)
         extra = extra + times(rows.transform_grad * error.transform_grad, rows.gradient_magnitudes())
         bound = given.bound.reshape(extra.shape) * error.room + abs(s.gradient_rows(extra))
@@ -123,7 +126,11 @@ def _carried(s: Solution, linear: Linear, logits: Estimate, name: str) -> Estima
 
 
 def _target_gradient(s: Solution, error: LogitError) -> Estimate:
-    given, rows = bounds.target_gradient(s), s.rows
+    rows = s.rows
+    if isinstance(rows, SparseRows):
+        moved = np.take_along_axis(error.nll, rows.index, axis=1)
+        return sparse.target_gradient(s, rows, moved + rows.moved_rest(error.largest)[:, None], error.room)
+    given = bounds.target_gradient(s)
     with np.errstate(all="ignore"):
         extra = abs(rows.position_weight)[:, None] * times(abs(rows.target_coef), error.nll)
         bound = given.bound.reshape(extra.shape) * error.room + abs(s.gradient_rows(extra))

@@ -59,11 +59,11 @@ REASONS = {
 }
 
 # About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
-# vector could hold. The format has losses alone, and no statistics, so far.
+# vector could hold. The format has losses of one array of targets, so far: no statistics and no sparse targets.
 NO_VECTOR = frozenset(
     {
         *("memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"),
-        *("statistics", "fused linear statistics"),
+        *("statistics", "fused linear statistics", "sparse targets", "fused linear sparse targets"),
     }
 )
 

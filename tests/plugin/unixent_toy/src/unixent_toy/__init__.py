@@ -52,7 +52,8 @@ class ToyBackend:
 
     name = "toy"
     version = "0.3.0"
-    capabilities = replace(NumpyBackend.capabilities, parallel=False, position_stats=False)
+    targets = frozenset({"index", "probability"})
+    capabilities = replace(NumpyBackend.capabilities, targets=targets, parallel=False, position_stats=False)
 
     def __init__(self) -> None:
         self._numpy = NumpyBackend()

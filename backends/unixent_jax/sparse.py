@@ -1,0 +1,67 @@
+"""The loss of sparse targets, from statistics of positions; and `unixent.TopK` as a pytree of its arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from unixent import sparse_targets
+from unixent.protocol import Teacher
+from unixent.topk import TopK
+from unixent_jax.linear.problem import LinearArrays, LinearSpec
+from unixent_jax.logits.problem import LossArrays, LossSpec, prepare
+from unixent_jax.logits.reduction import reduce, sums_of
+from unixent_jax.positions import ALONG, StatsSpec, position_columns, safe_selection
+
+
+class SparseSpec(NamedTuple):
+    """What is static about a call."""
+
+    scores: LossSpec | LinearSpec
+    teacher: Teacher
+
+
+def sparse_loss(spec: SparseSpec, arrays: Any) -> Array | tuple[Array, Array]:
+    """The result of a call, of `LossArrays` or `LinearArrays` with ids."""
+    losses, mask = position_losses(spec, arrays)
+    of = spec.scores if isinstance(spec.scores, LossSpec) else spec.scores.loss
+    if of.reduction == "none":
+        return losses
+    denominators = jnp.ones_like(losses) if mask is None else mask
+    return reduce(of, sums_of(losses), denominators, arrays.normalizer, mask is None)
+
+
+def position_losses(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> tuple[Array, Array | None]:
+    """The loss of each position, and the mask, in the accumulation dtype."""
+    of = spec.scores if isinstance(spec.scores, LossSpec) else spec.scores.loss
+    kernel, teacher, dtype = of.kernel, spec.teacher, jnp.dtype(of.kernel.acc_dtype)
+    arrays = prepare(of, arrays)
+    ids, mask, weight = arrays.ids, arrays.mask, arrays.weight
+    assert ids is not None
+    index, known = safe_selection(of, ids, dtype)
+    one = jnp.ones(ids.shape[:-1], dtype)
+    v = jnp.where(jnp.isnan(known).any(-1), math.nan, one if mask is None else mask)
+    padding = (known == 0) | (v == 0)[..., None]
+    one_minus_smoothing = 1 - kernel.label_smoothing
+    factor = one_minus_smoothing * jnp.where(padding, 0, jnp.ones_like(known) if weight is None else weight[index])
+    shares = sparse_targets.shares_of(ALONG, teacher, arrays.target.astype(dtype), padding)
+    outputs = sparse_targets.outputs_of(teacher, bool(kernel.label_smoothing or kernel.z_loss))
+    columns = position_columns(StatsSpec(spec.scores, outputs, 0, ""), arrays._replace(mask=v), ids)
+    stats = {name: each if name == "selected_log_prob" else each[..., None] for name, each in columns.items()}
+    losses = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, stats)[..., 0]
+    return jnp.where(v == 0, 0, v * losses), mask
+
+
+def _unflatten(teacher: Teacher, values: Any) -> TopK:
+    topk = object.__new__(TopK)  # what passes through a pytree need not be arrays
+    probs, log_probs = (None, values[1]) if teacher.is_log else (values[1], None)
+    for name, value in (("ids", values[0]), ("probs", probs), ("log_probs", log_probs), ("tail", teacher.tail)):
+        object.__setattr__(topk, name, value)
+    return topk
+
+
+jax.tree_util.register_pytree_node(TopK, lambda topk: ((topk.ids, topk.values), topk.teacher), _unflatten)

@@ -1,0 +1,96 @@
+"""The loss of sparse targets, from statistics of positions."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unixent import sparse_targets
+from unixent.protocol import LinearProblem, Problem
+from unixent_torch.kernel.mode import Mode
+from unixent_torch.kernel.rows import class_weight
+from unixent_torch.linear.problem import LinearCall
+from unixent_torch.logits.positions import safe_selection
+from unixent_torch.logits.problem import LogitsCall, LossCall
+from unixent_torch.logits.reduction import reduce
+from unixent_torch.positions.call import of_hidden, of_logits
+from unixent_torch.positions.rows import ALONG, WIDE, Columns, StatsSpec
+
+
+class _SparseCall(LossCall):
+    """What both forms compute in the place of the pass over the logits."""
+
+    def _loss(self) -> Tensor:
+        return self._solve(None, ())[0]
+
+    def value_and_grad(self, grad_output: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return LossCall.value_and_grad(self, grad_output, wrt)
+
+    def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        scale = self.grad_scale(grad_output)
+        v = self.positions.position_weight
+        if v is not None:
+            scale = torch.where(v == 0, 0, v * scale)
+        with torch.no_grad() if self.mode is Mode.EAGER else contextlib.nullcontext():
+            return self._solve(scale.unsqueeze(-1), wrt)
+
+    def _solve(self, scale: Tensor | None, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss, and the gradients of ``sum(scale * losses)``, with ``scale`` P + (1,) where any are asked for."""
+        problem, kernel, (target, v, _) = self._problem, self.spec.kernel, self.positions
+        teacher, ids = problem.teacher, problem.ids
+        assert teacher is not None
+        assert ids is not None
+        index, known = safe_selection(ids, problem.num_classes, problem.options.ignore_index, kernel.acc_dtype)
+        padding = known == 0 if v is None else (known == 0) | (v == 0).unsqueeze(-1)
+        one_minus_smoothing = 1 - kernel.label_smoothing
+        ones = torch.ones_like(known)
+        factor = torch.where(padding, 0, ones if self.weight is None else class_weight(self.weight, index))
+        factor = one_minus_smoothing * factor
+        shares = sparse_targets.shares_of(ALONG, teacher, target.to(kernel.acc_dtype), padding)
+        outputs = sparse_targets.outputs_of(teacher, bool(kernel.label_smoothing or kernel.z_loss))
+        smoothing = None
+        if kernel.label_smoothing:
+            classes = torch.ones(problem.num_classes, dtype=kernel.acc_dtype, device=target.device)
+            smoothing = (classes if self.weight is None else self.weight) * (
+                kernel.label_smoothing / problem.num_classes
+            )
+        columns = Columns(None, index, known, v, smoothing)
+        scores = tuple(name for name in wrt if name != "target")
+        above: dict[str, Tensor] = {}
+        if scores:
+            above = sparse_targets.upstream(shares, factor, one_minus_smoothing, scale, outputs)
+            above = {name: each if name in WIDE else each.squeeze(-1) for name, each in above.items()}
+        rest: Any = (columns, StatsSpec(kernel, outputs, 0), above, scores)
+        call: Any = self
+        stats, grads = of_logits(call, *rest) if isinstance(call, LogitsCall) else of_hidden(call, *rest)
+        stats = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
+        losses = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, stats).squeeze(-1)
+        losses = losses if v is None else torch.where(v == 0, 0, v * losses)
+        by_name = dict(zip(scores, grads, strict=True))
+        if "target" in wrt:
+            by_name["target"] = sparse_targets.values_gradient(
+                ALONG, teacher, shares, factor, one_minus_smoothing, scale, stats, padding
+            ).to(target.dtype)
+        loss = reduce(losses, self.denominator, self.spec, self._readable)
+        return loss, tuple(by_name[name] for name in wrt)
+
+
+class SparseLogits(_SparseCall, LogitsCall):
+    """The loss of logits."""
+
+
+class SparseLinear(_SparseCall, LinearCall):
+    """The fused linear form."""
+
+    def __init__(self, problem: LinearProblem) -> None:
+        super().__init__(problem)
+        # The pass over chunks cuts a target into rows, and looks at none.
+        nothing = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
+        self.operands = self.operands._replace(target=nothing)
+
+
+def sparse_call(problem: Problem | LinearProblem) -> SparseLogits | SparseLinear:
+    return SparseLogits(problem) if isinstance(problem, Problem) else SparseLinear(problem)
