@@ -132,7 +132,8 @@ class RowResults(NamedTuple):
 def row_stats(x: Tensor, columns: Columns, spec: StatsSpec, along: Along = ALONG) -> dict[str, Tensor]:
     """The outputs in the accumulation dtype, P or P + (K,), of logits as they were given."""
     x, inactive = prepared(x, columns, spec)
-    along, stats = spec.over(along), dict[str, Tensor]()
+    along = spec.over(along)
+    stats: dict[str, Tensor] = {}
     for outputs in (spec.graded, tuple(name for name in spec.outputs if name not in GRADED)):
         if outputs:
             solved = row_statistics.solve(along, x if outputs == spec.graded else x.detach())
