@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, Problem
+from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, PositionStats, Problem, StatsProblem
 from unixent.registry import get_backend
 from unixent_mindspore import kernel
 from unixent_mindspore.collectives import all_gather, group_size, refuse_automatic_parallel
@@ -24,7 +24,9 @@ from unixent_mindspore.logits.problem import (
     pad_classes,
     take_classes,
 )
-from unixent_mindspore.loss_cell import eager_cell, value_and_grad_cell
+from unixent_mindspore.loss_cell import eager_cell, stats_cell, value_and_grad_cell
+from unixent_mindspore.positions.host import eager_stats
+from unixent_mindspore.positions.problem import named, stats_operands
 
 
 def _capabilities(on_host: bool) -> Capabilities:
@@ -34,6 +36,7 @@ def _capabilities(on_host: bool) -> Capabilities:
         linear=on_host,
         parallel=True,
         batch_invariant=on_host,
+        position_stats=on_host,
     )
 
 
@@ -121,6 +124,18 @@ class MindsporeBackend:
         return loss, tuple(by_name[name] for name in wrt)
 
     linear_cross_entropy, linear_value_and_grad = cross_entropy, value_and_grad
+
+    def position_stats(
+        self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
+    ) -> tuple[PositionStats, tuple[Tensor, ...]]:
+        inputs, spec = stats_operands(problem)
+        if not is_recording():
+            return eager_stats(spec, inputs, grad_output, wrt)
+        if not wrt:
+            return named(spec, stats_cell(spec, False, False)(*inputs)), ()
+        stats, grads = stats_cell(spec, False, True)(grad_output, *inputs)
+        by_name = {name: grads[i] for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
+        return named(spec, stats), tuple(by_name[name] for name in wrt)
 
     def _operands(self, problem: Problem | LinearProblem, on_host: bool) -> tuple[tuple[Tensor, ...], LossSpec]:
         # In host memory, the NumPy backend narrows a share of the classes to those that exist.

@@ -27,8 +27,12 @@ from unixent_mindspore.logits.callback import (
 )
 from unixent_mindspore.logits.composed import ComposedGradient, ComposedLoss
 from unixent_mindspore.logits.curvature import Curvature
-from unixent_mindspore.logits.host import host_gradient, host_loss
+from unixent_mindspore.logits.host import host_gradient, host_loss, numpy_loss, numpy_value_and_grad
 from unixent_mindspore.logits.problem import LossSpec
+from unixent_mindspore.positions.curvature import StatsCurvature, StatsGradient
+from unixent_mindspore.positions.host import numpy_packed, numpy_packed_and_grads
+from unixent_mindspore.positions.outputs import Statistics, StatisticsAndGrads
+from unixent_mindspore.positions.problem import StatsSpec
 from unixent_mindspore.vocab_parallel.autograd import (
     RecomputedGradient,
     ShardedLoss,
@@ -54,7 +58,10 @@ def eager_cell(spec: LossSpec, on_host: bool) -> LossCell:
         return graph_cell(spec, on_host)
     if spec.saves_gradient:
         return ShardedLoss(spec, host_loss_and_grads(spec))
-    return _differentiable(spec, host_loss(spec), host_gradient(spec), composed_dtype(spec.acc_dtype, on_host))
+    loss, grads = _numpy_passes(spec)
+    return _differentiable(
+        spec, host_loss(spec, loss), host_gradient(spec, grads), composed_dtype(spec.acc_dtype, on_host)
+    )
 
 
 @lru_cache(maxsize=512)
@@ -73,8 +80,9 @@ def graph_cell(spec: LossSpec, on_host: bool) -> LossCell:
         curvature = Curvature(spec, dtype)
         both = LossAndGrad(CallbackLossAndGrad(spec), ScaledGradient(curvature))
         return SinglePassLoss(both, Gradient(CallbackGradient(spec), curvature))
-    forward = CallbackTerms(spec) if spec.return_terms else CallbackLoss(spec)
-    return _differentiable(spec, forward, CallbackGradient(spec), dtype)
+    loss, grads = _numpy_passes(spec)
+    forward = CallbackTerms(spec) if spec.return_terms else CallbackLoss(spec, loss)
+    return _differentiable(spec, forward, CallbackGradient(spec, grads), dtype)
 
 
 @lru_cache(maxsize=512)
@@ -83,11 +91,33 @@ def composed_cell(spec: LossSpec, dtype: str) -> ForwardPass:
     return _differentiable(spec, ComposedLoss(spec, dtype), ComposedGradient(spec, dtype), dtype)
 
 
+@lru_cache(maxsize=512)
+def stats_cell(spec: StatsSpec, compiled: bool, with_grads: bool) -> Statistics | StatisticsAndGrads:
+    """The outputs of the `INPUTS`, and gradients, of what lies in host memory."""
+    if with_grads:
+        return StatisticsAndGrads(spec, value_and_grad_cell(spec, True, compiled))
+    return Statistics(spec, graph_cell(spec, True) if compiled else eager_cell(spec, True))
+
+
+def _numpy_passes(spec: LossSpec) -> tuple[Any, Any]:
+    """What the NumPy backend computes: the value, and value and gradients."""
+    if isinstance(spec, StatsSpec):
+        return numpy_packed, numpy_packed_and_grads
+    return numpy_loss, numpy_value_and_grad
+
+
+def _composed_derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
+    """The first and the second derivative for the logits, in MindSpore's own primitives."""
+    if isinstance(spec, StatsSpec):
+        return StatsGradient(spec, dtype), StatsCurvature(spec, dtype)
+    return ComposedGradient(spec, dtype), Curvature(spec, dtype)
+
+
 def _differentiable(spec: LossSpec, forward: Any, backward: Any, dtype: str) -> ForwardPass:
     if spec.sharding is not None:
         gradient: Any = RecomputedGradient(backward, None)
     elif spec.linear:
-        gradient = LinearGradient(backward, LinearCurvature(spec, dtype))
+        gradient = LinearGradient(backward, LinearCurvature(spec, dtype, _composed_derivatives))
     else:
-        gradient = Gradient(backward, Curvature(spec, dtype))
+        gradient = Gradient(backward, _composed_derivatives(spec, dtype)[1])
     return (Terms if spec.return_terms else Loss)(forward, gradient)

@@ -22,7 +22,8 @@ from unixent.arguments import CommonArguments, LinearArguments
 from unixent.classes import class_axes
 from unixent.errors import BackendError, OptionError, ShapeError
 from unixent.options import LossOptions
-from unixent.protocol import ArrayInfo
+from unixent.protocol import ArrayInfo, LossProblem
+from unixent.scores import Scores
 from unixent_mindspore import kernel
 from unixent_mindspore.backend import MindsporeBackend
 from unixent_mindspore.collectives import group_size
@@ -34,7 +35,8 @@ from unixent_mindspore.logits.problem import (
     pad_classes,
     take_classes,
 )
-from unixent_mindspore.loss_cell import graph_cell, value_and_grad_cell
+from unixent_mindspore.loss_cell import graph_cell, stats_cell, value_and_grad_cell
+from unixent_mindspore.positions.problem import StatsSpec
 
 Axes = tuple[int | None, ...]  # of the classes in each of the inputs
 
@@ -95,7 +97,10 @@ class OfExistingClassesWithGrads(OfExistingClasses):
 @lru_cache(maxsize=512)
 def from_tuple(spec: LossSpec, padding: tuple[Axes, int] | None, on_host: bool, with_grad: bool) -> FromTuple:
     """The cell of a call; ``padding`` has the axes of the classes, and how many exist, where there is some."""
-    cell = value_and_grad_cell(spec, on_host, True) if with_grad else graph_cell(spec, on_host)
+    if isinstance(spec, StatsSpec):
+        cell: Any = stats_cell(spec, True, with_grad)
+    else:
+        cell = value_and_grad_cell(spec, on_host, True) if with_grad else graph_cell(spec, on_host)
     if padding is None:
         return FromTuple(cell)
     axes, num_classes = padding
@@ -104,7 +109,7 @@ def from_tuple(spec: LossSpec, padding: tuple[Axes, int] | None, on_host: bool, 
     return OfExistingClasses(cell, axes, num_classes)
 
 
-class _Compiler(MindsporeBackend):
+class Compiler(MindsporeBackend):
     """The backend as the checks see it while a graph is compiled: no array has values, no process can be asked."""
 
     def __init__(self) -> None:
@@ -227,30 +232,52 @@ def _checked(
     grads: validation.GradRequest | None = None,
 ) -> tuple[LossSpec, tuple[Axes, int] | None, bool]:
     """What is static of a call, its padding as `from_tuple` takes it, and whether its arrays lie in host memory."""
-    parallel, return_terms, backend = common
-    if backend not in (None, "mindspore"):
-        raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
-    traced = [None if item is None else TracedTensor(*item) for item in infos]
-    for name, item in zip(("hidden" if linear else "logits", *INPUTS[1:]), traced, strict=True):
-        _check_callback_takes(name, item)
+    traced = traced_tensors(infos, common[2], ("hidden" if linear else "logits", *INPUTS[1:]))
     if number == math.inf:
         raise _beyond_float32("normalizer", number, "a float64 tensor may be any number")
     normalizer = number if traced[6] is None else traced[6]
-    given = CommonArguments(traced[3], traced[4], traced[5], normalizer, parallel, return_terms)
-    compiler = _Compiler()
-    if linear:
-        of_form = LinearArguments(traced[0], traced[1], traced[2], chunk)
-        problem, scores, *_ = validation.linear_call(compiler, of_form, given, options, grads)
-    else:
-        problem, scores, *_ = validation.logits_call(compiler, traced[0], given, options, grads)
+    given = CommonArguments(traced[3], traced[4], traced[5], normalizer, *common[:2])
+    compiler = Compiler()
+    problem, scores, *_ = checked_call(compiler, traced, given, options, chunk, linear, grads)
     dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
     if number is not None:
         dtypes[6] = "float64"
     problem, num_classes = existing_share(compiler, problem)
-    axes = class_axes(problem)
-    padding = None if num_classes == scores.num_local_classes else (tuple(map(axes.get, INPUTS)), num_classes)
     spec = LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
-    return spec, padding, kernel.on_host()
+    return spec, padding_of(problem, num_classes, scores), kernel.on_host()
+
+
+def traced_tensors(infos: tuple[Any, ...], backend: Any, names: tuple[str, ...]) -> list[TracedTensor | None]:
+    """The inputs of a call, of which a callback takes each."""
+    if backend not in (None, "mindspore"):
+        raise BackendError(f"backend: expected None or 'mindspore' in code that MindSpore compiles; got {backend!r}")
+    traced = [None if item is None else TracedTensor(*item) for item in infos]
+    for name, item in zip(names, traced, strict=True):
+        _check_callback_takes(name, item)
+    return traced
+
+
+def checked_call(
+    compiler: Compiler,
+    traced: list[TracedTensor | None],
+    given: CommonArguments,
+    options: LossOptions,
+    chunk: Any,
+    linear: bool,
+    grads: validation.GradRequest | None = None,
+    further: validation.FurtherRequest | None = None,
+) -> validation.CheckedCall:
+    """The call of either form."""
+    if linear:
+        of_form = LinearArguments(traced[0], traced[1], traced[2], chunk)
+        return validation.linear_call(compiler, of_form, given, options, grads, further)
+    return validation.logits_call(compiler, traced[0], given, options, grads, further)
+
+
+def padding_of(problem: LossProblem, num_classes: int, scores: Scores) -> tuple[Axes, int] | None:
+    """The axes of the classes, and how many exist, where there is padding."""
+    axes = class_axes(problem)
+    return None if num_classes == scores.num_local_classes else (tuple(map(axes.get, INPUTS)), num_classes)
 
 
 def _check_callback_takes(name: str, item: TracedTensor | None) -> None:
@@ -262,7 +289,7 @@ def _check_callback_takes(name: str, item: TracedTensor | None) -> None:
             f"{name}: expected a shape that is known while MindSpore compiles; got {item.shape} (without dynamic=1 and "
             "set_inputs, MindSpore compiles a graph for each shape)"
         )
-    if name in ("hidden", "classifier") and item.shape[-1:] == (0,):
+    if name in ("hidden", "classifier", "selected") and item.shape[-1:] == (0,):
         raise ShapeError(f"{name}: expected at least 1 column in code that MindSpore compiles; got shape {item.shape}")
 
 

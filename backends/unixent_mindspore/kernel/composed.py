@@ -42,6 +42,14 @@ class Rows(RowArithmetic):
             grads = grads + self.two_z_loss * logsumexp * self.where(is_pivot, p, other_p)
         return grads
 
+    def through_transform(self, hvp: Tensor, x: Tensor, a_transformed: Tensor, grads: Tensor) -> Tensor:
+        """``hvp``, and what the curvature of x' adds: x'' = -2 tanh(x / a) / a x'; 0 at an infinite logit."""
+        if self.has_softcap:
+            tanh = x / self.softcap / self.inverse_temperature
+            softcap_hvp = self.where(self.is_finite(x), self.two * tanh / self.softcap, self.zero)
+            hvp = hvp - softcap_hvp * a_transformed * grads
+        return hvp
+
     def probability_coefs(self, x: Tensor, weight: Tensor) -> Tensor:
         """(1 - s) w_c: the derivative of a position's loss for q_c is that times L_c."""
         if self.has_weight:

@@ -55,10 +55,5 @@ class RowCurvature(Rows):
             losses = self.logit_gaps(x, is_pivot) + loss
             scale_grad = scale_grad + self.sum(self.times(share * b, losses))
             target_hvp = self.at_positions(grad_scale * share * (mean - a_transformed), position_weight)
-        hvp = hvp * transform_grad
-        if self.has_softcap:
-            # x'' = -2 tanh(x / a) / a times the first derivative; 0 at an infinite logit.
-            tanh = x / self.softcap / self.inverse_temperature
-            softcap_hvp = self.where(self.is_finite(x), self.two * tanh / self.softcap, self.zero)
-            hvp = hvp - softcap_hvp * a_transformed * grads
+        hvp = self.through_transform(hvp * transform_grad, x, a_transformed, grads)
         return self.at_positions(grad_scale * hvp, position_weight), target_hvp, scale_grad

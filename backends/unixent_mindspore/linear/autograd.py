@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,6 @@ from mindspore.ops import operations as P
 
 from unixent_mindspore.kernel import ABSENT, DTYPES
 from unixent_mindspore.logits.autograd import BackwardPass
-from unixent_mindspore.logits.composed import ComposedGradient
-from unixent_mindspore.logits.curvature import Curvature
 from unixent_mindspore.logits.problem import LossSpec
 from unixent_mindspore.logits.reduction import Reduction
 
@@ -25,14 +24,14 @@ class LinearCurvature(Reduction):
 
         dh = G W,  dW = G' h,  db = 1' G        so that the sum is        <G, E> + <q, dt>,    E = a W' + h A' + b
 
-    and with H the derivative of that for z (see `Curvature`) those for h and W are H W + G A and H' h + G' a. Unlike
-    loss and gradient it holds arrays of the size of the logits, all at once.
+    and with H the derivative of that for z those for h and W are H W + G A and H' h + G' a; ``derivatives`` makes the
+    cells of G and H. Unlike loss and gradient it holds arrays of the size of the logits, all at once.
     """
 
-    def __init__(self, spec: LossSpec, dtype: str) -> None:
+    def __init__(self, spec: LossSpec, dtype: str, derivatives: Callable[[LossSpec, str], tuple[Any, Any]]) -> None:
         logits_spec = replace(spec, linear=False, dtypes=(dtype, None, None, *spec.dtypes[3:]))
         super().__init__(logits_spec, dtype)
-        self.gradient, self.curvature = ComposedGradient(logits_spec, dtype), Curvature(logits_spec, dtype)
+        self.gradient, self.curvature = derivatives(logits_spec, dtype)
         self.has_bias, self.absent = spec.dtypes[2] is not None, ABSENT
         self.dtypes = tuple(DTYPES[name or "float32"] for name in spec.dtypes[:3])
         self.matmul, self.matmul_bt, self.matmul_at = P.MatMul(), P.MatMul(transpose_b=True), P.MatMul(transpose_a=True)

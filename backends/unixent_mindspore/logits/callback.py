@@ -58,25 +58,25 @@ class _Callback(nn.Cell):
 class CallbackLoss(_Callback):
     """The forward pass: `INPUTS` -> loss."""
 
-    def __init__(self, spec: LossSpec) -> None:
+    def __init__(self, spec: LossSpec, compute: Callable[..., Any] = numpy_loss) -> None:
         super().__init__(spec)
         # Where the shape of the result ends and goes on in that of the logits.
         self.front, self.back = (spec.axis, spec.axis + 1) if spec.per_position else (0, 1 << 30)
-        self.result_dtype = DTYPES[spec.result_dtype]
+        self.result_dtype, self.columns = DTYPES[spec.result_dtype], spec.columns
         dtype = DTYPES[host_dtype(spec.result_dtype)]
 
         def run(*inputs: Array) -> Any:
-            losses = numpy_loss(spec, self.present(inputs))
+            losses = compute(spec, self.present(inputs))
             return tuple(map(np.atleast_1d, losses)) if spec.return_terms else np.atleast_1d(losses[0])
 
         def shape(logits: Sequence[int], *_: Any) -> Any:
-            positions = (*logits[: self.front], *logits[self.back :]) or (1,)
+            positions = (*logits[: self.front], *logits[self.back :], *self.columns) or (1,)
             return (positions, positions) if spec.return_terms else positions
 
         self.call = self.operator(run, shape, (dtype, dtype) if spec.return_terms else dtype)
 
     def construct(self, *inputs: Tensor) -> Any:
-        shape = inputs[0].shape[: self.front] + inputs[0].shape[self.back :]
+        shape = inputs[0].shape[: self.front] + inputs[0].shape[self.back :] + self.columns
         return self.cast(self.reshape(self.called(inputs), shape), self.result_dtype)
 
 
@@ -94,14 +94,14 @@ class CallbackTerms(CallbackLoss):
 class CallbackGradient(_Callback):
     """The backward pass: `INPUTS` and the upstream gradient -> the gradients of the first four."""
 
-    def __init__(self, spec: LossSpec) -> None:
+    def __init__(self, spec: LossSpec, compute: Callable[..., Any] = numpy_value_and_grad) -> None:
         super().__init__(spec)
         self.host_dtypes = (*self.host_dtypes, DTYPES[spec.acc_dtype])
         self.dtypes = tuple(DTYPES[name or "float32"] for name in spec.dtypes[:4])
 
         def run(*inputs: Array) -> Any:
             grad_output = np.asarray(inputs[7]) if spec.per_position else np.reshape(inputs[7], ())
-            grads = iter(numpy_value_and_grad(spec, self.present(inputs), grad_output, spec.wrt_names)[1])
+            grads = iter(compute(spec, self.present(inputs), grad_output, spec.wrt_names)[1])
             first = enumerate(inputs[:4])
             return tuple(next(grads) if i in spec.wrt else np.zeros_like(np.atleast_1d(item)) for i, item in first)
 
@@ -145,6 +145,7 @@ class EmptyLoss(nn.Cell):
     def __init__(self, spec: LossSpec) -> None:
         super().__init__()
         self.axis, self.per_position, self.return_terms = spec.axis, spec.per_position, spec.return_terms
+        self.columns = spec.columns
         self.mean = spec.options.reduction == "mean" and not spec.return_terms
         self.has_normalizer = spec.dtypes[6] is not None
         self.result_dtype = DTYPES[spec.result_dtype]
@@ -158,7 +159,7 @@ class EmptyLoss(nn.Cell):
     def loss(self, shape: tuple[int, ...], normalizer: Tensor) -> Any:
         loss: Any = self.zero
         if self.per_position:
-            loss = self.zeros(shape[: self.axis] + shape[self.axis + 1 :], self.result_dtype)
+            loss = self.zeros(shape[: self.axis] + shape[self.axis + 1 :] + self.columns, self.result_dtype)
         if self.return_terms:
             loss = (self.zero, self.zero)
         if self.mean:

@@ -48,7 +48,7 @@ def _on_host(sharding: Sharding) -> Sharding:
     return replace(sharding, model_group=model, token_group=token)
 
 
-def _host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | LinearProblem:
+def host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | LinearProblem:
     logits, classifier, bias, target, weight, mask, normalizer = arrays
     assert logits is not None
     positions = logits.shape[: spec.axis] + logits.shape[spec.axis + 1 :]
@@ -74,7 +74,7 @@ def _host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | Linea
 
 def numpy_loss(spec: LossSpec, arrays: list[Array | None]) -> tuple[Array, ...]:
     """The loss, or the two terms, of NumPy arrays in the order of `INPUTS`."""
-    numpy, problem = get_backend("numpy"), _host_problem(spec, arrays)
+    numpy, problem = get_backend("numpy"), host_problem(spec, arrays)
     if isinstance(problem, LinearProblem):
         loss: Any = numpy.linear_cross_entropy(problem)
     else:
@@ -86,27 +86,27 @@ def numpy_value_and_grad(
     spec: LossSpec, arrays: list[Array | None], grad_output: Array | None, wrt: tuple[str, ...]
 ) -> tuple[Any, tuple[Array, ...]]:
     """The loss and its gradients for ``wrt``, of NumPy arrays in the order of `INPUTS`."""
-    numpy, problem = get_backend("numpy"), _host_problem(spec, arrays)
+    numpy, problem = get_backend("numpy"), host_problem(spec, arrays)
     if isinstance(problem, LinearProblem):
         return numpy.linear_value_and_grad(problem, grad_output, wrt)
     return numpy.value_and_grad(problem, grad_output, wrt)
 
 
-def host_loss(spec: LossSpec) -> Callable[..., Any]:
+def host_loss(spec: LossSpec, compute: Callable[..., Any] = numpy_loss) -> Callable[..., Any]:
     """The forward pass on eager tensors: `INPUTS` -> loss, or the two terms."""
 
     def run(*inputs: Tensor) -> Any:
-        losses = tuple(from_host(array, spec.result_dtype) for array in numpy_loss(spec, host_arrays(spec, inputs)))
+        losses = tuple(from_host(array, spec.result_dtype) for array in compute(spec, host_arrays(spec, inputs)))
         return losses if spec.return_terms else losses[0]
 
     return run
 
 
-def host_gradient(spec: LossSpec) -> Callable[..., Any]:
+def host_gradient(spec: LossSpec, compute: Callable[..., Any] = numpy_value_and_grad) -> Callable[..., Any]:
     """The backward pass on eager tensors: `INPUTS` and the upstream gradient -> the gradients of the first four."""
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        grads = numpy_value_and_grad(spec, host_arrays(spec, inputs), to_host(inputs[7]), spec.wrt_names)[1]
+        grads = compute(spec, host_arrays(spec, inputs), to_host(inputs[7]), spec.wrt_names)[1]
         by_input = dict(zip(spec.wrt, grads, strict=True))
         return tuple(
             from_host(by_input[i], str(spec.dtypes[i]))

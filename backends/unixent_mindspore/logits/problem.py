@@ -108,6 +108,11 @@ class LossSpec:
         return self.options.reduction == "none" and not self.return_terms
 
     @property
+    def columns(self) -> tuple[int, ...]:
+        """What the shape of a result has after that of the positions."""
+        return ()
+
+    @property
     def saves_gradient(self) -> bool:
         """Whether the gradient is formed with the loss: of a split loss, unless it is a sum over many upstream ones."""
         return self.sharding is not None and not (self.linear and self.per_position)

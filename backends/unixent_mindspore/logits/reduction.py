@@ -13,7 +13,7 @@ from unixent_mindspore.kernel.rows import RowArithmetic
 from unixent_mindspore.logits.problem import LossSpec
 
 
-def _as_int64(value: int) -> int:
+def as_int64(value: int) -> int:
     """``value`` as a cast to int64 leaves it: uint64 wraps."""
     return (value + 2**63) % 2**64 - 2**63
 
@@ -32,7 +32,7 @@ class Reduction(RowArithmetic):
         limits = np.iinfo(str(spec.dtypes[3])) if self.indexed else None
         self.ignores = limits is not None and bool(limits.min <= options.ignore_index <= limits.max)
 
-        self.ignored_index = Tensor(_as_int64(options.ignore_index) if self.ignores else 0, int64)
+        self.ignored_index = Tensor(as_int64(options.ignore_index) if self.ignores else 0, int64)
         self.class_zero, self.end_of_classes = Tensor(0, int64), Tensor(spec.num_classes, int64)
         self.empty_mean = self.constant(0 if options.on_empty == "zero" else np.nan)
         # Of at most 2^63 losses.

@@ -1,0 +1,159 @@
+"""Statistics of positions, for MindSpore's compiler: checked while compiling, in the subset of Python that it knows.
+
+A graph knows plain tuples only: `PositionStats` is one here, of its fields in their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mindspore import Tensor
+
+from unixent.arguments import CommonArguments
+from unixent.errors import BackendError
+from unixent.options import LossOptions
+from unixent.protocol import PositionStats
+from unixent.statistics import StatsRequest, stats_request
+from unixent_mindspore.compiled.checks import (
+    Compiler,
+    TracedTensor,
+    checked_call,
+    compile_time,
+    from_tuple,
+    grad_index,
+    padding_of,
+    traced_tensors,
+)
+from unixent_mindspore.compiled.functions import cell_inputs, infos_of, tensor
+from unixent_mindspore.logits.problem import INPUTS, LossSpec, dtype_name
+from unixent_mindspore.positions.problem import StatsSpec
+
+
+@compile_time
+def checked_stats(
+    infos: tuple[Any, ...],
+    has_target: bool,
+    request: tuple[Any, Any],
+    common: tuple[Any, ...],
+    options: LossOptions,
+    chunk: Any,
+    names: tuple[str, ...],
+    wrt: Any,
+    upstream: Any,
+) -> Any:
+    """Check a call, and return the cell that computes its outputs, with their gradients where ``wrt`` names some."""
+    traced = traced_tensors(infos, common[2], (names[0], *INPUTS[1:6], "selected"))
+    compiler, linear = Compiler(), names[0] == "hidden"
+    if not compiler.capabilities.position_stats:
+        raise BackendError("position_stats: the mindspore backend provides statistics of positions on CPU only")
+    asked = StatsRequest(request[0], traced[6], request[1])
+    outputs = asked.check(has_target)
+    given = CommonArguments(traced[3], traced[4], traced[5], None, common[0])
+    grad_output = None if upstream is None else PositionStats(*[g if g is None else TracedTensor(*g) for g in upstream])
+    grads = None if wrt is None else (grad_output, wrt)
+    further = stats_request(compiler, asked, outputs, options, grads, names)
+    problem, scores, *_ = checked_call(compiler, traced, given, options, chunk, linear, None, further)
+    dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in traced)
+    loss = LossSpec.of(problem.call, dtypes, 0 in scores.positions)
+    padding = padding_of(problem.call, problem.call.num_classes, scores)
+    return from_tuple(StatsSpec.of_stats(problem, loss), padding, True, wrt is not None)
+
+
+@compile_time
+def no_target(shape: tuple[int, ...], options: LossOptions, linear: bool) -> Tensor:
+    """Zeros of shape P: a class that there always is, which nothing looks at."""
+    axis = -1 if linear or not -len(shape) <= options.axis < len(shape) else options.axis
+    axis %= max(len(shape), 1)
+    return Tensor(np.zeros(shape[:axis] + shape[axis + 1 :], np.int64))
+
+
+@compile_time
+def places(outputs: Any) -> tuple[int, ...]:
+    """Where the fields of `PositionStats` are among the outputs; -1 for those that were not asked for."""
+    names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+    return tuple(names.index(name) if name in names else -1 for name in PositionStats._fields)
+
+
+def by_field(values: Any, outputs: Any) -> Any:
+    """The outputs in their places; an empty tuple in the others, since a graph that returns None may not run."""
+    stats: Any = ()
+    for i in places(outputs):
+        stats = stats + (() if i < 0 else values[i],)  # noqa: RUF005 - the compiler knows no star in a tuple
+    return stats
+
+
+def statistics(
+    scores: tuple[Any, ...],
+    common: tuple[Any, ...],
+    options: LossOptions,
+    request: tuple[Any, ...],
+    chunk: Any,
+    names: tuple[str, ...],
+    grads: Any,
+) -> Any:
+    outputs, selected, k = request
+    has_target = common[0] is not None
+    target = tensor(common[0], "target")
+    if not has_target:
+        target = no_target(scores[0].shape, options, names[0] == "hidden")
+    tensors = scores + (  # noqa: RUF005
+        target,
+        tensor(common[1], "weight"),
+        tensor(common[2], "mask"),
+        tensor(selected, "selected"),
+    )
+    infos = infos_of(tensors)
+    if grads is None:
+        cell = checked_stats(infos, has_target, (outputs, k), common[4:], options, chunk, names, None, None)
+        return by_field(cell(cell_inputs(tensors, None)), outputs), ()
+    grad_output, wrt = grads
+    wanted = names if wrt is None else wrt
+    upstream, upstream_infos = grad_output, None
+    if grad_output is not None:
+        upstream = ()
+        for item in grad_output:
+            upstream = upstream + (tensor(item, "grad_output"),)  # noqa: RUF005
+        upstream_infos = infos_of(upstream)
+    cell = checked_stats(infos, has_target, (outputs, k), common[4:], options, chunk, names, wanted, upstream_infos)
+    values, gradients = cell((upstream,) + cell_inputs(tensors, None))  # noqa: RUF005
+    stats = by_field(values, outputs)
+    if isinstance(wanted, str):
+        return stats, gradients[grad_index(wanted, names)]
+    chosen: Any = ()
+    for name in wanted:
+        chosen = chosen + (gradients[grad_index(name, names)],)  # noqa: RUF005
+    return stats, chosen
+
+
+def of_target(target: Any, options: Any) -> Any:
+    """The options; without a target there is none to ignore."""
+    if target is None:
+        options["ignore_index"] = -100
+    return options
+
+
+def plain_request(outputs: Any, selected: Any, k: Any) -> Any:
+    return outputs, selected, k
+
+
+def logits_stats(logits: Any, common: Any, options: Any, request: Any, grads: Any = None) -> Any:
+    scores = (tensor(logits, "logits"), None, None)
+    return statistics(scores, common, options, request, None, ("logits",), grads)
+
+
+def linear_stats(linear: Any, common: Any, options: Any, request: Any, grads: Any = None) -> Any:
+    names = ("hidden", "classifier") if linear[2] is None else ("hidden", "classifier", "bias")
+    return statistics(linear[:3], common, options, request, linear[3], names, grads)
+
+
+def position_stats_fields(
+    loss: Any = None,
+    log_prob: Any = None,
+    entropy: Any = None,
+    logsumexp: Any = None,
+    selected_log_prob: Any = None,
+) -> Any:
+    """`PositionStats` as upstream gradients: the outputs that have one, and nothing of the others."""
+    none = (None, None, None, None, None, None, None, None)
+    return (loss, log_prob, entropy, logsumexp, selected_log_prob) + none  # noqa: RUF005
