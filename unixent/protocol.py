@@ -66,19 +66,19 @@ class PositionStats(NamedTuple):
     The first five are differentiable.
     """
 
-    loss: Array | None = None
-    log_prob: Array | None = None
-    entropy: Array | None = None
-    logsumexp: Array | None = None
-    selected_log_prob: Array | None = None
-    log_sum_sq: Array | None = None
-    max_prob: Array | None = None
-    prediction: Array | None = None
-    correct: Array | None = None
-    rank: Array | None = None
-    top_log_prob: Array | None = None
-    top_index: Array | None = None
-    mean_logit: Array | None = None
+    loss: Array = None
+    log_prob: Array = None
+    entropy: Array = None
+    logsumexp: Array = None
+    selected_log_prob: Array = None
+    log_sum_sq: Array = None
+    max_prob: Array = None
+    prediction: Array = None
+    correct: Array = None
+    rank: Array = None
+    top_log_prob: Array = None
+    top_index: Array = None
+    mean_logit: Array = None
 
 
 class ArrayInfo(NamedTuple):

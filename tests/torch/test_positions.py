@@ -248,3 +248,14 @@ def test_backward_passes_with_other_threads_and_graphs_kept_have_the_same_bits()
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(grads[0], each) for each in grads)
+
+
+def test_states_and_classifiers_may_be_transposed() -> None:
+    """A recurrent layer's states are: [batch, length] of what it holds as [length, batch]."""
+    hidden = torch.randn(7, 3, 5, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    classifier = torch.randn(5, 11, dtype=torch.float64).t().requires_grad_()
+    stats = unixent.linear_position_stats(hidden, classifier, outputs=("entropy", "logsumexp"), chunk=4)
+    usual = unixent.position_stats(hidden @ classifier.t(), outputs=("entropy", "logsumexp"))
+    of, operands = ("entropy", "logsumexp"), (hidden, classifier)
+    grads = [torch.autograd.grad(sum(getattr(each, name).sum() for name in of), operands) for each in (stats, usual)]
+    close(*grads)
