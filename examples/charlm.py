@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +34,14 @@ MODULES = ("argparse", "datetime", "decimal", "difflib", "doctest", "inspect", "
 CONTEXT, WIDTH, BATCH = 64, 128, 32
 
 Loss = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # last layer, its input, targets
+
+
+class Step(NamedTuple):
+    """One step of training: its loss (nats), its duration (seconds), and the [batch, length] chunks it saw."""
+
+    loss: float
+    seconds: float
+    window: Tensor
 
 
 class Run(NamedTuple):
@@ -63,11 +71,11 @@ def encode(source: str, size: int) -> tuple[Tensor, int]:
 class Model(nn.Module):  # type: ignore[misc]
     """Embedding, recurrent layer, and a score for each possible next chunk."""
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, width: int = WIDTH) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, WIDTH)
-        self.memory = nn.GRU(WIDTH, WIDTH, batch_first=True)
-        self.scores = nn.Linear(WIDTH, vocabulary)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.memory = nn.GRU(width, width, batch_first=True)
+        self.scores = nn.Linear(width, vocabulary)
 
     def forward(self, chunks: Tensor) -> Tensor:
         """Map [batch, length] indices to the [batch, length, width] input of the last layer."""
@@ -103,26 +111,38 @@ def saved_bytes(loss_of: Loss, scores: nn.Linear, hidden: Tensor, target: Tensor
     return total
 
 
-def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int, name: str) -> Run:
+def windows(chunks: Tensor, count: int, length: int) -> Tensor:
+    """Random stretches of the text: [count, length] chunks."""
+    starts = torch.randint(len(chunks) - length, (count, 1))
+    return chunks[starts + torch.arange(length)]
+
+
+def fit(model: Model, loss_of: Loss, chunks: Tensor, steps: int) -> Iterator[Step]:
     """Train with Adam on random windows of the text."""
-    torch.manual_seed(seed)
-    model = Model(vocabulary)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses: list[float] = []
-    seconds: list[float] = []
-    for step in range(1, steps + 1):
-        starts = torch.randint(len(chunks) - CONTEXT - 1, (BATCH, 1))
-        window = chunks[starts + torch.arange(CONTEXT + 1)]
+    for _ in range(steps):
+        window = windows(chunks, BATCH, CONTEXT + 1)
         begun = time.perf_counter()
         loss = loss_of(model.scores, model(window[:, :-1]), window[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - begun)
-        losses.append(loss.item())
-        if step == 1 or step % 50 == 0 or step == steps:
-            print(f"{name:8}  {step:5}  {losses[-1]:.4f}  {1e3 * statistics.median(seconds):7.1f} ms")
-    return Run(losses, seconds, saved_bytes(loss_of, model.scores, model(window[:, :-1]), window[:, 1:]))
+        yield Step(loss.item(), time.perf_counter() - begun, window)
+
+
+def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int, name: str) -> Run:
+    """Train a new model, and print some of the steps."""
+    torch.manual_seed(seed)
+    model = Model(vocabulary)
+    done: list[Step] = []
+    for step in fit(model, loss_of, chunks, steps):
+        done.append(step)
+        if len(done) == 1 or len(done) % 50 == 0 or len(done) == steps:
+            median = statistics.median(each.seconds for each in done)
+            print(f"{name:8}  {len(done):5}  {step.loss:.4f}  {1e3 * median:7.1f} ms")
+    window = done[-1].window
+    saved = saved_bytes(loss_of, model.scores, model(window[:, :-1]), window[:, 1:])
+    return Run([step.loss for step in done], [step.seconds for step in done], saved)
 
 
 def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,22 +55,29 @@ def load(seed: int) -> Data:
     return Data(pixels[~test], digits[~test], pixels[test], digits[test])
 
 
-def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[int, Epoch], None]) -> list[Epoch]:
-    """Train by stochastic gradient descent with momentum, with the same steps on every backend."""
+def fit(backend: str, data: Data, epochs: int, seed: int) -> Iterator[tuple[Array, Array]]:
+    """Weights and bias after each epoch of stochastic gradient descent with momentum: the same steps on any backend."""
     array = unixent.get_backend(backend).asarray
     rng = np.random.default_rng(seed)
     classes, width = int(data.train_digits.max()) + 1, data.train_pixels.shape[1]
     weights = array(np.zeros((width, classes), np.float32), None)
     bias = array(np.zeros(classes, np.float32), None)
     speeds = [weights * 0, bias * 0]
-    test_pixels, test_digits = array(data.test_pixels, None), array(data.test_digits, None)
-    curve = []
-    for epoch in range(1, epochs + 1):
+    for _ in range(epochs):
         for chosen in batches(rng, len(data.train_digits)):
             pixels, digits = array(data.train_pixels[chosen], None), array(data.train_digits[chosen], None)
             _, grad = unixent.value_and_grad(pixels @ weights + bias, digits, backend=backend)
             speeds = [MOMENTUM * speeds[0] + pixels.T @ grad, MOMENTUM * speeds[1] + grad.sum(0)]
             weights, bias = weights - RATE * speeds[0], bias - RATE * speeds[1]
+        yield weights, bias
+
+
+def train(backend: str, data: Data, epochs: int, seed: int, report: Callable[[int, Epoch], None]) -> list[Epoch]:
+    """Train, and measure loss and accuracy after each epoch."""
+    array = unixent.get_backend(backend).asarray
+    test_pixels, test_digits = array(data.test_pixels, None), array(data.test_digits, None)
+    curve = []
+    for epoch, (weights, bias) in enumerate(fit(backend, data, epochs, seed), 1):
         logits = test_pixels @ weights + bias
         loss = float(unixent.cross_entropy(logits, test_digits, backend=backend))
         hits = np.asarray(logits).argmax(1) == data.test_digits
