@@ -3,8 +3,9 @@
     python benchmarks/torch_position_stats.py [--rounds 9] [--busy 2]
 
 [1024, 32000] float32: log_prob and entropy, with the gradient of both and without; and the same of the linear form at
-2,048 positions, width 512, 32,000 classes against `unixent.linear_cross_entropy`. Both sides run in turn in one process, and
-a ratio is the median of the rounds' ratios. Memory is what a call allocates at its peak, as a multiple of the logits.
+2,048 positions, width 512, 32,000 classes against `unixent.linear_cross_entropy`. Both sides run in turn in one
+process, and a ratio is the median of the rounds' ratios. Memory is what a call allocates at its peak, as a multiple of
+the logits.
 """
 
 from __future__ import annotations

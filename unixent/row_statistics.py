@@ -32,6 +32,13 @@ Array = Any
 
 #: Outputs that have a derivative, but for the loss, which has a pass of its own.
 GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", *sparse_rows.OUTPUTS)
+
+#: Outputs that are classes or numbers of them.
+INDICES = frozenset({"prediction", "rank", "top_index"})
+
+#: Outputs that have more than one number for each position.
+WIDE = frozenset({"selected_log_prob", "top_log_prob", "top_index"})
+
 #: Outputs of the k largest.
 OF_K = ("top_log_prob", "top_index")
 
@@ -229,6 +236,20 @@ _VALUES: dict[str, Callable[[Along, Solved, Classes], Array]] = {
     "top_index": lambda along, rows, classes: classes.top,
     "mean_logit": _mean_logit,
 }
+
+
+def settled(
+    xp: Any, name: str, value: Array, undefined: Array, inactive: Array | None, selected_weight: Array | None
+) -> Array:
+    """An output with what is due where nothing can be known, and where nothing counts: both are P + (1,)."""
+    if name in INDICES or name == "correct":
+        none = undefined if inactive is None else undefined | inactive
+        return xp.where(none, False if name == "correct" else -1, value)
+    # A product, whose derivative is NaN as well.
+    value = value * xp.where(undefined, math.nan, xp.ones_like(value))
+    if name == "selected_log_prob" and selected_weight is not None:
+        value = xp.where(selected_weight == 0, 0, value)
+    return value if inactive is None else xp.where(inactive, 0, value)
 
 
 def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, moved: Array) -> dict[str, Array]:

@@ -23,7 +23,6 @@ from unixent_numpy.kernel import KernelSpec
 from unixent_numpy.kernel.rows import apply_transform, through_transform
 from unixent_numpy.positions import native
 from unixent_numpy.positions.rows import ALONG
-from unixent_numpy.positions.solve import settle
 
 GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
 EXACT = ("prediction", "correct", "rank", "top_index")
@@ -73,20 +72,17 @@ def composed(call: Call, dtype: Any) -> tuple[dict[str, Any], Any]:
         apply_transform(x, call.spec.transform, softcap_grad)
         solved = row_statistics.solve(ALONG, x)
         outputs = call._replace(spec=call.spec._replace(acc_dtype=dtype)).empty()
-        undefined, inactive = np.isnan(solved.stats.loss[:, 0]), None if v is None else v == 0
-        if inactive is not None:
-            undefined = (undefined | np.isnan(v)) & ~inactive
+        undefined, inactive = np.isnan(solved.stats.loss), None
+        if v is not None:
+            undefined, inactive = undefined | np.isnan(v)[:, None], (v == 0)[:, None]
         for name, values in row_statistics.values(ALONG, solved, call.outputs, classes, call.k).items():
-            outputs[name][...] = values.reshape(outputs[name].shape)
-            settle(outputs[name], undefined, inactive)
-            if name == "selected_log_prob" and call.selected_weight is not None:
-                outputs[name][call.selected_weight == 0] = 0
+            due = row_statistics.settled(np, name, values, undefined, inactive, classes.selected_weight)
+            outputs[name][...] = due.reshape(outputs[name].shape)
         upstream = {name: cast(each).reshape(len(x), -1) for name, each in call.upstream.items()}
         grad = row_statistics.gradient(ALONG, solved, upstream, classes)
         through_transform(grad, call.spec.transform, softcap_grad)
-        grad[undefined] = np.nan
-        if inactive is not None:
-            grad[inactive] = 0
+        grad = np.where(undefined, np.nan, grad)
+        grad = grad if inactive is None else np.where(inactive, 0, grad)
     return outputs, grad.reshape(call.x.shape)
 
 
@@ -128,9 +124,9 @@ def check(library: Library, call: Call) -> None:
         np.where(np.isfinite(x.astype(WIDE)), x.astype(WIDE), 0).reshape(len(call.target), -1)
         * transform.inverse_temperature
     )
-    largest, spread = np.abs(finite).max(-1), finite.max(-1) - finite.min(-1)
+    largest, span = np.abs(finite).max(-1), finite.max(-1) - finite.min(-1)
     # What rounding x' moves: by its own size, in the transforms.
-    moved = 0 if transform == (None, 1.0) else 12 * u * largest * (1 + spread)
+    moved = 0 if transform == (None, 1.0) else 12 * u * largest * (1 + span)
     floor = moved + tiny + 0 * largest
     for name in call.outputs:
         assert done[name].tobytes() == alone[name].tobytes(), name
@@ -140,7 +136,7 @@ def check(library: Library, call: Call) -> None:
             continue
         size = np.abs(due[name])
         column = (slice(None),) + (None,) * (size.ndim - 1)
-        size = size * (1 + spread) if name in ("entropy", "log_sum_sq") else size
+        size = size * (1 + span) if name in ("entropy", "log_sum_sq") else size
         size = size + largest if name in ("logsumexp", "mean_logit") else size
         size = np.where(np.isfinite(size), size, 0)
         with np.errstate(all="ignore"):
@@ -150,8 +146,8 @@ def check(library: Library, call: Call) -> None:
         (np.nansum(np.abs(each.reshape(len(each), -1)), axis=1) for each in upstream.values()), start=0 * largest
     )
     rounding = float(np.finfo("f4").eps if x.dtype.itemsize > 2 else 2.0**-7) if x.dtype != WIDE else u
-    bound = ((24 + logs + 8 * spread[:, None]) * u + rounding) * (size + size.max(-1, keepdims=True))
-    bound = bound + (moved + u * 24 * (1 + spread) * spread * scale)[:, None] * (1 + scale[:, None])
+    bound = ((24 + logs + 8 * span[:, None]) * u + rounding) * (size + size.max(-1, keepdims=True))
+    bound = bound + (moved + u * 24 * (1 + span) * span * scale)[:, None] * (1 + scale[:, None])
     tiny = 6e-8 if x.dtype == np.dtype("f2") else 1e-37 if spec.acc_dtype == np.dtype("f4") else 1e-307
     with np.errstate(all="ignore"):
         near(grad, due_grad, (bound + tiny).reshape(x.shape), overflows=x.dtype == np.dtype("f2"))

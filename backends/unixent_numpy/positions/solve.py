@@ -9,7 +9,7 @@ import numpy as np
 
 from unixent import row_statistics
 from unixent.protocol import LinearProblem, LossProblem, PositionStats, Problem, StatsProblem
-from unixent.row_statistics import Along, Classes
+from unixent.row_statistics import INDICES, Along, Classes, settled
 from unixent_numpy.collectives import all_reduce
 from unixent_numpy.compat import Array, bfloat16
 from unixent_numpy.kernel import RowLosses, row_losses
@@ -19,8 +19,6 @@ from unixent_numpy.linear import linear_chunks, with_fast_classifier
 from unixent_numpy.logits.problem import Operands
 from unixent_numpy.positions import native
 from unixent_numpy.positions.rows import ALONG
-
-_INDICES = frozenset({"prediction", "rank", "top_index"})
 
 
 class RowPass(NamedTuple):
@@ -50,7 +48,7 @@ def solve_stats(
     stats, grads = columns_and_grads(problem, upstream, wrt, row_pass)
     dtype: Any = bfloat16() if problem.call.result_dtype == "bfloat16" else np.dtype(problem.call.result_dtype)
     rounded = {
-        name: column if name in _INDICES or name == "correct" else column.astype(dtype, copy=False)
+        name: column if name in INDICES or name == "correct" else column.astype(dtype, copy=False)
         for name, column in stats.items()
     }
     return PositionStats(**rounded), grads
@@ -157,7 +155,7 @@ class _Work:
         self._outputs = tuple(name for name in problem.outputs if name != "loss")
         self._columns: dict[str, Array] = {}
         for name in problem.outputs:
-            column_dtype: Any = np.int64 if name in _INDICES else np.bool_ if name == "correct" else dtype
+            column_dtype: Any = np.int64 if name in INDICES else np.bool_ if name == "correct" else dtype
             width = {"selected_log_prob": (0 if self._selected is None else self._selected.shape[1],)}
             width |= dict.fromkeys(("top_log_prob", "top_index"), (problem.k,))
             self._columns[name] = np.empty((self.count, *width.get(name, ())), column_dtype)
@@ -218,15 +216,13 @@ class _Work:
             block = np.full((len(block), 1), -np.inf, block.dtype)
         solved = row_statistics.solve(along, block)
         columns = row_statistics.values(along, solved, self._outputs, chosen, self._problem.k)
-        undefined, inactive = np.isnan(solved.stats.loss[:, 0]), None
+        undefined, inactive = np.isnan(solved.stats.loss), None
         if v is not None:
-            inactive = v == 0
-            undefined = (undefined | np.isnan(v)) & ~inactive
+            inactive = (v == 0)[:, None]
+            undefined = undefined | np.isnan(v)[:, None]
         for name, column in columns.items():
-            self._columns[name][rows] = column.reshape(self._columns[name][rows].shape)
-            settle(self._columns[name][rows], undefined, inactive)
-            if name == "selected_log_prob" and chosen.selected_weight is not None:
-                self._columns[name][rows][chosen.selected_weight == 0] = 0
+            due = settled(np, name, column, undefined, inactive, chosen.selected_weight)
+            self._columns[name][rows] = due.reshape(self._columns[name][rows].shape)
         if not (self._has_grads and has_classes):
             return
         for name, array in upstream.items():
@@ -235,9 +231,9 @@ class _Work:
         through_transform(block, spec.transform, softcap_grad)
         if loss_grad is not None:
             block += loss_grad
-        block[undefined] = np.nan
+        block[undefined[:, 0]] = np.nan
         if inactive is not None:
-            block[inactive] = 0
+            block[inactive[:, 0]] = 0
 
     def _classes(self, rows: slice) -> Classes:
         selected = weight = None
@@ -267,14 +263,6 @@ class _Work:
     def finished(self) -> dict[str, Array]:
         """The outputs of all positions."""
         return {name: each.reshape((*self._positions, *each.shape[1:])) for name, each in self._columns.items()}
-
-
-def settle(column: Array, undefined: Array, inactive: Array | None) -> None:
-    """Put in what is due where nothing can be known, and where nothing counts."""
-    is_floating, none = column.dtype.kind == "f", False if column.dtype.kind == "b" else -1
-    column[undefined] = np.nan if is_floating else none
-    if inactive is not None:
-        column[inactive] = 0 if is_floating else none
 
 
 def safe_selection(selected: Array, call: LossProblem) -> tuple[Array, Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unixent.row_statistics import INDICES
 from unixent_native import KEPT, MAX_AXES
 from unixent_native import row_statistics as native_row_statistics
 from unixent_native.library import Library
@@ -12,7 +13,7 @@ from unixent_torch import compat
 from unixent_torch.kernel.blocks import on_huge_pages
 from unixent_torch.kernel.mode import is_traced
 from unixent_torch.kernel.native import DTYPES, have_memory, num_threads, strided
-from unixent_torch.positions.rows import INDICES, Columns, RowResults, StatsSpec
+from unixent_torch.positions.rows import Columns, RowResults, StatsSpec
 
 
 def row_statistics(

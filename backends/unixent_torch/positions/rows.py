@@ -11,17 +11,12 @@ import torch
 from torch import Tensor
 
 from unixent import row_statistics
-from unixent.row_statistics import GRADED, Along, Classes, Solved
+from unixent.row_statistics import GRADED, WIDE, Along, Classes, Solved
 from unixent.share_statistics import along_shares
 from unixent_torch.collectives import LocalShard, processes_of
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.traced import transformed
 from unixent_torch.logits.gradient import scale_infinite
-
-#: Outputs that are classes or numbers of them.
-INDICES = frozenset({"prediction", "rank", "top_index"})
-#: Outputs that have more than one number for each position.
-WIDE = frozenset({"selected_log_prob", "top_log_prob", "top_index"})
 
 
 def _top(x: Tensor, k: int) -> Tensor:
@@ -146,8 +141,8 @@ def values_of(
 ) -> dict[str, Tensor]:
     """The outputs of rows that have been solved."""
     values = row_statistics.values(along, solved, spec.outputs, columns.classes(spec.kernel), spec.k)
-    undefined = torch.isnan(solved.stats.loss)
-    settled = {name: _settled(name, each, undefined, inactive, columns) for name, each in values.items()}
+    rest = (_undefined(solved, columns), inactive, columns.selected_weight)
+    settled = {name: row_statistics.settled(torch, name, each, *rest) for name, each in values.items()}
     return {name: each if name in WIDE else each.squeeze(-1) for name, each in settled.items()}
 
 
@@ -163,22 +158,10 @@ def prepared(x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, Tens
     return transformed(x, spec.kernel.transform), inactive
 
 
-def _settled(name: str, value: Tensor, undefined: Tensor, inactive: Tensor | None, columns: Columns) -> Tensor:
-    """What is due where nothing can be known, and where nothing counts."""
+def _undefined(solved: Solved, columns: Columns) -> Tensor:
+    undefined: Tensor = torch.isnan(solved.stats.loss)
     v = columns.position_weight
-    if v is not None:
-        undefined = undefined | torch.isnan(v).unsqueeze(-1)
-    if name in INDICES:
-        value = torch.where(undefined, -1, value.long())
-        return value if inactive is None else torch.where(inactive, -1, value)
-    if name == "correct":
-        value = value & ~undefined
-        return value if inactive is None else value & ~inactive
-    # A product, whose derivative is NaN as well.
-    value = value * torch.where(undefined, math.nan, 1).to(value.dtype)
-    if name == "selected_log_prob" and columns.selected_weight is not None:
-        value = torch.where(columns.selected_weight == 0, 0, value)
-    return value if inactive is None else torch.where(inactive, 0, value)
+    return undefined if v is None else undefined | torch.isnan(v).unsqueeze(-1)
 
 
 def row_gradient(x: Tensor, upstream: dict[str, Tensor], columns: Columns, spec: StatsSpec) -> Tensor:
@@ -199,10 +182,10 @@ def gradient_of(
 ) -> Tensor:
     """The same of rows that have been solved, from their logits as they were given, in the accumulation dtype."""
     by_row = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in upstream.items()}
-    undefined = torch.isnan(solved.stats.loss)
-    if columns.position_weight is not None:
-        undefined = undefined | torch.isnan(columns.position_weight).unsqueeze(-1)
-    grad = row_statistics.gradient(along, solved, by_row, columns.classes(spec.kernel))[..., : given.shape[-1]]
+    undefined = _undefined(solved, columns)
+    grad = row_statistics.gradient(along, solved, by_row, columns.classes(spec.kernel))
+    if not given.shape[-1]:
+        grad = grad[..., :0]
     grad = grad * spec.kernel.transform.inverse_temperature
     if spec.kernel.transform.softcap is not None:
         w = torch.exp(-2 * (given / spec.kernel.transform.softcap).abs())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unixent import sparse_targets
 from unixent.protocol import LinearProblem, Problem
+from unixent.row_statistics import WIDE
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import class_weight
 from unixent_torch.linear.problem import LinearCall
@@ -17,7 +18,7 @@ from unixent_torch.logits.positions import safe_selection
 from unixent_torch.logits.problem import LogitsCall, LossCall
 from unixent_torch.logits.reduction import reduce
 from unixent_torch.positions.call import of_hidden, of_logits
-from unixent_torch.positions.rows import ALONG, WIDE, Columns, StatsSpec
+from unixent_torch.positions.rows import ALONG, Columns, StatsSpec
 
 
 class _SparseCall(LossCall):
