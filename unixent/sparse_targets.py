@@ -104,7 +104,10 @@ def values_gradient(
         grad = grad - along.sum(along.product(shares.q, grad))
         grad = grad if teacher.is_log else xp.where(along.sum(shares.q) == 0, 0, grad / shares.total)
     if shares.rest is not None:
-        left = along.product(scale * xp.where(shares.rest == 0, 0, rest_factor), 0 - stats["rest_log_prob"])
+        has_rest = xp.where(
+            shares.rest == 0, 0, xp.ones_like(shares.rest)
+        )  # of its dtype, which a number need not have
+        left = along.product(scale * has_rest * rest_factor, 0 - stats["rest_log_prob"])
         grad = grad - left
     if teacher.is_log:
         grad = along.product(shares.q, grad)
