@@ -123,7 +123,7 @@ class LinearPass:
         losses = torch.empty(self._count, dtype=self._acc_dtype, device=self._hidden.device)
         for rows, block in self.chunks():
             losses[rows] = self._row_losses(block, rows, grad_scale)
-        return losses.view(self._shape), self.gradients()
+        return losses.view(self._shape), tuple(self._grads.values())
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows of flattened positions and their logits, which are to become their gradient if any is asked for."""
@@ -146,10 +146,12 @@ class LinearPass:
                 grads["classifier"].addmm_(block.t(), states)
             if "bias" in grads:
                 grads["bias"] += block.sum(0)
+        for name in grads:
+            grads[name] = grads[name].view(getattr(self._operands, name).shape)
 
     def gradients(self) -> tuple[Tensor, ...]:
-        """Those asked for, of all chunks."""
-        return tuple(grad.view(getattr(self._operands, name).shape) for name, grad in self._grads.items())
+        """Those asked for, once all chunks have been worked."""
+        return tuple(self._grads.values())
 
     def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
         for start in range(0, self._classes, _TILE):
