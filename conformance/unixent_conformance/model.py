@@ -119,7 +119,7 @@ class Call:
 
     @property
     def reduction(self) -> str:
-        return str(self.options.get("reduction", "mean"))
+        return "none" if self.statistic else str(self.options.get("reduction", "mean"))
 
     @property
     def dtype(self) -> str:

@@ -49,12 +49,19 @@ def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     d = v * (w * q).sum(axis=1) if indices else v
     s, z, a = (mpmath.mpf(o.get(name) or 0) for name in ("label_smoothing", "z_loss", "softcap"))
     x = np.where((v == 0)[:, None], mpmath.mpf(0), x)
+    if call.linear:
+        hidden = np.where((v == 0)[:, None], mpmath.mpf(0), hidden)
     tanh, exp, log = (np.frompyfunc(f, 1, 1) for f in (mpmath.tanh, mpmath.exp, mpmath.log))
     k, temperature = mpmath.mpf(o.get("scale", 1.0)), mpmath.mpf(o.get("temperature", 1.0))
     x = k * x
     chain = (1 - tanh(x / a) ** 2 if a else x * 0 + 1) * k / temperature
     x = (a * tanh(x / a) if a else x) / temperature
     lse = log(exp(x).sum(axis=1))[:, None]
+    if call.statistic:
+        flow = np.where((v == 0)[:, None], mpmath.mpf(0), chain * statistic(call, x - lse))
+        if call.linear:
+            return {"hidden": flow @ moved["classifier"], "classifier": flow.T @ hidden, "bias": flow.sum(axis=0)}
+        return {"logits": flow}
     p, t = exp(x - lse), w * ((1 - s) * q + s / classes)
     up = exact(np.broadcast_to(1.0 if call.grad_output is None else call.grad_output, (n,) if n else ()))
     if call.grad_output is not None and np.ndim(call.grad_output):
@@ -66,6 +73,20 @@ def gradients(call: Call, moved: dict[str, Any]) -> dict[str, Any]:
     if call.linear:
         return {**grads, "hidden": flow @ moved["classifier"], "classifier": flow.T @ hidden, "bias": flow.sum(axis=0)}
     return {**grads, "logits": flow}
+
+
+def statistic(call: Call, log_p: Any) -> Any:
+    """The gradient of sum(grad_output * statistic) for x'."""
+    n, classes = log_p.shape
+    p = np.frompyfunc(mpmath.exp, 1, 1)(log_p)
+    index = (call.target if call.selected is None else call.selected).reshape(n, -1)
+    up = exact(np.ones(index.shape) if call.grad_output is None else call.grad_output).reshape(index.shape)
+    up = np.where(index == -100, mpmath.mpf(0), up)
+    if call.statistic == "logsumexp":
+        return up * p
+    if call.statistic == "entropy":
+        return -up * p * (log_p - (p * log_p).sum(axis=1)[:, None])
+    return sum(up[:, j, None] * (exact(np.arange(classes) == index[:, j, None]) - p) for j in range(index.shape[1]))
 
 
 @pytest.mark.parametrize("id", IDS)

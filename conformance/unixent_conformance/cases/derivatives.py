@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from unixent_conformance.cases.building import make
 from unixent_conformance.cases.inputs import Recipe
 from unixent_conformance.cases.linear import Linear
-from unixent_conformance.model import Call, Case, Tier
+from unixent_conformance.cases.statistics import DIFFERENTIABLE
+from unixent_conformance.model import Array, Call, Case, Tier
 
 FEATURE = "second derivatives"
 
@@ -53,6 +55,15 @@ RECIPES: dict[str, Recipe | Linear] = {
 
 QUICK_NAMES = ("class indices", "class probabilities", "z-loss", "softcap", "temperature", "everything", "fused")
 
+# Where a distance from the largest logit is 0 and its derivative is not.
+TIED = np.array([[1.0, 1.0, 1.0, 0.0], [2.0, 2.0, 0.0, 0.0]])
+TIED_TARGETS: tuple[tuple[str, Array, dict[str, Any]], ...] = (
+    ("index", np.array([0, 1]), {}),
+    ("smoothed", np.array([3, 1]), {"label_smoothing": 0.2}),
+    ("probabilities", np.array([[0.25, 0.5, 0.0, 0.25], [0.125, 0.5, 0.25, 0.125]]), {}),
+)
+SELECTED = np.array([[0, 1, 3], [2, -100, 0]])
+
 # Where each case costs a compilation, those that between them have every option.
 FEW = (*QUICK_NAMES[:4], "everything, probabilities", "fused, z-loss, softcap, temperature")
 
@@ -67,6 +78,33 @@ def cases() -> Iterator[Case]:
     yield _case("an uncounted row that holds NaN", ignored, True, True)
     masked = partial(Call, np.array([[0.5, -np.inf, 1.5], [1.0, 0.5, -2.0]]), np.array([0, 1]))
     yield _case("a masked class", masked, True, True)
+    for name, target, options in TIED_TARGETS:
+        yield _case(
+            f"equal largest logits, {name}", partial(Call, TIED, target, options=options), True, name == "index"
+        )
+    yield _case("fused, an inactive state that holds NaN", _inactive_state, False, False)
+    for name in DIFFERENTIABLE:
+        tied = partial(
+            Call, TIED, TIED_TARGETS[0][1], selected=SELECTED if "selected" in name else None, statistic=name
+        )
+        yield _case(f"{name}, equal largest logits", tied, name == "entropy", name == "entropy")
+        yield _case(f"{name}, capped", partial(_capped, tied), False, False)
+    yield _case("fused entropy, an inactive state that holds NaN", partial(_inactive_state, "entropy"), True, False)
+
+
+def _inactive_state(statistic: str = "") -> Call:
+    call = Linear(SMALL, width=3).call()
+    hidden, target = call.hidden.copy(), call.target.copy()
+    hidden[1], target[1] = np.nan, -100
+    return replace(call, hidden=hidden, target=target, statistic=statistic)
+
+
+def _capped(build: Callable[[], Call]) -> Call:
+    """The same under an upstream gradient, and with every option of the logits."""
+    call = build()
+    shape = np.shape(call.target if call.selected is None else call.selected)
+    upstream = np.cos(np.arange(float(np.prod(shape)))).reshape(shape)
+    return replace(call, options={"scale": 1.5, "softcap": 2.0, "temperature": 0.7}, grad_output=upstream)
 
 
 def _weighed(recipe: Recipe | Linear) -> Recipe | Linear:

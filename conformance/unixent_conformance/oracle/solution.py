@@ -63,7 +63,8 @@ class Solution:
 
     def scaled(self, per_position: Array) -> Array:
         """The same as rows, of any width."""
-        rows, grad_output = self.rows, self.call.grad_output
+        # Upstream gradients of selected classes are in what is theirs.
+        rows, grad_output = self.rows, None if self.call.selected is not None else self.call.grad_output
         upstream = np.asarray(1.0 if grad_output is None else grad_output).astype(np.longdouble)
         with np.errstate(all="ignore"):
             scaled = (np.broadcast_to(upstream, rows.positions).reshape(-1) * self.reduced.scale)[

@@ -5,12 +5,15 @@ With p, L and lse those of `rows`, over the classes that exist:
     log_prob -L_y        entropy sum p L        log_sum_sq log sum p^2 = log1p(sum_{c != k} (p_c/p_k)^2) - 2 L_k
     d log_prob / dx_c = [c = y] (1 - p_c) - [c != y] p_c      d lse / dx_c = p_c      d entropy / dx_c = p_c (L_c - H)
 
-in which L_k - H = -sum_{c != k} p_c (x_k - x_c) at the maximum k, so that nothing cancels there either.
+in which L_k - H = -sum_{c != k} p_c (x_k - x_c) at the maximum k, so that nothing cancels there either. Where x' moves
+along d, with k = sum p d, these change by
+
+    log_prob -p_c (d_c - k)        lse p_c (d_c - k)        entropy p_c [(d_c - k) (L_c - H - 1) - sum p (L - H) d]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +52,14 @@ def statistic(rows: Rows, call: Call) -> Statistic:
         grad, size = gradient()
         chain = np.where(solved.undefined[:, None], np.nan, rows.transform_grad)
         return Statistic(*columns, rows.settled(chain * grad), rows.settled(chain * size))
+
+
+def second_derivative(rows: Rows, call: Call, moved: Array) -> tuple[Array, Array, Array, Array]:
+    """The gradient for x' and the magnitudes of its terms, and both of its change where x' moves, (N, C); under an
+    upstream gradient of 1, or of selected classes under the call's."""
+    solved = _Solved(rows, call if call.selected is not None else replace(call, grad_output=None))
+    value, size = solved.change(moved)
+    return (*getattr(solved, f"{call.statistic}_gradient")(), value, size)
 
 
 class _Solved:
@@ -138,6 +149,23 @@ class _Solved:
         size = np.where(is_pivot, p * product(p, gaps * (1 + gaps)).sum(axis=1, keepdims=True), 0)
         size = size + np.where(is_pivot, 0, product(p, (gaps + mean) * (1 + gaps)))
         return value, size
+
+    def change(self, moved: Array) -> tuple[Array, Array]:
+        """How the gradient changes where x' moves, and the magnitudes of the terms."""
+        p, name = self.rows.p, self.call.statistic
+        mean, mean_size = ((p * each).sum(axis=1, keepdims=True) for each in (moved, abs(moved)))
+        apart, apart_size = moved - mean, abs(moved) + mean_size
+        if name == "entropy":
+            gaps = self._gaps()
+            gap_mean = product(p, gaps).sum(axis=1, keepdims=True)
+            surplus, size = gaps - gap_mean, gaps + gap_mean
+            value = p * (apart * (surplus - 1) - (p * surplus * moved).sum(axis=1, keepdims=True))
+            return value, p * (apart_size * (size + 1) + (p * size * abs(moved)).sum(axis=1, keepdims=True))
+        factor: Any = -1 if name == "log_prob" else 1
+        if name == "selected_log_prob":
+            _, padding, outside = self._selected()
+            factor = -np.where(padding, 0, np.where(outside, np.nan, self.upstream)).sum(axis=1, keepdims=True)
+        return factor * p * apart, abs(factor) * p * apart_size
 
     def logsumexp(self) -> tuple[Array, Array, Array]:
         return self.rows.lse, abs(self.rows.shift) + self.rows.lse_minus_shift, self.mean_size

@@ -7,6 +7,7 @@ dt = w (1 - s) e, the gradient of a position's loss, v g f with f = p_c T - t_c 
     dg = -2 (K/a) tanh(K x/a) g d       under a softcap a behind a scale K, of which a temperature makes tanh = T x'/a
 
 and that of q, v w (1 - s) L, by v w (1 - s) (k - d'_c). Reduction and upstream gradient do not depend on x: they scale.
+Of a statistic, f and its change are those of `oracle.statistics`.
 For a fused linear call x = h W^T + b moves by dh W^T + h dW^T + db, and its gradients G W, G^T h and sum_n G by
 
     dG W + G dW        dG^T h + G^T dh        sum_n dG
@@ -24,6 +25,7 @@ import numpy as np
 
 from unixent_conformance.model import Array
 from unixent_conformance.oracle import Linear, Rows, Solution, product
+from unixent_conformance.oracle.statistics import second_derivative
 from unixent_conformance.tolerance import bounds
 from unixent_conformance.tolerance.formats import Estimate, log2
 
@@ -49,7 +51,9 @@ def of_logits(s: Solution) -> dict[str, Estimate]:
 
 def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, Change]:
     """The change of each position's own gradients, before reduction and upstream gradient."""
-    rows, (scale, softcap, temperature) = s.rows, bounds.transform(s)
+    rows, softcap = s.rows, bounds.transform(s)[1]
+    if s.call.statistic:
+        return {"logits": _statistic_change(s, moved)}
     p, t, v, z = rows.p, rows.coefs, rows.position_weight[:, None], rows.z_loss
     lse, lse_size = rows.lse[:, None], (abs(rows.shift) + rows.lse_minus_shift)[:, None]
     with np.errstate(all="ignore"):
@@ -65,8 +69,7 @@ def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, 
             size = size + p * abs(dt).sum(axis=1, keepdims=True) + abs(dt)
         value, size = v * rows.transform_grad * value, abs(v) * rows.transform_grad * size
         if softcap is not None:
-            curvature = np.longdouble(scale) * np.longdouble(temperature) / np.longdouble(softcap) ** 2
-            cap_change = -2 * curvature * product(rows.transform_grad, rows.logits) * moved
+            cap_change = _cap_change(s, moved)
             value, size = value + v * cap_change * _gradient(rows), size + abs(cap_change) * rows.gradient_magnitudes()
         each = {"logits": Change(rows.settled(value), rows.settled(size))}
         if target_moved is not None:
@@ -74,6 +77,33 @@ def changes(s: Solution, moved: Array, target_moved: Array | None) -> dict[str, 
             size = abs(factor) * (mean_size + abs(d))
             each["target"] = Change(rows.settled(factor * (mean - d)), rows.settled(size))
         return each
+
+
+def _statistic_change(s: Solution, moved: Array) -> Change:
+    rows = s.rows
+    with np.errstate(all="ignore"):
+        grad, grad_size, value, size = second_derivative(rows, s.call, rows.transform_grad * moved)
+        value, size = rows.transform_grad * value, rows.transform_grad * size
+        if bounds.transform(s)[1] is not None:
+            cap_change = _cap_change(s, moved)
+            value, size = value + cap_change * grad, size + abs(cap_change) * grad_size
+        return Change(rows.settled(value), rows.settled(size))
+
+
+def _cap_change(s: Solution, moved: Array) -> Array:
+    """dg."""
+    scale, softcap, temperature = bounds.transform(s)
+    curvature = np.longdouble(scale) * np.longdouble(temperature) / np.longdouble(softcap or 1) ** 2
+    return np.asarray(-2 * curvature * product(s.rows.transform_grad, s.rows.logits) * moved)
+
+
+def _first(s: Solution) -> tuple[Array, Array]:
+    """The gradients of the positions, before reduction and upstream gradient, and their terms' magnitudes."""
+    rows = s.rows
+    if not s.call.statistic:
+        return rows.logits_gradients(), rows.gradient_magnitudes()
+    grad, size = second_derivative(rows, s.call, np.zeros_like(rows.logits))[:2]
+    return rows.settled(rows.transform_grad * grad), rows.settled(size)
 
 
 def _gradient(rows: Rows) -> Array:
@@ -97,8 +127,8 @@ def of_linear(s: Solution, linear: Linear) -> dict[str, Estimate]:
         relative = _relative(s) + bounds.units_of(s)[0] * sums * (ROOM + largest)
         own = {name: _estimate(s, change, relative) for name, change in each.items()}
         value, bound = (array.reshape(logits.shape) for array in (own["logits"].value, own["logits"].bound))
-        gradient = s.gradient_rows(rows.logits_gradients())
-        gradient_bound = abs(s.gradient_rows(rows.gradient_magnitudes()) * relative)
+        gradient, gradient_size = map(s.gradient_rows, _first(s))
+        gradient_bound = abs(gradient_size * relative)
         estimates = {}
         for name in s.call.differentiable():
             if name == "target":
