@@ -213,11 +213,14 @@ ALL: tuple[Any, ...] = PositionStats._fields
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "transformed"])
+@pytest.mark.parametrize(
+    "options", [{}, OPTIONS, {"axis": 0}, {**OPTIONS, "axis": 0}], ids=["rows", "capped", "columns", "capped-columns"]
+)
 def test_everyday_calls_take_the_native_kernel_and_one_call_has_the_bits_of_two(
     refused: None, dtype: torch.dtype, options: Any
 ) -> None:
-    x = (3 * torch.randn(6, 4000, generator=generator)).to(dtype)
+    shape = (4000, 6) if "axis" in options else (6, 4000)
+    x = (3 * torch.randn(shape, generator=generator)).to(dtype)
     y, selected = torch.tensor([0, 5, -100, 7, 8, 3999]), torch.randint(4000, (6, 2), generator=generator)
     upstream = PositionStats(**{name: torch.randn(6, generator=generator) for name in GRADED[:3]})
     call: Any = {"outputs": ALL[1:], "selected": selected, "k": 5, **options}
