@@ -16,11 +16,13 @@ static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
 #define T float
 #include "row.h"
 #include "memory.h"
+#include "solve.h"
 #include "positions.h"
 #undef T
 #define T double
 #include "row.h"
 #include "memory.h"
+#include "solve.h"
 #include "positions.h"
 #undef T
 
