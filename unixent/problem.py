@@ -60,8 +60,11 @@ def make_problem(
     if isinstance(common.target, TopK):
         topk = check_topk(backend, arguments, common.target, positions)
         target, target_kind = topk.values, "sparse"
-        if split is not None:
-            raise BackendError("parallel: no backend splits sparse targets over processes; expected degrees of 1")
+        if split is not None and "sparse" not in backend.capabilities.parallel_targets:
+            raise BackendError(
+                f"parallel: the {backend.name} backend does not split sparse targets over processes; "
+                "expected degrees of 1"
+            )
         if reads_values(topk.ids.info, options):
             refuse_out_of_range(backend, topk.ids, classes, options.ignore_index)
     else:

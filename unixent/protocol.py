@@ -118,6 +118,7 @@ class Capabilities:
         batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
         fast_path: calls without arrays beside logits and target are offered to the backend before they are checked.
         position_stats: `unixent.position_stats` is served, and with ``linear`` `unixent.linear_position_stats`.
+        parallel_targets: kinds of target that are taken where positions or classes are split over processes.
         parallel_position_stats: so they are where positions or classes are split over processes.
         traces_values: what is no array of the framework in a program that it traces (symbolic sizes, NumPy arrays and
             lists whose dtype cannot be asked there) is the backend's to hand over.
@@ -132,6 +133,7 @@ class Capabilities:
     fast_path: bool = False
     position_stats: bool = False
     parallel_position_stats: bool = False
+    parallel_targets: frozenset[str] = frozenset({"index", "probability"})
     traces_values: bool = False
 
 

@@ -30,43 +30,54 @@ class Rest(NamedTuple):
     stats: RowStats
     p_selected: Array
 
-    @property
-    def gradient(self) -> Array:
-        """That of -L_rest."""
-        return self.share * self.stats.one_minus_p - self.p_selected
-
 
 def rest(along: Any, rows: Any, classes: Any) -> Rest:
     xp, x, index, weight = along.xp, rows.x, classes.selected, classes.selected_weight
-    ones = xp.ones_like(along.take(x, index))
-    marks = ones if weight is None else xp.where(weight == 0, 0, ones)
+    zeros = xp.zeros_like(x[..., :1]) + xp.zeros_like(index)
+    marks = zeros + (1 if weight is None else xp.where(weight == 0, 0, 1))
     is_selected = along.add_at(xp.zeros_like(x), index, marks) > 0
-    if index.shape[-1] >= x.shape[-1]:  # perhaps none is left: then there is no such class, and nobody is asked for it
-        is_selected = is_selected & (along.sum(xp.where(is_selected, 0, 1)) > 0)
+    num_classes = x.shape[-1] if along.num_classes is None else along.num_classes
+    if index.shape[-1] >= num_classes:  # perhaps none is left: then there is no such class, and nobody is asked for it
+        (num_left,) = along.total(along.sum(xp.where(is_selected | (along.classes(x) >= num_classes), 0, 1)))
+        is_selected = is_selected & (num_left > 0)
     logits = xp.where(is_selected, x, -math.inf), xp.where(is_selected, -math.inf, x)
     tops = [along.max(each) for each in logits]
     inside, outside = (xp.exp(each - not_minus_inf(xp, top)) for each, top in zip(logits, tops, strict=True))
-    total = along.sum(outside)
+    sum_inside, total = along.total(along.sum(inside), along.sum(outside))
     total = xp.where(total == 0, 1, total)
     shift = xp.where(tops[0] == -math.inf, tops[1], tops[0])
-    stats = row_stats(xp, shift, tops[1], along.sum(inside) / total)
-    p = xp.where(rows.is_pivot, rows.stats.p, rows.p_rest)
-    return Rest(outside / total, stats, xp.where(is_selected, p, 0))
+    stats = row_stats(xp, shift, tops[1], sum_inside / total)
+    p = xp.where(rows.is_pivot, along.beside(rows.stats.p), rows.p_rest)
+    return Rest(outside / along.beside(total), stats, xp.where(is_selected, p, 0))
+
+
+def _coefs_here(along: Any, x: Array, base: Array) -> Array:
+    """b_c of the classes that x holds."""
+    if along.num_classes is None:
+        return base
+    index = along.classes(x)
+    exists = index < along.num_classes
+    return along.xp.where(exists, base[along.xp.where(exists, index, 0)], 0)
 
 
 def regularizer(along: Any, rows: Any, classes: Any) -> Array:
     value, base = classes.z_loss * rows.stats.logsumexp * rows.stats.logsumexp, classes.smoothing
     if base is None:
         return value
-    return value + (along.sum(base) * rows.stats.loss + along.sum(product(along.xp, base, rows.gaps)))
+    (gaps,) = along.total(along.sum(product(along.xp, _coefs_here(along, rows.x, base), rows.gaps)))
+    return value + (base.sum() * rows.stats.loss + gaps)
 
 
 def smoothing_gradient(along: Any, rows: Any, classes: Any) -> Array:
     """p_c (B - b_c) - b_c (1 - p_c) of each class."""
     xp, stats, base = along.xp, rows.stats, classes.smoothing
-    others = along.sum(xp.where(rows.is_pivot, 0, base))
-    at_pivot = others * stats.p - base * stats.one_minus_p
-    return xp.where(rows.is_pivot, at_pivot, along.sum(base) * rows.p_rest - base)
+    total, here = base.sum(), _coefs_here(along, rows.x, base)
+    # B - b_c cancels only for a class that outweighs all others together: those are summed by themselves.
+    outweighs = base > total / 2
+    without = xp.where(outweighs, xp.where(outweighs, 0, base).sum(), total - base)
+    others = without[xp.where(rows.pivot < base.shape[0], rows.pivot, 0)]
+    at_pivot = along.beside(others * stats.p) - here * along.beside(stats.one_minus_p)
+    return xp.where(rows.is_pivot, at_pivot, total * rows.p_rest - here)
 
 
 def tangent(along: Any, rows: Any, name: str, classes: Any, moved: Array, of_lse: Array) -> Array:
@@ -74,20 +85,23 @@ def tangent(along: Any, rows: Any, name: str, classes: Any, moved: Array, of_lse
     xp = along.xp
     if name == "rest_log_prob":
         others = rest(along, rows, classes)
-        change = others.stats.one_minus_p * along.sum(product(xp, others.share, moved))
-        return change - along.sum(product(xp, others.p_selected, moved))
+        outside, inside = product(xp, others.share, moved), product(xp, others.p_selected, moved)
+        outside, inside = along.total(along.sum(outside), along.sum(inside))
+        return others.stats.one_minus_p * outside - inside
     change = 2 * classes.z_loss * rows.stats.logsumexp * of_lse
     if classes.smoothing is None:
         return change
-    return change + along.sum(smoothing_gradient(along, rows, classes) * moved)
+    return change + along.total(along.sum(smoothing_gradient(along, rows, classes) * moved))[0]
 
 
 def add_gradient(along: Any, rows: Any, upstream: dict[str, Array], classes: Any, grad: Array) -> Array:
     """``grad`` and the gradient of ``sum(upstream * outputs)`` for x, but for what the z-loss adds through lse."""
     if "rest_log_prob" in upstream:
-        grad = grad + upstream["rest_log_prob"] * rest(along, rows, classes).gradient
+        others = rest(along, rows, classes)
+        of_rest = others.share * along.beside(others.stats.one_minus_p) - others.p_selected
+        grad = grad + along.beside(upstream["rest_log_prob"]) * of_rest
     if "regularizer" in upstream and classes.smoothing is not None:
-        grad = grad + upstream["regularizer"] * smoothing_gradient(along, rows, classes)
+        grad = grad + along.beside(upstream["regularizer"]) * smoothing_gradient(along, rows, classes)
     return grad
 
 

@@ -202,7 +202,8 @@ def _signature(
     given = [name for name in ("weight", "mask", "normalizer") if getattr(common, name) is not None]
     # Of a fused linear call also how wide its hidden states are and how they are cut into chunks.
     form = (info.shape[-1], fields["chunk"]) if "hidden" in fields else ()
-    target_kind = "sparse" if "target" not in arguments else arguments["target"].info.dtype in FLOATS
+    topk = common.target if isinstance(common.target, TopK) else None
+    target_kind = arguments["target"].info.dtype in FLOATS if topk is None else topk.teacher
 
     def call() -> bytes:
         more = "" if further is None else further.text()
@@ -212,7 +213,12 @@ def _signature(
     def positions() -> bytes:
         parts = [str(scores.positions).encode()]
         # In one dtype each: the processes may have theirs in any.
-        for name, dtypes, dtype in (("target", INTEGERS, np.int64), ("mask", REALS, np.float32)):
+        compared: list[tuple[str, Any, Any]] = [("target", INTEGERS, np.int64), ("mask", REALS, np.float32)]
+        if topk is not None:
+            ids, values = topk.arguments()
+            parts += [str(arguments[ids].info.shape).encode()]
+            compared += [(ids, INTEGERS, np.int64), (values, FLOATS, np.float32)]
+        for name, dtypes, dtype in compared:
             argument = arguments.get(name)
             if argument and argument.info.dtype in dtypes and reads_values(argument.info, options):
                 parts.append(values_as(backend, argument, dtype))

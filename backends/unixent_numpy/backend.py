@@ -28,7 +28,7 @@ from unixent_numpy.kernel.blocks import num_threads
 from unixent_numpy.linear import solve_linear
 from unixent_numpy.logits.problem import solve_logits
 from unixent_numpy.positions.rows import ALONG
-from unixent_numpy.positions.solve import solve_stats
+from unixent_numpy.positions.solve import WHOLE_ROWS, solve_stats
 from unixent_numpy.positions.sparse import solve_sparse
 from unixent_numpy.vocab_parallel.composed import vocab_parallel_row_losses
 from unixent_numpy.vocab_parallel.positions import vocab_parallel_rows
@@ -45,6 +45,7 @@ class NumpyBackend:
         linear=True,
         position_stats=True,
         parallel_position_stats=True,
+        parallel_targets=frozenset({"index", "probability", "sparse"}),
         parallel=True,
         batch_invariant=True,
     )
@@ -133,16 +134,18 @@ class NumpyBackend:
         if normalizer is not None and float(normalizer) and not 2.0**-64 <= float(normalizer) <= 2.0**64:
             # In float32 it, its reciprocal or what it divides may round to 0 or infinity.
             problem = replace(problem, acc_dtype="float64")
-        if problem.target_kind == "sparse":
-            sparse: tuple[Any, tuple[Array, ...]] = solve_sparse(cast(Any, problem), grad_output, wrt)
-            return sparse
+        is_sparse = problem.target_kind == "sparse"
+        if is_sparse:
+            solve = cast("Callable[..., Any]", solve_sparse)
         if sharding is None or sharding.model_group is None:
-            result: tuple[Any, tuple[Array, ...]] = solve(problem, grad_output, wrt, row_losses)
+            result: tuple[Any, tuple[Array, ...]]
+            result = solve(problem, grad_output, wrt, WHOLE_ROWS if is_sparse else row_losses)
             return result
         rank = group_of(sharding.model_group).rank
         share = take_share(self, problem, rank)
         assert share.sharding is not None
-        loss, grads = solve(share, grad_output, wrt, vocab_parallel_row_losses(share.sharding))
+        shared = vocab_parallel_rows if is_sparse else vocab_parallel_row_losses
+        loss, grads = solve(share, grad_output, wrt, shared(share.sharding))
         return loss, pad_gradients(self, problem, wrt, grads, sharding.classes_per_rank[rank])
 
     def to_numpy(self, array: Array) -> Array:

@@ -74,6 +74,7 @@ class TorchBackend:
         linear=True,
         position_stats=True,
         parallel_position_stats=True,
+        parallel_targets=frozenset({"index", "probability", "sparse"}),
         parallel=True,
         batch_invariant=True,
         fast_path=True,

@@ -99,6 +99,7 @@ def of_backend(name: str) -> Implementation:
     declared = backend.capabilities
     names = {f"dtype:{dtype}" for dtype in declared.dtypes}
     names |= {f"target:{target}" for target in declared.targets}
+    names |= {f"parallel target:{target}" for target in declared.parallel_targets & declared.targets}
     names |= {f"transform:{transform}" for transform in declared.transforms}
     flags = ("linear", "parallel", "batch_invariant", "position_stats", "parallel_position_stats")
     names |= {flag for flag in flags if getattr(declared, flag)}

@@ -177,7 +177,7 @@ def test_a_backend_that_does_not_declare_them_is_not_asked(monkeypatch: pytest.M
         unixent.entropy_of(target)
 
 
-def test_they_are_not_split_over_processes() -> None:
+def test_a_backend_that_does_not_split_them_refuses_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pair:
         def Get_size(self) -> int:
             return 2
@@ -188,6 +188,10 @@ def test_they_are_not_split_over_processes() -> None:
         def allgather(self, row: Any) -> list[Any]:
             return [row, row]
 
-    config = unixent.ParallelConfig(data_parallel=2, token_group=Pair())
-    with pytest.raises(unixent.BackendError, match="parallel: no backend splits sparse targets"):
+    backend, config = unixent.get_backend("numpy"), unixent.ParallelConfig(data_parallel=2, token_group=Pair())
+    without = replace(backend.capabilities, parallel_targets=frozenset({"index"}), parallel_position_stats=False)
+    monkeypatch.setattr(type(backend), "capabilities", without)
+    with pytest.raises(unixent.BackendError, match="parallel: the numpy backend does not split sparse targets"):
         unixent.cross_entropy(X, TopK(IDS, probs=Q), parallel=config)
+    with pytest.raises(unixent.BackendError, match="parallel: the numpy backend does not split position_stats"):
+        unixent.position_stats(X, outputs="entropy", parallel=config)

@@ -160,3 +160,54 @@ def test_a_target_out_of_range_that_is_not_read_is_nan_on_all_processes(run_mode
         assert np.isnan([stats.log_prob[0], stats.entropy[0]]).all()
         assert stats.rank[0] == -1
         assert np.isfinite(stats.log_prob[1])
+
+
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("tail", ["drop", "renormalize", "bucket"])
+def test_split_losses_of_sparse_targets_are_those_of_the_whole_rows(run_model_parallel, rng, tail, smoothed):
+    logits, ids, probs = 3 * rng.normal(size=(N, C)), rng.integers(8, size=(N, K)), rng.random((N, K)) / 4
+    logits[1, [0, 7]] = 9.0
+    logits[3, 1:] = -np.inf
+    logits[:, 8:] = np.nan
+    ids[2], ids[4, 2], ids[3] = [0, 0, 7], -100, 0
+    target = unixent.TopK(ids, probs=probs, tail=tail)
+    options: dict[str, Any] = {
+        "num_classes": 8,
+        "mask": np.where(np.arange(N) == 5, 0, 1.5),
+        "wrt": ("logits", "target"),
+    }
+    if smoothed:
+        options |= {"label_smoothing": 0.2, "z_loss": 0.1, "weight": np.array([9.0, 1, 1, 0.5, 0.5, 0, 1, 1])}
+    elif tail == "drop":
+        options["reduction"] = "none"
+    loss, (grad, of_probs) = unixent.value_and_grad(logits, target, **options)
+    hidden, classifier = rng.normal(size=(N, D)), rng.normal(size=(C, D))
+    of_hidden = {**options, "wrt": ("hidden", "classifier", "target"), "chunk": 2}
+    linear = unixent.linear_value_and_grad(hidden, classifier, target, **of_hidden)
+
+    def work(shard, config):
+        value, (own, for_probs) = unixent.value_and_grad(logits[:, shard], target, parallel=config, **options)
+        np.testing.assert_allclose(value, loss, rtol=1e-12)
+        np.testing.assert_allclose(for_probs, of_probs, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(own, grad[:, shard], rtol=1e-10, atol=1e-14)
+        value, grads = unixent.linear_value_and_grad(hidden, classifier[shard], target, parallel=config, **of_hidden)
+        np.testing.assert_allclose(value, linear[0], rtol=1e-12)
+        for got, due in zip(grads, (linear[1][0], linear[1][1][shard], linear[1][2]), strict=True):
+            np.testing.assert_allclose(got, due, rtol=1e-10, atol=1e-13)
+        return True
+
+    assert run_model_parallel(work, SHARDS) == [True] * 3
+
+
+@pytest.mark.parametrize("differing", ["ids", "probs", "tail"])
+def test_processes_with_other_sparse_targets_all_raise(run_model_parallel, rng, differing):
+    logits, same = rng.normal(size=(N, C)), {"ids": np.zeros((N, K), int), "probs": np.ones((N, K)), "tail": "drop"}
+    other = {**same, differing: "bucket" if differing == "tail" else same[differing] + 1}
+
+    def work(shard, config):
+        target = unixent.TopK(**(other if shard.start else same))
+        with pytest.raises(unixent.UnixentError, match=r"expected the same (options|positions, targets and mask)"):
+            unixent.cross_entropy(logits[:, shard], target, parallel=config)
+        return True
+
+    assert run_model_parallel(work, SHARDS) == [True] * 3

@@ -37,11 +37,11 @@ class RowPass(NamedTuple):
     block_rows: int | None = None
 
 
-_WHOLE = RowPass(ALONG, row_losses)
+WHOLE_ROWS = RowPass(ALONG, row_losses)
 
 
 def solve_stats(
-    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass = _WHOLE
+    problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...], row_pass: RowPass = WHOLE_ROWS
 ) -> tuple[PositionStats, tuple[Array, ...]]:
     """The statistics, and the gradients for ``wrt``."""
     upstream = {name: array for name, array in grad_output._asdict().items() if array is not None}
@@ -55,7 +55,7 @@ def solve_stats(
 
 
 def columns_and_grads(
-    problem: StatsProblem, upstream: dict[str, Array], wrt: tuple[str, ...], row_pass: RowPass = _WHOLE
+    problem: StatsProblem, upstream: dict[str, Array], wrt: tuple[str, ...], row_pass: RowPass = WHOLE_ROWS
 ) -> tuple[dict[str, Array], tuple[Array, ...]]:
     """The outputs in the accumulation dtype, those of sparse targets included, and the gradients."""
     with np.errstate(all="ignore"):
@@ -223,11 +223,14 @@ class _Work:
         for name, column in columns.items():
             due = settled(np, name, column, undefined, inactive, chosen.selected_weight)
             self._columns[name][rows] = due.reshape(self._columns[name][rows].shape)
-        if not (self._has_grads and has_classes):
+        if not self._has_grads:
             return
         for name, array in upstream.items():
             upstream[name] = array.reshape(len(block), -1)
-        block[...] = row_statistics.gradient(along, solved, upstream, chosen)
+        grad = row_statistics.gradient(along, solved, upstream, chosen)
+        if not has_classes:
+            return
+        block[...] = grad
         through_transform(block, spec.transform, softcap_grad)
         if loss_grad is not None:
             block += loss_grad

@@ -12,11 +12,11 @@ from unixent.protocol import LinearProblem, Problem, StatsProblem
 from unixent_numpy.compat import Array
 from unixent_numpy.logits.reduction import Reduction
 from unixent_numpy.positions.rows import ALONG
-from unixent_numpy.positions.solve import columns_and_grads, safe_selection
+from unixent_numpy.positions.solve import RowPass, columns_and_grads, safe_selection
 
 
 def solve_sparse(
-    problem: Problem | LinearProblem, grad_output: Array | None, wrt: tuple[str, ...]
+    problem: Problem | LinearProblem, grad_output: Array | None, wrt: tuple[str, ...], row_pass: RowPass
 ) -> tuple[Any, tuple[Array, ...]]:
     """The reduced loss, and its gradient for each of ``wrt``."""
     with np.errstate(all="ignore"):
@@ -44,7 +44,7 @@ def solve_sparse(
             upstream = sparse_targets.upstream(shares, factor, one_minus_smoothing, scale, outputs)
         scores = tuple(name for name in wrt if name != "target")
         of_stats = {name: each if name == "selected_log_prob" else each[..., 0] for name, each in upstream.items()}
-        columns, grads = columns_and_grads(asked, of_stats if scores else {}, scores)
+        columns, grads = columns_and_grads(asked, of_stats if scores else {}, scores, row_pass)
         stats = {name: each if name == "selected_log_prob" else each[..., None] for name, each in columns.items()}
         losses = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, stats)[..., 0]
         losses = losses if v is None else np.where(v == 0, 0, v * losses)

@@ -11,6 +11,7 @@ from torch import Tensor
 from unixent import sparse_targets
 from unixent.protocol import LinearProblem, Problem
 from unixent.row_statistics import WIDE
+from unixent_torch.collectives import Groups, LocalShard
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import class_weight
 from unixent_torch.linear.problem import LinearCall
@@ -22,7 +23,10 @@ from unixent_torch.positions.rows import ALONG, Columns, StatsSpec
 
 
 class _SparseCall(LossCall):
-    """What both forms compute in the place of the pass over the logits."""
+    """What both forms compute in the place of the pass over the logits, of the classes that ``shard`` says, if they are
+    split."""
+
+    shard: LocalShard | None = None
 
     def _loss(self) -> Tensor:
         return self._solve(None, ())[0]
@@ -64,7 +68,7 @@ class _SparseCall(LossCall):
         if scores:
             above = sparse_targets.upstream(shares, factor, one_minus_smoothing, scale, outputs)
             above = {name: each if name in WIDE else each.squeeze(-1) for name, each in above.items()}
-        rest: Any = (columns, StatsSpec(kernel, outputs, 0), above, scores)
+        rest: Any = (columns, StatsSpec(kernel, outputs, 0, self.shard), above, scores)
         call: Any = self
         stats, grads = of_logits(call, *rest) if isinstance(call, LogitsCall) else of_hidden(call, *rest)
         stats = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
@@ -86,12 +90,15 @@ class SparseLogits(_SparseCall, LogitsCall):
 class SparseLinear(_SparseCall, LinearCall):
     """The fused linear form."""
 
-    def __init__(self, problem: LinearProblem) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: LinearProblem, token_groups: Groups = ()) -> None:
+        super().__init__(problem, token_groups)
         # The pass over chunks cuts a target into rows, and looks at none.
         nothing = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
         self.operands = self.operands._replace(target=nothing)
 
 
-def sparse_call(problem: Problem | LinearProblem) -> SparseLogits | SparseLinear:
-    return SparseLogits(problem) if isinstance(problem, Problem) else SparseLinear(problem)
+def sparse_call(problem: Problem | LinearProblem, shard: LocalShard | None = None) -> SparseLogits | SparseLinear:
+    tokens = () if shard is None else shard.token_groups
+    call = SparseLogits(problem, tokens) if isinstance(problem, Problem) else SparseLinear(problem, tokens)
+    call.shard = shard if shard is not None and shard.model_groups else None
+    return call

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.problem import LogitsCall
 from unixent_torch.logits.reduction import reduce
 from unixent_torch.positions.call import solve_call
+from unixent_torch.positions.sparse import sparse_call
 from unixent_torch.vocab_parallel.autograd import ReverseShardLoss, TracedShardLoss, TransformedShardLoss
 from unixent_torch.vocab_parallel.gradients import shard_gradients
 from unixent_torch.vocab_parallel.linear import ReverseShardLinear, shard_linear_losses
@@ -36,7 +37,7 @@ class ShardLogitsCall(LogitsCall):
         if is_traced():
             loss = TracedShardLoss.apply(*operands, denominator, spec, shard)
         elif self.mode is Mode.COMPOSED:
-            raise not_composed()
+            raise _not_composed()
         elif self.mode is Mode.TRANSFORMED:
             loss = TransformedShardLoss.apply(*operands, denominator, spec, shard)[0]
         elif torch.is_grad_enabled() and (operands[0].requires_grad or operands[1].requires_grad):
@@ -58,7 +59,7 @@ class ShardLogitsCall(LogitsCall):
             return reduce(losses, self.denominator, self.spec), grads
 
 
-def not_composed() -> BackendError:
+def _not_composed() -> BackendError:
     return BackendError(
         "parallel: a loss whose classes are split goes through one forward-mode derivative, and not through "
         "forward mode inside forward mode or functionalize"
@@ -73,7 +74,7 @@ class ShardLinearCall(LinearCall):
         self._shard = shard
 
     def _loss(self) -> Tensor:
-        self.check_mode()
+        _check_eager(self)
         operands, denominator, spec, shard = self.operands, self.denominator, self.linear_spec, self._shard
         if self.is_differentiated():
             loss: Tensor = ReverseShardLinear.apply(*operands, denominator, spec, shard)
@@ -81,19 +82,28 @@ class ShardLinearCall(LinearCall):
         return reduce(shard_linear_losses(operands, None, spec, shard)[0], denominator, spec.loss)
 
     def _loss_and_grads(self, grad_output: Tensor, wrt: tuple[str, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self.check_mode()
+        _check_eager(self)
         operands, scale = self.operands, self.grad_scale(grad_output)
         with torch.no_grad():
             losses, grads, _ = shard_linear_losses(operands, scale, self.linear_spec, self._shard, wrt)
             return reduce(losses, self.denominator, self.spec), cast_like(wrt, grads, operands)
 
-    def check_mode(self) -> None:
-        if self.mode is not Mode.EAGER:
-            raise BackendError(
-                "parallel: the fused linear form with its classifier split runs eagerly, with a plain backward pass; "
-                "expected neither a compiler nor forward mode nor a transform of torch.func around it "
-                "(torch.compiler.disable keeps it out of a compiled program)"
-            )
+
+def _check_mode(call: LogitsCall | LinearCall) -> None:
+    """That classes that are split can be reduced as torch runs this call."""
+    if isinstance(call, LinearCall):
+        _check_eager(call)
+    elif call.mode is Mode.COMPOSED:
+        raise _not_composed()
+
+
+def _check_eager(call: LinearCall) -> None:
+    if call.mode is not Mode.EAGER:
+        raise BackendError(
+            "parallel: the fused linear form with its classifier split runs eagerly, with a plain backward pass; "
+            "expected neither a compiler nor forward mode nor a transform of torch.func around it "
+            "(torch.compiler.disable keeps it out of a compiled program)"
+        )
 
 
 def cross_entropy(problem: Problem) -> Tensor | LossTerms:
@@ -186,10 +196,8 @@ def _solve_stats(
 ) -> tuple[PositionStats, tuple[Tensor, ...]]:
     call = problem.call
     prepared = _logits_call(call, shard) if isinstance(call, Problem) else _linear_call(call, shard)
-    if shard.model_groups and prepared.mode is Mode.COMPOSED:
-        raise not_composed()
-    if isinstance(prepared, ShardLinearCall):
-        prepared.check_mode()
+    if shard.model_groups:
+        _check_mode(prepared)
     return solve_call(problem, prepared, shard if shard.model_groups else None, grad_output, wrt)
 
 
@@ -200,12 +208,23 @@ def _check_not_recorded() -> None:
 
 def _logits_call(problem: Problem, shard: LocalShard) -> LogitsCall:
     _check_not_recorded()
+    if problem.target_kind == "sparse":
+        return cast(LogitsCall, _sparse_call(problem, shard))
     return ShardLogitsCall(problem, shard) if shard.model_groups else LogitsCall(problem, shard.token_groups)
 
 
 def _linear_call(problem: LinearProblem, shard: LocalShard) -> LinearCall:
     _check_not_recorded()
+    if problem.target_kind == "sparse":
+        return cast(LinearCall, _sparse_call(problem, shard))
     return ShardLinearCall(problem, shard) if shard.model_groups else LinearCall(problem, shard.token_groups)
+
+
+def _sparse_call(problem: Problem | LinearProblem, shard: LocalShard) -> LogitsCall | LinearCall:
+    call = sparse_call(problem, shard)
+    if shard.model_groups:
+        _check_mode(call)
+    return call
 
 
 def _shard_of(problem: LossProblem) -> LocalShard:

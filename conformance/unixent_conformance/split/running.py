@@ -21,12 +21,11 @@ from unixent_conformance.split.engines import ENGINES, ProcessMesh
 from unixent_conformance.split.shards import ShardedSubject
 from unixent_conformance.under_test import Subject
 
-# Layouts are lost where arrays are cut, and what is malformed cannot be cut. No backend splits sparse targets.
-LEFT_OUT = (
-    *("memory layout", "bad input", "fused linear bad input", "second derivatives"),
-    *("sparse targets", "fused linear sparse targets"),
-)
-# One of so many quick statistics: each communicates many times.
+# Layouts are lost where arrays are cut, and what is malformed cannot be cut.
+LEFT_OUT = ("memory layout", "bad input", "fused linear bad input", "second derivatives")
+# What not every backend splits: the capability that says so, by what a case needs.
+DECLARED = {"position_stats": "parallel_position_stats", "target:sparse": "parallel target:sparse"}
+# One of so many of its quick cases: each communicates many times.
 SAMPLE = 4
 
 
@@ -58,11 +57,11 @@ def can_be_split(case: Case) -> bool:
 
 
 def can_answer(case: Case, tested: Implementation, sampled: bool) -> bool:
-    """Statistics, where they are split at all; of their many quick cases some, unless they are asked for by name."""
-    if "position_stats" not in case.needs:
-        return True
-    served = tested.capabilities is None or "parallel_position_stats" in tested.capabilities
-    return served and (not sampled or crc32(case.id.encode()) % SAMPLE == 0)
+    """Statistics and sparse targets, where they are split at all; of their many quick cases some, unless they are asked
+    for by name."""
+    needed = {DECLARED[need] for need in case.needs & DECLARED.keys()}
+    served = tested.capabilities is None or needed <= tested.capabilities
+    return served and (not (needed and sampled) or crc32(case.id.encode()) % SAMPLE == 0)
 
 
 def can_run(mode: Mode, mesh: ProcessMesh) -> bool:

@@ -69,9 +69,10 @@ def axes_of(call: Call) -> dict[str, ShardAxes]:
         "hidden": flat,
         "classifier": ShardAxes(None, 0),
         "bias": ShardAxes(None, 0),
-        "target": ShardAxes(positions, classes) if call.target.ndim == scores.ndim else flat,
+        "target": ShardAxes(positions, classes) if call.target.ndim == scores.ndim and not call.tail else flat,
         "mask": flat if call.mask is None or call.mask.shape[:1] != (1,) else ShardAxes(),
         "selected": flat,
+        "ids": flat,
     }
     by_position = call.reduction == "none" or call.statistic
     return {**axes, "grad_output": flat, "loss": flat} if by_position else axes
