@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mpmath
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from unixent_conformance import oracle
 from unixent_conformance.cases import find
 from unixent_conformance.cases.inputs import DTYPES, Recipe
 from unixent_conformance.model import Call
+from unixent_conformance.oracle.solution import positions_of
 
 # The textbook formulas lose as many digits as the logits are apart: e^-700 needs 304 more.
 DIGITS = 50 + 310
@@ -103,3 +106,14 @@ def test_value_and_gradients(recipe: Recipe) -> None:
 
 def test_catalogue_ids_name_their_options() -> None:
     assert find("mask/bool/float32-mean/value").build().mask.dtype == bool
+
+
+def test_positions_are_solved_once_for_equal_inputs_and_anew_for_others() -> None:
+    call = Recipe(weight="plain", smoothing=0.1).call()
+    rows, _ = positions_of(call)
+    assert positions_of(replace(call, logits=call.logits.copy(), grad_output=np.float32(2)))[0] is rows
+    call.logits[0, 0] += 1  # in place: what is known of an input are its values
+    assert positions_of(call)[0] is not rows
+    others = ({"label_smoothing": 0.2}, {"label_smoothing": 0.1, "softcap": 5.0})
+    changed = [replace(call, options=options) for options in others] + [replace(call, weight=None)]
+    assert len({id(positions_of(each)[0]) for each in (call, *changed)}) == 4
