@@ -35,6 +35,7 @@ class Implementation:
     position_stats: Callable[..., Any] | None = None
     position_stats_and_grad: Callable[..., Any] | None = None
     linear_position_stats: Callable[..., Any] | None = None
+    linear_position_stats_and_grad: Callable[..., Any] | None = None
     capabilities: frozenset[str] | None = None
     options: frozenset[str] | None = None
     own_errors: bool = False
@@ -114,6 +115,7 @@ def of_backend(name: str) -> Implementation:
         position_stats=unixent.position_stats if declared.position_stats else None,
         position_stats_and_grad=unixent.position_stats_and_grad if declared.position_stats else None,
         linear_position_stats=unixent.linear_position_stats if declared.position_stats else None,
+        linear_position_stats_and_grad=unixent.linear_position_stats_and_grad if declared.position_stats else None,
         capabilities=frozenset(names),
         own_errors=True,
         version=f"unixent {unixent.__version__}",

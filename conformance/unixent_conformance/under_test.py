@@ -154,14 +154,17 @@ class Subject:
         return one
 
     def _statistic_and_gradient(self, call: Call) -> Callable[..., Any] | None:
-        both, name = self.implementation.position_stats_and_grad, call.statistic
-        if both is None or call.linear:
+        tested, name = self.implementation, call.statistic
+        both = tested.linear_position_stats_and_grad if call.linear else tested.position_stats_and_grad
+        if both is None:
             return None
 
         def one(*arrays: Any, grad_output: Any = None, wrt: Any = None, **options: Any) -> Any:
             from unixent import PositionStats
 
             upstream = None if grad_output is None else PositionStats(**{name: grad_output})
+            if call.linear:
+                options["wrt"] = wrt
             stats, gradient = both(*arrays, outputs=(name,), grad_output=upstream, **options)
             return getattr(stats, name), gradient
 

@@ -79,6 +79,11 @@ def cases() -> Iterator[Case]:
                 build = partial(_linear, output, dtype, chunk)
                 id = f"{LINEAR}/{output}, chunk {chunk}/{dtype}/value"
                 yield make(id, LINEAR, build, quick=dtype == "float32" and chunk is not None)
+    for output in DIFFERENTIABLE:
+        for dtype in ("float16", "float32"):
+            graded = partial(_graded, partial(_inactive_state, output, dtype))
+            id = f"{LINEAR}/{output}, an inactive state that holds NaN/{dtype}/gradients"
+            yield make(id, LINEAR, graded, "linear gradients", quick=dtype == "float32" and output == "entropy")
 
 
 def _questions(stem: str, output: str, build: Callable[[], Call], quick: bool) -> Iterator[Case]:
@@ -106,6 +111,15 @@ def _linear(output: str, dtype: str, chunk: int | None) -> Call:
     return _asking(Linear(recipe, options=options).call(), output, (23,), recipe.classes)
 
 
+def _inactive_state(output: str, dtype: str) -> Call:
+    """In eighths, so that logits are exact."""
+    call = Linear(PLAIN.but(positions=(5,), classes=4, dtype=dtype), width=3).call()
+    eighths = {name: np.round(8 * getattr(call, name)) / 8 for name in ("hidden", "classifier", "bias")}
+    call = replace(call, **{name: array.astype(dtype_of(dtype)) for name, array in eighths.items()})
+    call.hidden[1], call.target[1] = NAN, -100
+    return _asking(call, output, (5,), 4)
+
+
 def _asking(call: Call, output: str, positions: tuple[int, ...], classes: int) -> Call:
     """The call of a loss as one of a statistic, which has no reduction."""
     options = {name: value for name, value in call.options.items() if name != "reduction"}
@@ -128,4 +142,4 @@ def _graded(build: Callable[[], Call]) -> Call:
     call = build()
     shape = np.shape(call.target) if call.selected is None else np.shape(call.selected)
     upstream = np.cos(np.arange(int(np.prod(shape, dtype=np.int64)))).reshape(shape) + 0.25
-    return replace(call, grad_output=upstream.astype(np.asarray(call.logits).dtype))
+    return replace(call, grad_output=upstream.astype(dtype_of(call.dtype)))

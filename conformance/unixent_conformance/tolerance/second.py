@@ -97,7 +97,7 @@ def _cap_change(s: Solution, moved: Array) -> Array:
     return np.asarray(-2 * curvature * product(s.rows.transform_grad, s.rows.logits) * moved)
 
 
-def _first(s: Solution) -> tuple[Array, Array]:
+def first(s: Solution) -> tuple[Array, Array]:
     """The gradients of the positions, before reduction and upstream gradient, and their terms' magnitudes."""
     rows = s.rows
     if not s.call.statistic:
@@ -121,13 +121,10 @@ def of_linear(s: Solution, linear: Linear) -> dict[str, Estimate]:
         logits = hidden @ linear.classifier.T + linear.hidden @ moved.classifier.T
         logits = logits + along.get("bias", np.zeros(1)).astype(np.longdouble)
         each = changes(s, logits, rows.from_shape(along["target"]) if "target" in along else None)
-        # What a logit's own roundings are, and those of the sums over features, classes and positions that follow.
-        sums = sum(linear.hidden.shape) + len(linear.classifier)
-        largest = linear.magnitude.max(initial=0, where=np.isfinite(linear.magnitude))
-        relative = _relative(s) + bounds.units_of(s)[0] * sums * (ROOM + largest)
+        relative = linear_relative(s, linear)
         own = {name: _estimate(s, change, relative) for name, change in each.items()}
         value, bound = (array.reshape(logits.shape) for array in (own["logits"].value, own["logits"].bound))
-        gradient, gradient_size = map(s.gradient_rows, _first(s))
+        gradient, gradient_size = map(s.gradient_rows, first(s))
         gradient_bound = abs(gradient_size * relative)
         estimates = {}
         for name in s.call.differentiable():
@@ -141,6 +138,13 @@ def of_linear(s: Solution, linear: Linear) -> dict[str, Estimate]:
                 room = room + s.through(moved.absolute(), gradient_bound, name)
             estimates[name] = Estimate(exact, room)
         return estimates
+
+
+def linear_relative(s: Solution, linear: Linear) -> Array:
+    """What a logit's own roundings are, and those of the sums over features, classes and positions that follow."""
+    sums = sum(linear.hidden.shape) + len(linear.classifier)
+    largest = linear.magnitude.max(initial=0, where=np.isfinite(linear.magnitude))
+    return np.asarray(_relative(s) + bounds.units_of(s)[0] * sums * (ROOM + largest))
 
 
 def _relative(s: Solution) -> Array:

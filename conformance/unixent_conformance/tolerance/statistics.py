@@ -19,9 +19,9 @@ from __future__ import annotations
 import numpy as np
 
 from unixent_conformance.model import Array
-from unixent_conformance.oracle import Solution
+from unixent_conformance.oracle import Linear, Solution
 from unixent_conformance.oracle.statistics import INDICES, Statistic, statistic
-from unixent_conformance.tolerance import bounds
+from unixent_conformance.tolerance import bounds, second
 from unixent_conformance.tolerance.formats import Estimate, log2, times
 
 
@@ -30,6 +30,8 @@ def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
     exact, name = statistic(s.rows, s.call), s.call.statistic
     shape = (*s.rows.positions, *exact.value.shape[1:])
     named = {name: Estimate(exact.value.reshape(shape), _bound(s, exact).reshape(shape))}
+    if wrt and s.linear is not None:
+        return named | _linear_gradients(s, s.linear, wrt)
     if wrt:
         assert exact.gradient is not None
         assert exact.gradient_magnitude is not None
@@ -44,6 +46,15 @@ def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
             floor = np.where(exact.gradient == 0, 0, tiny * (1 + s.rows.classes))
             named["logits"] = Estimate(s.rows.to_shape(exact.gradient), s.rows.to_shape(bound + floor))
     return named
+
+
+def _linear_gradients(s: Solution, linear: Linear, wrt: tuple[str, ...]) -> dict[str, Estimate]:
+    """Those for hidden, classifier and bias: with the room that second derivatives have, for the logits are rounded."""
+    with np.errstate(all="ignore"):
+        value, size = map(s.gradient_rows, second.first(s))
+        bound = abs(size * second.linear_relative(s, linear)) + bounds.units_of(s)[1]
+        of_rows = linear.absolute()
+        return {name: Estimate(s.through(linear, value, name), s.through(of_rows, bound, name)) for name in wrt}
 
 
 def _bound(s: Solution, exact: Statistic) -> Array:
