@@ -61,9 +61,9 @@ def test_every_output_is_that_of_the_numpy_backend(form, dtype):
 
     got = in_form(stats, form)(own(logits), own(Y), own(SELECTED))
     due = unixent.position_stats(logits, Y, outputs=FIELDS, selected=SELECTED, k=3)
-    for name, mine, numpys in zip(FIELDS, got, due, strict=True):
-        np.testing.assert_array_equal(mine.asnumpy(), numpys, err_msg=name)
-        assert mine.asnumpy().dtype == numpys.dtype, name
+    for name, output, expected in zip(FIELDS, got, due, strict=True):
+        np.testing.assert_array_equal(output.asnumpy(), expected, err_msg=name)
+        assert output.asnumpy().dtype == expected.dtype, name
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -222,9 +222,9 @@ def test_any_number_of_positions_along_any_axis(form, shape):
 
     got, due = in_form(stats, form)(own(logits)), unixent.position_stats(logits, outputs=outputs, k=2, axis=axis)
     for name in outputs:
-        mine = got[FIELDS.index(name)].asnumpy()
-        np.testing.assert_array_equal(mine, getattr(due, name))
-        assert mine.dtype == getattr(due, name).dtype
+        output = got[FIELDS.index(name)].asnumpy()
+        np.testing.assert_array_equal(output, getattr(due, name))
+        assert output.dtype == getattr(due, name).dtype
     gradient = unixent.position_stats_and_grad(logits, outputs="entropy", axis=axis)[1]
     close(in_form(grad, form)(own(logits)), gradient)
 

@@ -30,9 +30,9 @@ def eager_stats(
     upstream = PositionStats(*[None if grad is None else to_host(grad) for grad in grad_output])
     dtype = host_dtype(spec.stats_dtype)
     stats, grads = _numpy_stats(spec, host_arrays(spec, inputs), upstream, wrt, dtype)
-    found = {name: from_host(getattr(stats, name), dtype) for name, *_, dtype in spec.layout}
+    tensors = {name: from_host(getattr(stats, name), dtype) for name, *_, dtype in spec.layout}
     dtypes = {name: str(spec.dtypes[i]) for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
-    return PositionStats(**found), tuple(from_host(grad, dtypes[name]) for grad, name in zip(grads, wrt, strict=True))
+    return PositionStats(**tensors), tuple(from_host(grad, dtypes[name]) for grad, name in zip(grads, wrt, strict=True))
 
 
 def numpy_packed(spec: StatsSpec, arrays: list[Array | None]) -> tuple[Array]:
