@@ -22,8 +22,8 @@ for name in BACKENDS[1:]:
 
 
 def is_chosen(case: Case) -> bool:
-    told = case.within(Tier.CORE) or case.raises is not None or case.property is not None
-    return told or case.feature in DIFFICULT or ("position_stats" in case.needs and "plain" in case.id)
+    is_core = case.within(Tier.CORE) or case.raises is not None or case.property is not None
+    return is_core or case.feature in DIFFICULT or ("position_stats" in case.needs and "plain" in case.id)
 
 
 # Second derivatives are asked of a framework's differentiation, not by calls.
@@ -32,8 +32,8 @@ CALLS = [case for case in catalogue(Tier.QUICK) if case.quantity != "second deri
 
 def test_every_feature_and_output_is_among_them() -> None:
     quick = [case for case in catalogue(Tier.QUICK) if case.quantity != "second derivatives"]
-    for told in (lambda case: case.feature, lambda case: case.build().statistic, lambda case: case.quantity):
-        assert {told(case) for case in CALLS} == {told(case) for case in quick}
+    for property_of in (lambda case: case.feature, lambda case: case.build().statistic, lambda case: case.quantity):
+        assert {property_of(case) for case in CALLS} == {property_of(case) for case in quick}
 
 
 @pytest.mark.parametrize("feature", dict.fromkeys(case.feature for case in CALLS))
