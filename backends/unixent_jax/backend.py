@@ -30,12 +30,16 @@ from unixent_jax.linear.problem import LinearArrays, LinearSpec
 from unixent_jax.logits import jitted
 from unixent_jax.logits import reduction as logits
 from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
-from unixent_jax.positions import ALONG, solve_stats
+from unixent_jax.positions.rows import GATHERS
+from unixent_jax.positions.solve import StatsSpec, local_stats, solve_stats, stats
 from unixent_jax.sparse import SparseSpec, sparse_loss
-from unixent_jax.vocab_parallel import reduction as over_mesh
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
+from unixent_jax.vocab_parallel.reduction import over_mesh
 
 _PLATFORM = attrgetter("platform")
+
+# The function of (spec, arrays) that answers a call, its spec, the dtype of the result, the arrays.
+_Call = tuple[Callable[..., Any], Any, str, LossArrays | LinearArrays]
 
 
 class JaxBackend:
@@ -49,10 +53,11 @@ class JaxBackend:
         transforms=frozenset({"grad", "jit", "vmap", "jvp", "vjp", "hessian", "scan", "checkpoint", "export"}),
         linear=True,
         position_stats=True,
+        parallel_position_stats=True,
         parallel=True,
         traces_values=True,
     )
-    along = ALONG
+    along = GATHERS
 
     def devices(self) -> tuple[str, ...]:
         return tuple(map(str, jax.devices()))
@@ -152,7 +157,7 @@ class JaxBackend:
     def position_stats(
         self, problem: StatsProblem, grad_output: PositionStats, wrt: tuple[str, ...]
     ) -> tuple[PositionStats, tuple[Array, ...]]:
-        return solve_stats(problem, grad_output, wrt)
+        return solve_stats(*_stats_call(problem), grad_output, wrt)
 
 
 def _info(array: Array) -> ArrayInfo:
@@ -167,40 +172,54 @@ def _info(array: Array) -> ArrayInfo:
     return ArrayInfo(array.shape, array.dtype.name, names, readable)
 
 
-def _logits_call(
-    problem: Problem,
-) -> tuple[Callable[..., Any], LossSpec | MeshSpec | SparseSpec, str, LossArrays]:
-    """The loss, its spec, the dtype of the result, the arrays."""
-    spec, arrays, sharding = loss_spec(problem, problem.axis), LossArrays.of(problem), problem.sharding
+def _logits_call(problem: Problem) -> _Call:
+    spec, arrays = loss_spec(problem, problem.axis), LossArrays.of(problem)
     if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
     if problem.teacher is not None:
         return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
-    if sharding is None:
-        return logits.loss, spec, problem.result_dtype, arrays
-    if sharding.mesh is not None:
-        return over_mesh.logits_loss, MeshSpec(spec, MeshAxes.of(sharding)), problem.result_dtype, arrays
-    axes = ShardAxes.of(sharding)
-    check_varies("logits", problem.logits, axes.tokens + axes.model)
-    return logits.loss, spec.on_shards(axes), problem.result_dtype, arrays
+    return _call(problem, spec, arrays, logits.loss, logits.local_loss)
 
 
-def _linear_call(
-    problem: LinearProblem,
-) -> tuple[Callable[..., Any], LinearSpec | MeshSpec | SparseSpec, str, LinearArrays]:
-    """The same of a fused linear call."""
+def _linear_call(problem: LinearProblem) -> _Call:
     # The logits of a chunk are (rows, classes).
     spec, arrays = LinearSpec(loss_spec(problem, 1), problem.chunk), LinearArrays.of(problem)
-    sharding = problem.sharding
     if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
     if problem.teacher is not None:
         return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
+    return _call(problem, spec, arrays, linear.loss, linear.local_loss)
+
+
+def _stats_call(problem: StatsProblem) -> _Call:
+    call = problem.call
+    scores: LossSpec | LinearSpec
+    arrays: LossArrays | LinearArrays
+    if isinstance(call, Problem):
+        scores, arrays = loss_spec(call, call.axis), LossArrays.of(call)
+    else:
+        scores, arrays = LinearSpec(loss_spec(call, 1), call.chunk), LinearArrays.of(call)
+    arrays = arrays._replace(ids=problem.selected)
+    return _call(call, StatsSpec(scores, problem.outputs, problem.k), arrays, stats, local_stats)
+
+
+def _call(
+    problem: Problem | LinearProblem,
+    spec: LossSpec | LinearSpec | StatsSpec,
+    arrays: LossArrays | LinearArrays,
+    whole: Callable[..., Any],
+    local: Callable[..., Any],
+) -> _Call:
+    """A call of ``whole``, or of ``local`` on shards, where the problem has them or a mesh to cut them over."""
+    sharding = problem.sharding
     if sharding is None:
-        return linear.loss, spec, problem.result_dtype, arrays
+        return whole, spec, problem.result_dtype, arrays
     if sharding.mesh is not None:
-        return over_mesh.linear_loss, MeshSpec(spec, MeshAxes.of(sharding)), problem.result_dtype, arrays
+        return over_mesh, MeshSpec(local, spec, MeshAxes.of(sharding)), problem.result_dtype, arrays
     axes = ShardAxes.of(sharding)
-    check_varies("hidden", problem.hidden, axes.tokens)
-    check_varies("classifier", problem.classifier, axes.model)
-    return linear.loss, spec._replace(loss=spec.loss.on_shards(axes)), problem.result_dtype, arrays
+    if isinstance(problem, Problem):
+        check_varies("logits", problem.logits, axes.tokens + axes.model)
+    else:
+        check_varies("hidden", problem.hidden, axes.tokens)
+        check_varies("classifier", problem.classifier, axes.model)
+    return whole, spec.on_shards(axes), problem.result_dtype, arrays

@@ -15,7 +15,8 @@ from unixent.topk import TopK
 from unixent_jax.linear.problem import LinearArrays, LinearSpec
 from unixent_jax.logits.problem import LossArrays, LossSpec, prepare
 from unixent_jax.logits.reduction import reduce, sums_of
-from unixent_jax.positions import ALONG, StatsSpec, position_columns, safe_selection
+from unixent_jax.positions.rows import GATHERS
+from unixent_jax.positions.solve import StatsSpec, local_stats, safe_selection
 
 
 class SparseSpec(NamedTuple):
@@ -48,11 +49,11 @@ def position_losses(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> tupl
     padding = (known == 0) | (v == 0)[..., None]
     one_minus_smoothing = 1 - kernel.label_smoothing
     factor = one_minus_smoothing * jnp.where(padding, 0, jnp.ones_like(known) if weight is None else weight[index])
-    shares = sparse_targets.shares_of(ALONG, teacher, arrays.target.astype(dtype), padding)
+    shares = sparse_targets.shares_of(GATHERS, teacher, arrays.target.astype(dtype), padding)
     outputs = sparse_targets.outputs_of(teacher, bool(kernel.label_smoothing or kernel.z_loss))
-    columns = position_columns(StatsSpec(spec.scores, outputs, 0, ""), arrays._replace(mask=v), ids)
+    columns = local_stats(StatsSpec(spec.scores, outputs, 0), arrays._replace(mask=v))
     stats = {name: each if name == "selected_log_prob" else each[..., None] for name, each in columns.items()}
-    losses = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, stats)[..., 0]
+    losses = sparse_targets.losses(GATHERS, shares, factor, one_minus_smoothing, stats)[..., 0]
     return jnp.where(v == 0, 0, v * losses), mask
 
 

@@ -19,10 +19,7 @@ rng = np.random.default_rng(0)
 X, Y, SELECTED = 3 * rng.normal(size=(5, 7)), rng.integers(0, 7, 5), rng.integers(0, 7, (5, 3))
 
 
-@pytest.fixture(autouse=True)
-def _in_float64() -> Any:
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("formulation", "wide")
 
 
 def ours(x: Array) -> Array:
@@ -39,6 +36,10 @@ def usual(x: Array) -> Array:
     return sum(jnp.sin(one).sum() for one in each)
 
 
+def scanned(of: Any) -> Any:
+    return lambda batch: jax.lax.scan(lambda sum, x: (sum + of(x), None), 0.0, batch)[0]
+
+
 def close(got: Any, due: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), got, due)
 
@@ -49,7 +50,9 @@ def test_values_and_derivatives_of_every_order_and_transform() -> None:
     close(jax.grad(ours)(x), jax.grad(usual)(x))
     close(jax.hessian(ours)(x), jax.hessian(usual)(x))
     close(jax.jvp(jax.jit(ours), (x,), (along,)), jax.jvp(usual, (x,), (along,)))
+    close(jax.grad(jax.checkpoint(ours))(x), jax.grad(usual)(x))
     batch = jnp.stack([x, 2 * x, -x])
+    close(jax.grad(scanned(ours))(batch), jax.grad(scanned(usual))(batch))
     close(jax.vmap(jax.grad(ours))(batch), jax.vmap(jax.grad(usual))(batch))
 
 

@@ -159,6 +159,29 @@ def test_export_round_trip_with_a_symbolic_batch(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_allclose(grad, grad_expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["logits", "linear"])
+def test_statistics_are_exported_with_a_symbolic_batch(form: str) -> None:
+    from jax import export
+
+    def values(scores: jax.Array, target: jax.Array, selected: jax.Array) -> Any:
+        given: dict[str, Any] = {"outputs": unixent.PositionStats._fields, "selected": selected, "k": 2}
+
+        def entropies(scores: jax.Array) -> Any:
+            if form == "linear":
+                stats = unixent.linear_position_stats(scores, jnp.eye(C), target, **given)
+            else:
+                stats = unixent.position_stats(scores, target, **given)
+            return stats.entropy.sum() + stats.selected_log_prob.sum(), stats
+
+        return jax.value_and_grad(entropies, has_aux=True)(scores)
+
+    (batch,) = export.symbolic_shape("b")
+    x, y, _ = _inputs()
+    arrays = x, y, jnp.stack([y, 5 - y], -1) % C
+    shapes = [jax.ShapeDtypeStruct((batch, *each.shape[1:]), each.dtype) for each in arrays]
+    close(export.export(jax.jit(values))(*shapes).call(*arrays), values(*arrays), form)
+
+
 SIZES: dict[str, Callable[[Any], Any]] = {
     "size": lambda x: x.shape[0],
     "product": lambda x: 2 * x.shape[0] * x.shape[1] + 1,

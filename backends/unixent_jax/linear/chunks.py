@@ -22,6 +22,7 @@ class Chunk(NamedTuple):
     hidden: Array
     target: Array
     position_weight: Array
+    ids: Array | None
 
 
 def split_rows(spec: LinearSpec, rows: LinearRows) -> Chunk:
@@ -39,7 +40,8 @@ def split_rows(spec: LinearSpec, rows: LinearRows) -> Chunk:
         padded = jnp.pad(array, [(0, num_chunks * size - count), *[(0, 0)] * (array.ndim - 1)])
         return padded.reshape(num_chunks, size, *array.shape[1:])
 
-    return Chunk(split(rows.hidden), split(rows.target), split(rows.position_weight))
+    ids = None if rows.ids is None else split(rows.ids)
+    return Chunk(split(rows.hidden), split(rows.target), split(rows.position_weight), ids)
 
 
 def join_rows(chunks: Array, rows: LinearRows) -> Array:

@@ -10,7 +10,7 @@ from jax import Array
 
 from unixent.protocol import LinearProblem
 from unixent_jax import compat
-from unixent_jax.collectives import vary_over
+from unixent_jax.collectives import ShardAxes, vary_over
 from unixent_jax.kernel import is_index
 from unixent_jax.kernel.class_axis import class_indices
 from unixent_jax.logits.problem import LossSpec, Positions, normalizer_of, positions_of
@@ -21,6 +21,10 @@ class LinearSpec(NamedTuple):
 
     loss: LossSpec
     chunk: int | None
+
+    def on_shards(self, axes: ShardAxes) -> LinearSpec:
+        """The spec of a device's shard, inside `jax.shard_map`."""
+        return self._replace(loss=self.loss.on_shards(axes))
 
 
 class LinearArrays(NamedTuple):
@@ -50,6 +54,7 @@ class LinearRows(NamedTuple):
     target: Array
     weight: Array | None
     position_weight: Array
+    ids: Array | None
 
     @property
     def active(self) -> Array:
@@ -85,4 +90,7 @@ def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> Linea
     axes = frozenset().union(*map(compat.varying_axes, (hidden, classifier, positions.target)))
     hidden, classifier = (vary_over(array, axes) for array in (hidden, classifier))
     bias = None if bias is None else vary_over(bias, axes)
-    return LinearRows(hidden, classifier, bias, positions.target, arrays.weight, weight)
+    ids = arrays.ids
+    if ids is not None:
+        ids = ids.reshape(hidden.shape[0], ids.shape[-1])
+    return LinearRows(hidden, classifier, bias, positions.target, arrays.weight, weight, ids)

@@ -37,6 +37,11 @@ class LossSpec(NamedTuple):
     token_axes: tuple[str, ...] = ()
 
     @property
+    def loss(self) -> LossSpec:
+        """Itself, as the other forms have it."""
+        return self
+
+    @property
     def model_axes(self) -> tuple[str, ...]:
         return self.kernel.class_axis.shard_axes
 
@@ -54,7 +59,7 @@ class LossArrays(NamedTuple):
     weight: Array | None
     mask: Array | None
     normalizer: Array | float | None
-    ids: Array | None = None  # of sparse targets, whose values are the target
+    ids: Array | None = None  # classes P + (K,): of sparse targets, whose values are the target, or of statistics
 
     @classmethod
     def of(cls, problem: Problem) -> LossArrays:

@@ -30,7 +30,7 @@ def map_shards(
     body: Callable[[ShardAxes, dict[str, Array | None]], Any],
     loss: LossSpec,
 ) -> Any:
-    """``body`` of every device's shards; its result is of the shape of positions, or the same on all devices."""
+    """``body`` of every device's shards; its results begin with the shape of positions, or are the same on all."""
     rows = axes.positions(len(positions))
     per_position = loss.reduction == "none"
     is_uneven = any(size % axes.num_shards(names) for size, names in zip(positions, rows, strict=True))
@@ -50,7 +50,8 @@ def map_shards(
         axis_names={*axes.model, *token_axes},
     )(given)
     if per_position and is_uneven:
-        result = _place(axes, result, ((),) * len(positions))[tuple(map(slice, positions))]
+        inside = tuple(map(slice, positions))
+        result = jax.tree.map(lambda array: _place(axes, array, ((),) * array.ndim)[inside], result)
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -44,7 +45,14 @@ class MeshAxes(NamedTuple):
 
 
 class MeshSpec(NamedTuple):
-    """What is static about a call: that of the loss, and the mesh."""
+    """What is static about a call on global arrays.
 
-    loss: Any  # LossSpec or LinearSpec
+    Attributes:
+        local: the function of (call, prepared arrays) that each device runs on its shards.
+        call: a `LossSpec`, `LinearSpec` or `StatsSpec`.
+        axes: the mesh.
+    """
+
+    local: Callable[[Any, Any], Any]
+    call: Any
     axes: MeshAxes
