@@ -193,7 +193,8 @@ def test_only_reductions_of_few_numbers_cross_devices(way, mode):
     actual, grad = compiled(given)
     expected, due = value_and_grads(jax.device_get(given), backend="jax")
     same(actual._asdict(), expected._asdict())
-    np.testing.assert_allclose(grad, due, rtol=1e-5, atol=1e-8)
+    # Terms of up to 1 that cancel: the loss is the log-probability with the other sign.
+    np.testing.assert_allclose(grad, due, rtol=1e-5, atol=4 * 2**-24)
     assert grad.sharding.is_equivalent_to(given["logits"].sharding, 3)
     for name, each in actual._asdict().items():
         assert each.sharding.is_equivalent_to(NamedSharding(mesh, ROWS), each.ndim), name
