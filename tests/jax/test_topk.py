@@ -67,7 +67,7 @@ def close(got: Any, due: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, due)
 
 
-@pytest.mark.parametrize(("tail", "log"), [(tail, log) for tail in TAILS for log in (False, True)])
+@pytest.mark.parametrize(("tail", "log"), [("drop", False), ("renormalize", True), ("bucket", False)])
 def test_values_and_derivatives_of_every_order_and_transform(tail: str, log: bool) -> None:
     one, other, x, q = ours(tail, log), usual(tail, log), jnp.asarray(X), jnp.asarray(np.log(Q) if log else Q)
     close(one(x, q), other(x, q))
