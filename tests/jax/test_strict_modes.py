@@ -106,7 +106,6 @@ FORMS: dict[str, tuple[tuple[str, ...], Form]] = {
     "statistics": (LOGITS, partial(statistics, unixent.position_stats)),
     "linear statistics": (LINEAR, partial(statistics, unixent.linear_position_stats)),
     "mesh statistics": (LOGITS, partial(statistics, partial(over_a_mesh, unixent.position_stats))),
-    "linear mesh statistics": (LINEAR, partial(statistics, partial(over_a_mesh, unixent.linear_position_stats))),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
