@@ -169,7 +169,7 @@ def logits_stats(
     backend = select_backend(common, ("logits",), logits)
     outputs = _check_stats(backend, request, common, (logits,))
     if common.target is None:
-        common = common._replace(target=_no_target(logits, options.axis))
+        common = common._replace(target=_no_target(logits, options))
     further = stats_request(backend, request, outputs, options, grads, ("logits",))
     return _stats(backend, logits_call(backend, logits, common, options, None, further), options, grads)
 
@@ -185,7 +185,7 @@ def linear_stats(
     backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
     outputs = _check_stats(backend, request, common, linear[:3])
     if common.target is None:
-        common = common._replace(target=_no_target(linear.hidden, -1))
+        common = common._replace(target=_no_target(linear.hidden, options))
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     if grads is not None and grads[1] is None:
         grads = (grads[0], differentiable)
@@ -206,13 +206,13 @@ def _check_stats(
         raise
 
 
-def _no_target(scores: Any, axis: int) -> Any:
-    """Zeros of shape P: a class that there always is, which nothing looks at."""
-    shape = tuple(scores.shape) if hasattr(scores, "shape") else np.shape(scores)
-    if not -len(shape) <= axis < len(shape):
-        return np.zeros(shape, np.int64)  # the axis is refused by the checks
-    axis %= len(shape)
-    return np.zeros(shape[:axis] + shape[axis + 1 :], np.int64)
+def _no_target(scores: Any, options: LossOptions) -> Any:
+    """One class that is not ignored, of shape P, which nothing looks at."""
+    shape, axis = tuple(scores.shape) if hasattr(scores, "shape") else np.shape(scores), options.axis
+    if -len(shape) <= axis < len(shape):  # else the axis is refused by the checks
+        axis %= len(shape)
+        shape = shape[:axis] + shape[axis + 1 :]
+    return np.full(shape, not options.ignore_index, np.int64)
 
 
 def _stats(

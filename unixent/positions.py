@@ -87,7 +87,7 @@ def position_stats(
     """
     request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    checked = dispatch.make_options(common, (logits,), reduction="none", **of_target(target, options))
+    checked = dispatch.make_options(common, (logits,), reduction="none", **options)
     return dispatch.logits_stats(logits, common, checked, request)[0]
 
 
@@ -134,7 +134,7 @@ def position_stats_and_grad(
     """
     request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    checked = dispatch.make_options(common, (logits,), reduction="none", **of_target(target, options))
+    checked = dispatch.make_options(common, (logits,), reduction="none", **options)
     return dispatch.logits_stats(logits, common, checked, request, (grad_output, "logits"))
 
 
@@ -178,7 +178,7 @@ def linear_position_stats(
     request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **of_target(target, options))
+    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
     return dispatch.linear_stats(linear, common, checked, request)[0]
 
 
@@ -226,10 +226,5 @@ def linear_position_stats_and_grad(
     request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **of_target(target, options))
+    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
     return dispatch.linear_stats(linear, common, checked, request, (grad_output, wrt))
-
-
-def of_target(target: Any, options: Any) -> dict[str, Any]:
-    """The options; without a target there is none to ignore."""
-    return {**options, "ignore_index": -100} if target is None else options

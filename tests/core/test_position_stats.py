@@ -144,3 +144,15 @@ def test_statistics_are_not_split_over_processes() -> None:
     np.testing.assert_array_equal(
         unixent.position_stats(X, Y, parallel=config).log_prob, unixent.position_stats(X, Y).log_prob
     )
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 0])
+def test_ignore_index_pads_what_is_selected_without_a_target_too(ignored: int) -> None:
+    selected = np.array([[1, ignored], [ignored, 2]])
+    arguments: dict[str, Any] = {"outputs": ("selected_log_prob", "entropy"), "selected": selected}
+    alone = unixent.position_stats(X, ignore_index=ignored, **arguments)
+    beside = unixent.position_stats(X, np.array([1, 1]), ignore_index=ignored, **arguments)
+    np.testing.assert_array_equal(alone.selected_log_prob, beside.selected_log_prob)
+    np.testing.assert_array_equal(alone.selected_log_prob == 0, selected == ignored)
+    np.testing.assert_array_equal(alone.entropy, beside.entropy)
+    assert (alone.entropy > 0).all()

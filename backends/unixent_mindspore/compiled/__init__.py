@@ -9,7 +9,6 @@ from __future__ import annotations
 from unixent import dispatch
 from unixent.arguments import CommonArguments, LinearArguments
 from unixent.options import LossOptions
-from unixent.positions import of_target
 from unixent.protocol import PositionStats
 from unixent.statistics import StatsRequest
 from unixent_mindspore.compat import compile_in_place_of
@@ -22,7 +21,6 @@ def register() -> None:
         compile_in_place_of(getattr(dispatch, name), getattr(functions, name))
     for name in ("logits_stats", "linear_stats"):
         compile_in_place_of(getattr(dispatch, name), getattr(positions, name))
-    compile_in_place_of(of_target, positions.of_target)
     compile_in_place_of(StatsRequest, positions.plain_request)
     compile_in_place_of(PositionStats, positions.position_stats_fields)
     compile_in_place_of(CommonArguments, functions.common_arguments)

@@ -62,10 +62,10 @@ def checked_stats(
 
 @compile_time
 def no_target(shape: tuple[int, ...], options: LossOptions, linear: bool) -> Tensor:
-    """Zeros of shape P: a class that there always is, which nothing looks at."""
+    """One class that is not ignored, of shape P, which nothing looks at."""
     axis = -1 if linear or not -len(shape) <= options.axis < len(shape) else options.axis
     axis %= max(len(shape), 1)
-    return Tensor(np.zeros(shape[:axis] + shape[axis + 1 :], np.int64))
+    return Tensor(np.full(shape[:axis] + shape[axis + 1 :], not options.ignore_index, np.int64))
 
 
 @compile_time
@@ -124,13 +124,6 @@ def statistics(
     for name in wanted:
         chosen = chosen + (gradients[grad_index(name, names)],)  # noqa: RUF005
     return stats, chosen
-
-
-def of_target(target: Any, options: Any) -> Any:
-    """The options; without a target there is none to ignore."""
-    if target is None:
-        options["ignore_index"] = -100
-    return options
 
 
 def plain_request(outputs: Any, selected: Any, k: Any) -> Any:
