@@ -155,3 +155,21 @@ def test_the_declarations_are_those_of_the_header_of_xla() -> None:
     source = ROOT / "tests" / "native" / "xla_declarations.c"
     flags = ["-std=gnu11", "-Werror", "-Wno-enum-compare", "-fsyntax-only"]
     subprocess.run([compiler, *flags, *folders, os.fspath(source)], check=True)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_gradients_of_the_linear_form_move_forward_as_those_by_xla(
+    single_device: None, wide: None, monkeypatch: pytest.MonkeyPatch, reduction: str
+) -> None:
+    hidden, classifier = (jax.random.normal(jax.random.key(k), (n, 4), float) for k, n in ((3, 6), (4, 33)))
+    options = {"chunk": 4, "reduction": reduction, "z_loss": 0.1, "softcap": 3.0, "temperature": 0.7}
+
+    def moved(hidden: jax.Array, classifier: jax.Array) -> tuple[jax.Array, ...]:
+        def loss(hidden: jax.Array, classifier: jax.Array) -> jax.Array:
+            return unixent.linear_cross_entropy(hidden, classifier, Y, **options).sum()  # type: ignore[arg-type]
+
+        along = (jnp.cos(hidden), jnp.cos(classifier))
+        return jax.jvp(jax.grad(loss, (0, 1)), (hidden, classifier), along)[1]  # type: ignore[no-any-return]
+
+    assert CUSTOM_CALL in jax.jit(moved).lower(hidden, classifier).as_text()
+    assert_close(moved(hidden, classifier), by_xla(monkeypatch, moved, hidden, classifier), wide=True)
