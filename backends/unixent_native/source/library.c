@@ -122,6 +122,24 @@ THREAD_FUNCTION run_share(void *argument) {
 
 enum { MAX_THREADS = 256, BLOCK_NUMBERS = 1 << 15 };
 
+/* All positions of a call, a tile of them at the least for each thread. 0, or -1 where memory ran out. */
+static int run(const Call *call, Worker *work, int64_t tile) {
+    int64_t block = BLOCK_NUMBERS / call->num_classes;
+    Queue queue = {0, block < tile ? tile : block / tile * tile};
+    int64_t blocks = (call->count + queue.block - 1) / queue.block;
+    int64_t threads = call->threads < blocks ? call->threads : blocks, started = 0;
+    Share shares[MAX_THREADS];
+    Thread handles[MAX_THREADS];
+    if (threads > MAX_THREADS) threads = MAX_THREADS;
+    for (int64_t i = 0; i < threads; i++) shares[i] = (Share){call, &queue, work, 0};
+    /* Where no thread is to be had, the others do its part. */
+    while (started + 1 < threads && !start_thread(&handles[started], run_share, &shares[started + 1])) started++;
+    int failed = 0;
+    if (threads > 0) run_share(&shares[0]), failed |= shares[0].failed;
+    for (int64_t i = 0; i < started; i++) join_thread(handles[i]), failed |= shares[i + 1].failed;
+    return failed;
+}
+
 /* rest: a call without its addresses. 0, or -1 where memory ran out: then the outputs are incomplete. */
 EXPORT int unixent_rows(const Addresses *at, const Call *rest, int64_t isa) {
     Call filled = *rest, *call = &filled;
@@ -131,20 +149,7 @@ EXPORT int unixent_rows(const Addresses *at, const Call *rest, int64_t isa) {
     call->grad_scale = at->grad_scale, call->losses = at->losses, call->columns = at->columns;
     Isa list[4];
     isas(list);
-    int64_t tile = tile_size(call), block = BLOCK_NUMBERS / call->num_classes;
-    Queue queue = {0, block < tile ? tile : block / tile * tile};
-    int64_t blocks = (call->count + queue.block - 1) / queue.block;
-    int64_t threads = call->threads < blocks ? call->threads : blocks, started = 0;
-    Share shares[MAX_THREADS];
-    Thread handles[MAX_THREADS];
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    for (int64_t i = 0; i < threads; i++) shares[i] = (Share){call, &queue, list[isa].work, 0};
-    /* Where no thread is to be had, the others do its part. */
-    while (started + 1 < threads && !start_thread(&handles[started], run_share, &shares[started + 1])) started++;
-    int failed = 0;
-    if (threads > 0) run_share(&shares[0]), failed |= shares[0].failed;
-    for (int64_t i = 0; i < started; i++) join_thread(handles[i]), failed |= shares[i + 1].failed;
-    return failed;
+    return run(call, list[isa].work, tile_size(call));
 }
 
 /* The same for statistics of positions (statistics.h). */
@@ -155,17 +160,5 @@ EXPORT int unixent_statistics(const Addresses *at, const Call *rest, const Stati
     call->index = at->index, call->position_weight = at->position_weight, call->columns = at->columns;
     Isa list[4];
     isas(list);
-    int64_t tile = is_tiled(call) ? tile_size(call) : 1, block = BLOCK_NUMBERS / call->num_classes;
-    Queue queue = {0, block < tile ? tile : block / tile * tile};
-    int64_t blocks = (call->count + queue.block - 1) / queue.block;
-    int64_t threads = call->threads < blocks ? call->threads : blocks, started = 0;
-    Share shares[MAX_THREADS];
-    Thread handles[MAX_THREADS];
-    if (threads > MAX_THREADS) threads = MAX_THREADS;
-    for (int64_t i = 0; i < threads; i++) shares[i] = (Share){call, &queue, list[isa].statistics, 0};
-    while (started + 1 < threads && !start_thread(&handles[started], run_share, &shares[started + 1])) started++;
-    int failed = 0;
-    if (threads > 0) run_share(&shares[0]), failed |= shares[0].failed;
-    for (int64_t i = 0; i < started; i++) join_thread(handles[i]), failed |= shares[i + 1].failed;
-    return failed;
+    return run(call, list[isa].statistics, is_tiled(call) ? tile_size(call) : 1);
 }
