@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -76,14 +76,5 @@ def with_config(tested: Implementation, config: ParallelConfig) -> Implementatio
     def given(function: Any) -> Any:
         return None if function is None else partial(function, parallel=config)
 
-    return replace(
-        tested,
-        loss=given(tested.loss),
-        terms=given(tested.terms),
-        value_and_grad=given(tested.value_and_grad),
-        linear=given(tested.linear),
-        linear_value_and_grad=given(tested.linear_value_and_grad),
-        position_stats=given(tested.position_stats),
-        position_stats_and_grad=given(tested.position_stats_and_grad),
-        linear_position_stats=given(tested.linear_position_stats),
-    )
+    functions = [each.name for each in fields(tested) if str(each.type).startswith("Callable")]
+    return replace(tested, **{name: given(getattr(tested, name)) for name in functions})
