@@ -41,7 +41,7 @@ def end(process):
     process.wait()
 
 
-def run(command, limit=240):
+def run(command, limit=480):
     process = start(command)
     try:
         output, _ = process.communicate(timeout=limit)
