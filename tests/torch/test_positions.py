@@ -71,12 +71,7 @@ def test_derivatives_of_every_order_and_transform() -> None:
     close(batched, alone)
 
 
-WRONG = "inductor (torch 2.13) gives another gradient of all outputs together; of one or two of them it is right"
-
-
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.xfail(strict=True, reason=WRONG))]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_compiler_takes_them_whole(backend: str) -> None:
     compiled = torch.compile(ours, fullgraph=True, backend=backend)
     close(compiled(X), ours(X))
@@ -116,6 +111,20 @@ def test_the_linear_form_has_derivatives_of_both_orders(compiled: bool) -> None:
         seconds.append(torch.autograd.grad(sum(first.sin().sum() for first in firsts), leaves))
     close(*seconds)
     close(torch.func.grad(linear, (0, 1, 2))(*leaves), torch.func.grad(linear_usual, (0, 1, 2))(*leaves))
+
+
+def test_the_compilers_gradients_are_those_of_eager_mode_in_both_forms() -> None:
+    outputs = ("log_prob", "entropy", "logsumexp", "log_sum_sq", "rank")
+
+    def value(hidden: Tensor, classifier: Tensor) -> Tensor:
+        linear = unixent.linear_position_stats(hidden, classifier, INDEX, outputs=outputs, chunk=5, **OPTIONS)
+        whole = unixent.position_stats(hidden @ classifier.T, INDEX, outputs=outputs, **OPTIONS)
+        graded = [getattr(stats, name) for stats in (linear, whole) for name in outputs[:3]]
+        return sum((factor * each.sin().sum() for factor, each in enumerate(graded, 1)), start=hidden.new_zeros(()))
+
+    leaves = [each.clone().requires_grad_() for each in (HIDDEN, CLASSIFIER)]
+    due = torch.autograd.grad(value(*leaves), leaves)
+    close(torch.autograd.grad(torch.compile(value, fullgraph=True)(*leaves), leaves), due)
 
 
 def test_gradients_without_autograd_are_those_of_autograd() -> None:

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from unixent_torch.logits.autograd import is_transformed
 from unixent_torch.positions.kernel import row_statistics
-from unixent_torch.positions.rows import Columns, StatsSpec, row_gradient
+from unixent_torch.positions.rows import Columns, StatsSpec, row_gradient, row_stats
 
 
 class RowStatistics(Function):
@@ -35,3 +35,25 @@ class RowStatistics(Function):
         if torch.is_grad_enabled() or any(map(is_transformed, upstream.values())):
             return row_gradient(x, upstream, columns, spec).to(x.dtype), None, None
         return row_statistics(x, columns, spec.of(()), upstream, kept=kept).gradient, None, None
+
+
+class TracedStatistics(Function):
+    """The same recorded: a compiler is given the gradient by its formula, rather than left to differentiate the
+    statistics, of which inductor (torch 2.13) makes a wrong gradient where many are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, columns: Columns, spec: StatsSpec) -> tuple[Tensor, ...]:
+        ctx.spec = spec
+        ctx.set_materialize_grads(False)
+        stats = row_stats(x, columns, spec)
+        ctx.save_for_backward(x, *columns)
+        ctx.mark_non_differentiable(*[each for name, each in stats.items() if name not in spec.graded])
+        return tuple(stats.values())
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+        x, *saved = ctx.saved_tensors
+        upstream = ctx.spec.upstream(grad_outputs)
+        if not upstream:
+            return None, None, None
+        return row_gradient(x, upstream, Columns(*saved), ctx.spec).to(x.dtype), None, None

@@ -12,7 +12,7 @@ from unixent_torch.linear.autograd import cast_like
 from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.positions import safe_selection
 from unixent_torch.logits.problem import LogitsCall
-from unixent_torch.positions.autograd import RowStatistics
+from unixent_torch.positions.autograd import RowStatistics, TracedStatistics
 from unixent_torch.positions.kernel import row_statistics
 from unixent_torch.positions.linear import LinearStatistics, composed_gradients, linear_stats, whole_logits
 from unixent_torch.positions.rows import Columns, StatsSpec, row_gradient, row_stats
@@ -74,7 +74,7 @@ def of_logits(
         return dict(zip(spec.outputs, outputs, strict=True)), ()
     if not is_eager:
         grads = (call.of_axis(row_gradient(x, upstream, columns, spec).to(x.dtype)),) if upstream else ()
-        return row_stats(x, columns, spec), grads
+        return _functional(x, columns, spec, call.mode), grads
     with torch.no_grad():
         stats, grad, _ = row_statistics(x, columns, spec, upstream or None)
         return stats, () if grad is None else (call.of_axis(grad),)
@@ -91,7 +91,15 @@ def of_hidden(
     wrt = wrt if upstream else ()
     if not is_eager:
         grads = composed_gradients(operands, columns, spec, chunks, upstream, wrt) if wrt else ()
-        return row_stats(whole_logits(operands, chunks), columns, spec), cast_like(wrt, grads, operands)
+        x = whole_logits(operands, chunks)
+        return _functional(x, columns, spec, call.mode), cast_like(wrt, grads, operands)
     with torch.no_grad():
         stats, grads, _ = linear_stats(operands, columns, spec, chunks, upstream, wrt)
         return stats, cast_like(wrt, grads, operands)
+
+
+def _functional(x: Tensor, columns: Columns, spec: StatsSpec, mode: Mode) -> dict[str, Tensor]:
+    """The statistics of whole logits as operations that transforms and compilers see."""
+    if mode is Mode.TRACED and torch.is_grad_enabled() and x.requires_grad and spec.graded:
+        return dict(zip(spec.outputs, TracedStatistics.apply(x, columns, spec), strict=True))
+    return row_stats(x, columns, spec)
