@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +24,21 @@ from torch_cross_entropy import Call, peak, seconds, show
 OUTPUTS = ("log_prob", "entropy")
 
 
+class Problem(NamedTuple):
+    """A call of ours, what it is measured beside, and the bytes of the logits."""
+
+    name: str
+    ours: Call
+    other: Call
+    logits_bytes: int
+
+
 def usual(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     log_p = logits.log_softmax(-1)
     return log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
 
 
-def problems() -> list[tuple[str, Call, Call, int]]:
+def problems() -> list[Problem]:
     source = torch.Generator().manual_seed(0)
     logits, target = torch.randn(1024, 32000, generator=source), torch.randint(32000, (1024,), generator=source)
     hidden, classifier = (torch.randn(size, 512, generator=source) / 22 for size in (2048, 32000))
@@ -76,34 +86,41 @@ def problems() -> list[tuple[str, Call, Call, int]]:
         each.requires_grad_()
     size, linear_size = 4 * logits.numel(), 4 * 2048 * 32000
     return [
-        ("with gradient", lambda: with_gradient(ours()), lambda: with_gradient(theirs()), size),
-        ("without", without(ours), without(theirs), size),
-        ("linear, with correct, with gradient", linear_with_gradient, loss_with_gradient, linear_size),
-        ("linear, with correct, without", without(linear), without(loss), linear_size),
+        Problem("with gradient", lambda: with_gradient(ours()), lambda: with_gradient(theirs()), size),
+        Problem("without", without(ours), without(theirs), size),
+        Problem("linear, with correct, with gradient", linear_with_gradient, loss_with_gradient, linear_size),
+        Problem("linear, with correct, without", without(linear), without(loss), linear_size),
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Statistics of positions on torch against the usual formulas.")
+def compare(description: str, problems: list[Problem], columns: tuple[str, str, str]) -> None:
+    """Parse the options, measure both sides of each problem in turn, and print a table of them.
+
+    Args:
+        columns: the headings of the problems, of ours and of what it is measured beside.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=9)
     add_busy_option(parser)
     chosen = parser.parse_args()
     print(f"machine   {machine()}")
     print(f"versions  unixent {unixent.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     busy = ["ratio, busy"] if chosen.busy else []
-    rows = [["problem", "unixent ms", "usual ms", "ratio", *busy, "memory", "usual memory"]]
-    for name, ours, other, size in problems():
+    heading, ours, other = columns
+    rows = [[heading, f"{ours} ms", f"{other} ms", "ratio", *busy, f"{ours} memory", f"{other} memory"]]
+    for problem in problems:
 
-        def times(ours: Call = ours, other: Call = other) -> list[tuple[float, float]]:
-            ours(), other()
-            return [(seconds(ours), seconds(other)) for _ in range(chosen.rounds)]
+        def times(problem: Problem = problem) -> list[tuple[float, float]]:
+            problem.ours(), problem.other()
+            return [(seconds(problem.ours), seconds(problem.other)) for _ in range(chosen.rounds)]
 
         loads = by_load(chosen.busy, times)
         milliseconds = [f"{1e3 * statistics.median(side):.0f}" for side in zip(*loads[""], strict=True)]
         ratios = [f"{statistics.median(a / b for a, b in each):.2f}" for each in loads.values()]
-        rows.append([name, *milliseconds, *ratios, f"{peak(ours) / size:.2f}", f"{peak(other) / size:.2f}"])
+        memory = [f"{peak(call) / problem.logits_bytes:.2f}" for call in (problem.ours, problem.other)]
+        rows.append([problem.name, *milliseconds, *ratios, *memory])
     show(rows, False)
 
 
 if __name__ == "__main__":
-    main()
+    compare("Statistics of positions on torch.", problems(), ("problem", "unixent", "usual"))

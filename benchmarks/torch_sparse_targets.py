@@ -10,19 +10,15 @@ the logits.
 
 from __future__ import annotations
 
-import argparse
-import statistics
-
 import torch
 from torch import Tensor
 
 import unixent
-from measuring import add_busy_option, by_load, machine
-from torch_cross_entropy import Call, peak, seconds, show
+from torch_cross_entropy import Call
+from torch_position_stats import Problem, compare
 
 
-def problems() -> tuple[Call, dict[str, Call], int]:
-    """The loss of class indices, the others, and the bytes of the logits."""
+def problems() -> list[Problem]:
     source = torch.Generator().manual_seed(0)
     logits, teacher = torch.randn(1024, 32000, generator=source), torch.randn(1024, 32000, generator=source)
     log_probs, ids = (5 * teacher).log_softmax(-1).topk(20)
@@ -40,32 +36,13 @@ def problems() -> tuple[Call, dict[str, Call], int]:
         target: unixent.TopK = unixent.TopK(ids, log_probs=log_probs, **options)  # type: ignore[arg-type]
         return lambda: step(unixent.cross_entropy(logits, target))
 
+    def indices() -> None:
+        step(unixent.cross_entropy(logits, target))
+
     calls = {f"TopK, {name}": tail(tail=name) for name in ("drop", "renormalize", "bucket")}
-    return lambda: step(unixent.cross_entropy(logits, target)), {**calls, "the usual sum": usual}, 4 * logits.numel()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Losses with sparse targets on torch against those of class indices.")
-    parser.add_argument("--rounds", type=int, default=9)
-    add_busy_option(parser)
-    chosen = parser.parse_args()
-    print(f"machine   {machine()}")
-    print(f"versions  unixent {unixent.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    busy = ["ratio, busy"] if chosen.busy else []
-    rows = [["loss", "ms", "class indices ms", "ratio", *busy, "memory", "indices' memory"]]
-    indices, others, size = problems()
-    for name, other in others.items():
-
-        def times(other: Call = other) -> list[tuple[float, float]]:
-            other(), indices()
-            return [(seconds(other), seconds(indices)) for _ in range(chosen.rounds)]
-
-        loads = by_load(chosen.busy, times)
-        milliseconds = [f"{1e3 * statistics.median(side):.0f}" for side in zip(*loads[""], strict=True)]
-        ratios = [f"{statistics.median(a / b for a, b in each):.2f}" for each in loads.values()]
-        rows.append([name, *milliseconds, *ratios, f"{peak(other) / size:.2f}", f"{peak(indices) / size:.2f}"])
-    show(rows, False)
+    calls["the usual sum"] = usual
+    return [Problem(name, call, indices, 4 * logits.numel()) for name, call in calls.items()]
 
 
 if __name__ == "__main__":
-    main()
+    compare("Losses with sparse targets on torch.", problems(), ("loss", "sparse", "indices"))

@@ -73,7 +73,7 @@ class OfExistingClasses(FromTuple):
             item, axis = inputs[i], self.axes[i]
             if axis is not None:
                 item = take_classes(item, axis, self.num_classes)
-            narrowed = narrowed + (item,)  # noqa: RUF005 - the compiler knows no star in a tuple
+            narrowed = narrowed + (item,)
         return narrowed
 
     def construct(self, inputs: tuple[Any, ...]) -> Any:
@@ -90,7 +90,7 @@ class OfExistingClassesWithGrads(OfExistingClasses):
             grad, axis = grads[i], self.axes[i + 1]
             if axis is not None:
                 grad = pad_classes(grad, axis, inputs[i + 1].shape[axis])
-            padded = padded + (grad,)  # noqa: RUF005
+            padded = padded + (grad,)
         return loss, padded
 
 

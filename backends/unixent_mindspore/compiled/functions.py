@@ -33,7 +33,7 @@ def info_of(value: Tensor | None) -> Any:
 def infos_of(tensors: tuple[Any, ...]) -> Any:
     infos: Any = ()
     for item in tensors:
-        infos = infos + (info_of(item),)  # noqa: RUF005 - the compiler knows no star in a tuple
+        infos = infos + (info_of(item),)
     return infos
 
 
@@ -58,9 +58,9 @@ def cell_inputs(tensors: tuple[Any, ...], number: Any) -> Any:
     """What a cell takes."""
     inputs: Any = ()
     for item in tensors:
-        inputs = inputs + (ABSENT if item is None else item,)  # noqa: RUF005
+        inputs = inputs + (ABSENT if item is None else item,)
     if number is not None:
-        inputs = inputs[:6] + (constant(number, "normalizer"),)  # noqa: RUF005
+        inputs = inputs[:6] + (constant(number, "normalizer"),)
     return inputs
 
 
@@ -83,12 +83,12 @@ def value_and_grads(
     upstream = tensor(grad_output, "grad_output")
     infos, upstream_info = infos_of(tensors), info_of(upstream)
     cell = checked_value_and_grad(infos, number, common[4:], options, chunk, names, wrt, upstream_info)
-    value, grads = cell((upstream,) + cell_inputs(tensors, number))  # noqa: RUF005
+    value, grads = cell((upstream,) + cell_inputs(tensors, number))
     if isinstance(wrt, str):
         return value, grads[grad_index(wrt, names)]
     chosen: Any = ()
     for name in wrt:
-        chosen = chosen + (grads[grad_index(name, names)],)  # noqa: RUF005
+        chosen = chosen + (grads[grad_index(name, names)],)
     return value, chosen
 
 

@@ -79,7 +79,7 @@ def by_field(values: Any, outputs: Any) -> Any:
     """The outputs in their places; an empty tuple in the others, since a graph that returns None may not run."""
     stats: Any = ()
     for i in places(outputs):
-        stats = stats + (() if i < 0 else values[i],)  # noqa: RUF005 - the compiler knows no star in a tuple
+        stats = stats + (() if i < 0 else values[i],)
     return stats
 
 
@@ -97,7 +97,7 @@ def statistics(
     target = tensor(common[0], "target")
     if not has_target:
         target = no_target(scores[0].shape, options, names[0] == "hidden")
-    tensors = scores + (  # noqa: RUF005
+    tensors = scores + (
         target,
         tensor(common[1], "weight"),
         tensor(common[2], "mask"),
@@ -113,16 +113,16 @@ def statistics(
     if grad_output is not None:
         upstream = ()
         for item in grad_output:
-            upstream = upstream + (tensor(item, "grad_output"),)  # noqa: RUF005
+            upstream = upstream + (tensor(item, "grad_output"),)
         upstream_infos = infos_of(upstream)
     cell = checked_stats(infos, has_target, (outputs, k), common[4:], options, chunk, names, wanted, upstream_infos)
-    values, gradients = cell((upstream,) + cell_inputs(tensors, None))  # noqa: RUF005
+    values, gradients = cell((upstream,) + cell_inputs(tensors, None))
     stats = by_field(values, outputs)
     if isinstance(wanted, str):
         return stats, gradients[grad_index(wanted, names)]
     chosen: Any = ()
     for name in wanted:
-        chosen = chosen + (gradients[grad_index(name, names)],)  # noqa: RUF005
+        chosen = chosen + (gradients[grad_index(name, names)],)
     return stats, chosen
 
 
@@ -149,4 +149,4 @@ def position_stats_fields(
 ) -> Any:
     """`PositionStats` as upstream gradients: the outputs that have one, and nothing of the others."""
     none = (None, None, None, None, None, None, None, None)
-    return (loss, log_prob, entropy, logsumexp, selected_log_prob) + none  # noqa: RUF005
+    return (loss, log_prob, entropy, logsumexp, selected_log_prob) + none

@@ -78,7 +78,7 @@ class RowLosses(Rows):
             share, class_losses = self.probability_coefs(x, weight), self.logit_gaps(x, is_pivot) + stats[0]
             grad = self.where(self.equal(share, self.zero), self.zero, share * class_losses)
             grad = self.times(grad_scale, grad)
-            grads = grads + (self.cast(self.at_positions(grad, position_weight), target.dtype),)  # noqa: RUF005
+            grads = grads + (self.cast(self.at_positions(grad, position_weight), target.dtype),)
         losses = self.times(coef_sum, stats[0])
         if self.dense_target:
             losses = losses + self.sum(self.times(coefs, self.logit_gaps(x, is_pivot)))

@@ -30,7 +30,7 @@ def take_classes(array: Tensor, axis: int, num_classes: int) -> Tensor:
     if array.dtype == bfloat16:
         # The derivative of a slice takes no bfloat16 on a CPU; float32 holds all of it.
         return take_classes(array.astype(float32), axis, num_classes).astype(bfloat16)
-    end = array.shape[:axis] + (num_classes,) + array.shape[axis + 1 :]  # noqa: RUF005 - the compiler knows no star
+    end = array.shape[:axis] + (num_classes,) + array.shape[axis + 1 :]
     return operations.StridedSlice()(array, (0,) * array.ndim, end, (1,) * array.ndim)
 
 
@@ -39,7 +39,7 @@ def pad_classes(array: Tensor, axis: int, num_classes: int) -> Tensor:
     missing = num_classes - array.shape[axis]
     if missing == 0:
         return array
-    shape = array.shape[:axis] + (missing,) + array.shape[axis + 1 :]  # noqa: RUF005
+    shape = array.shape[:axis] + (missing,) + array.shape[axis + 1 :]
     return operations.Concat(axis)((array, operations.Zeros()(shape, array.dtype)))
 
 

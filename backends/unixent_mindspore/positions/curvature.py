@@ -44,7 +44,7 @@ class _Derivatives(Reduction, Rows):
     def column(self, packed: Tensor, i: int) -> Tensor:
         """One column P + (M,) -> P, with the axis of the classes put in."""
         positions, ndim = packed.shape[:-1], packed.ndim
-        part = self.slice(packed, (0,) * (ndim - 1) + (i,), positions + (i + 1,), (1,) * ndim)  # noqa: RUF005
+        part = self.slice(packed, (0,) * (ndim - 1) + (i,), positions + (i + 1,), (1,) * ndim)
         return self.expand(self.reshape(part, positions), self.axis)
 
     def upstream(self, grad_output: Tensor, i: int) -> Tensor:
@@ -69,7 +69,7 @@ class _Derivatives(Reduction, Rows):
             weight = self.where(self.logical_or(self.less(index, self.class_zero), too_large), self.nan, self.one)
             if self.pads:
                 weight = self.where(self.equal(index, self.padding), self.zero, weight)
-            classes = classes + ((self.selected[j], self.is_class(index, like), weight),)  # noqa: RUF005
+            classes = classes + ((self.selected[j], self.is_class(index, like), weight),)
         return classes
 
     def grads(self, solved: Any, classes: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ class StatsCurvature(_Derivatives):
                     tangent = self.where(self.equal(is_pivots, self.one), at_pivot, at_class - mean)
                     tangent = self.where(self.equal(class_weight, self.zero), self.zero, class_weight * tangent)
             tangent = self.cast(self.at_positions(tangent, position_weight), grad_output.dtype)
-            tangents = tangents + (self.reshape(tangent, grad_output.shape[:-1] + (1,)),)  # noqa: RUF005
+            tangents = tangents + (self.reshape(tangent, grad_output.shape[:-1] + (1,)),)
         return (
             self.last(self.cast(hvp, self.logits_dtype)),
             self.last(target_hvp),

@@ -27,10 +27,10 @@ class Outputs(nn.Cell):
         positions, ndim = packed.shape[:-1], packed.ndim
         outputs: Any = ()
         for i in range(len(self.dtypes)):
-            begin, end = (0,) * (ndim - 1) + (self.starts[i],), positions + (self.stops[i],)  # noqa: RUF005
+            begin, end = (0,) * (ndim - 1) + (self.starts[i],), positions + (self.stops[i],)
             shape = positions
             if self.wide[i]:
-                shape = positions + (self.stops[i] - self.starts[i],)  # noqa: RUF005
+                shape = positions + (self.stops[i] - self.starts[i],)
             if 0 in shape:
                 # MindSpore ends the process where it differentiates an empty slice.
                 part = self.zeros(shape, packed.dtype)
@@ -38,7 +38,7 @@ class Outputs(nn.Cell):
                 part = self.reshape(self.slice(packed, begin, end, (1,) * ndim), shape)
             if not self.graded[i]:
                 part = self.constant(part)
-            outputs = outputs + (self.cast(part, self.dtypes[i]),)  # noqa: RUF005
+            outputs = outputs + (self.cast(part, self.dtypes[i]),)
         return outputs
 
 
@@ -70,13 +70,13 @@ class StatisticsAndGrads(nn.Cell):
     def packed(self, grad_output: Any, positions: tuple[int, ...]) -> Tensor:
         parts: Any = ()
         for i in range(len(self.places)):
-            shape, place = positions + (self.widths[i],), self.places[i]  # noqa: RUF005
+            shape, place = positions + (self.widths[i],), self.places[i]
             part = self.zeros(shape, float64)
             if place >= 0 and grad_output is None:
                 part = self.ones(shape, float64)
             if place >= 0 and grad_output is not None and grad_output[place] is not None:
                 part = self.reshape(self.cast(grad_output[place], float64), shape)
-            parts = parts + (part,)  # noqa: RUF005
+            parts = parts + (part,)
         return self.concat(parts)
 
     def construct(self, grad_output: Any, *inputs: Tensor) -> Any:

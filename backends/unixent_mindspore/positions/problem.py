@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from mindspore import Tensor
 
 from unixent.protocol import PositionStats, StatsProblem
+from unixent.row_statistics import INDICES
 from unixent.statistics import DIFFERENTIABLE
 from unixent_mindspore.kernel import ABSENT
 from unixent_mindspore.logits.problem import LossSpec, dtype_name, operands
 
-_DTYPES = {"prediction": "int64", "rank": "int64", "top_index": "int64", "correct": "bool"}
+_DTYPES = {**dict.fromkeys(INDICES, "int64"), "correct": "bool"}
 
 
 class Column(NamedTuple):

@@ -82,7 +82,7 @@ class ShardedForward(Reduction):
             # The coefficients as an array: a reduced one has its class axis, even where it is one number.
             everywhere = smoothing_coefs + self.zero * self.ones(x)
             gaps = self.where(is_pivot, self.zero, self.times(everywhere, level - x))
-            local = local + (self.sum(gaps),)  # noqa: RUF005 - the compiler knows no star in a tuple
+            local = local + (self.sum(gaps),)
         sums = self.model_sum(self.stack(local))
         pivot_logit = sums[1]
         stats = self.row_stats(self.where(self.equal(top, self.minus_inf), pivot_logit, level), pivot_logit, sums[0])
