@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from math import nan
@@ -10,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import go, needs_chromium, started
 
 from unixent_conformance import report, run
 from unixent_conformance.results import Report, Result, Verdict
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, which drives the browser")
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None, reason="needs chromium and chromedriver (Debian: chromium chromium-driver)"
-)
+pytestmark = needs_chromium
 
 FEATURES = ["class indices", "class weights", "label smoothing", "out-of-range targets"]
 NAMES = ["right", "over_positions", "others_smoothed", "clamped", "off_by_a_thousandth"]
@@ -94,26 +89,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-component-update", "disable-sync", f"user-data-dir={profile}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    yield driver
-    driver.quit()
-
-
-def go(browser: Any, page: Path, place: str = "", width: int = 1280, scheme: str = "light") -> None:
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get("about:blank")
-    browser.get(page.as_uri() + place)
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 def all_of(browser: Any, selector: str) -> list[Any]:
