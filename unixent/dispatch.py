@@ -29,7 +29,7 @@ from unixent.protocol import (
 )
 from unixent.registry import backend_of, find_backend, get_backend
 from unixent.sharding import refuse
-from unixent.statistics import StatsRequest, compute, stats_request
+from unixent.statistics import StatsRequest, compute, stand_in_target, stats_request
 from unixent.topk import TopK
 from unixent.validation import CheckedCall, GradRequest, linear_call, logits_call
 
@@ -168,9 +168,8 @@ def logits_stats(
     """The statistics of logits' positions and, where ``grads`` has the upstream gradient and wrt, the gradient."""
     backend = select_backend(common, ("logits",), logits)
     outputs = _check_stats(backend, request, common, (logits,))
-    if common.target is None:
-        common = common._replace(target=_no_target(logits, options))
     further = stats_request(backend, request, outputs, options, grads, ("logits",))
+    common, options = _with_target(common, options, logits)
     return _stats(backend, logits_call(backend, logits, common, options, None, further), options, grads)
 
 
@@ -184,12 +183,11 @@ def linear_stats(
     """The same of the fused linear form."""
     backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
     outputs = _check_stats(backend, request, common, linear[:3])
-    if common.target is None:
-        common = common._replace(target=_no_target(linear.hidden, options))
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     if grads is not None and grads[1] is None:
         grads = (grads[0], differentiable)
     further = stats_request(backend, request, outputs, options, grads, differentiable)
+    common, options = _with_target(common, options, linear.hidden, linear.classifier)
     return _stats(backend, linear_call(backend, linear, common, options, None, further), options, grads)
 
 
@@ -206,13 +204,19 @@ def _check_stats(
         raise
 
 
-def _no_target(scores: Any, options: LossOptions) -> Any:
-    """One class that is not ignored, of shape P, which nothing looks at."""
-    shape, axis = tuple(scores.shape) if hasattr(scores, "shape") else np.shape(scores), options.axis
-    if -len(shape) <= axis < len(shape):  # else the axis is refused by the checks
-        axis %= len(shape)
-        shape = shape[:axis] + shape[axis + 1 :]
-    return np.full(shape, not options.ignore_index, np.int64)
+def _with_target(
+    common: CommonArguments, options: LossOptions, scores: Any, classifier: Any = None
+) -> tuple[CommonArguments, LossOptions]:
+    """The call with a target, where it has none."""
+    if common.target is not None:
+        return common, options
+    classifier_shape = None if classifier is None else _shape_of(classifier)
+    target, options = stand_in_target(_shape_of(scores), classifier_shape, options, common.parallel is not None)
+    return common._replace(target=target), options
+
+
+def _shape_of(array: Any) -> tuple[int, ...]:
+    return tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
 
 
 def _stats(

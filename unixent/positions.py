@@ -85,10 +85,8 @@ def position_stats(
         >>> print(stats.correct, stats.rank)
         [ True  True] None
     """
-    request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    checked = dispatch.make_options(common, (logits,), reduction="none", **options)
-    return dispatch.logits_stats(logits, common, checked, request)[0]
+    return _logits_stats(logits, common, (outputs, selected, k), options)[0]
 
 
 @shows_keywords(TermsKeywords)
@@ -132,10 +130,8 @@ def position_stats_and_grad(
         >>> print(gradient)
         [-4.12230723e-08  4.12230723e-08]
     """
-    request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    checked = dispatch.make_options(common, (logits,), reduction="none", **options)
-    return dispatch.logits_stats(logits, common, checked, request, (grad_output, "logits"))
+    return _logits_stats(logits, common, (outputs, selected, k), options, (grad_output, "logits"))
 
 
 @shows_keywords(PositionOptions)
@@ -175,11 +171,9 @@ def linear_position_stats(
         >>> print(stats.prediction, stats.top_index.tolist())
         [0 1] [[0, 1], [1, 2]]
     """
-    request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
-    return dispatch.linear_stats(linear, common, checked, request)[0]
+    return _linear_stats(linear, common, (outputs, selected, k), options)[0]
 
 
 @shows_keywords(PositionOptions)
@@ -223,8 +217,24 @@ def linear_position_stats_and_grad(
         >>> print(gradient.round(6))
         [[0.268941]]
     """
-    request = dispatch.StatsRequest(outputs, selected, k)
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
+    return _linear_stats(linear, common, (outputs, selected, k), options, (grad_output, wrt))
+
+
+def _logits_stats(
+    logits: Any, common: Any, asked: tuple[Any, ...], options: Any, grads: Any = None
+) -> tuple[PositionStats, Any]:
+    """What both functions of logits do: the statistics and, where asked for, the gradient."""
+    request = dispatch.StatsRequest(asked[0], asked[1], asked[2])
+    checked = dispatch.make_options(common, (logits,), reduction="none", **options)
+    return dispatch.logits_stats(logits, common, checked, request, grads)
+
+
+def _linear_stats(
+    linear: Any, common: Any, asked: tuple[Any, ...], options: Any, grads: Any = None
+) -> tuple[PositionStats, Any]:
+    """The same of the fused linear form."""
+    request = dispatch.StatsRequest(asked[0], asked[1], asked[2])
     checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
-    return dispatch.linear_stats(linear, common, checked, request, (grad_output, wrt))
+    return dispatch.linear_stats(linear, common, checked, request, grads)

@@ -18,6 +18,7 @@ from unixent.validation import CheckedCall, FurtherRequest, check_wrt, values_as
 
 OUTPUTS = PositionStats._fields
 DIFFERENTIABLE = OUTPUTS[: OUTPUTS.index("log_sum_sq")]
+_NO_INDEX = -(2**63)
 _OF_TARGET = ("loss", "log_prob", "correct", "rank")
 
 
@@ -44,6 +45,32 @@ class StatsRequest(NamedTuple):
         if isinstance(self.k, (bool, np.bool_)) or not isinstance(self.k, (int, np.integer)) or self.k < needs_k:
             raise option_error("k", "an int >= 1" if needs_k else "an int >= 0", self.k)
         return tuple(outputs)
+
+
+def stand_in_target(
+    shape: tuple[int, ...], classifier_shape: tuple[int, ...] | None, options: LossOptions, may_split: bool
+) -> tuple[np.ndarray[Any, Any], LossOptions]:
+    """A target that nothing looks at, for a call without one: of shape P, a class that is not ignored; and its options.
+
+    Where the only class is ignore_index there is no such class. Nothing is ignored then, which changes no number: what
+    ignore_index pads of ``selected`` has the log-probability 0, and so has the only class.
+
+    Args:
+        shape: that of logits, or of hidden.
+        classifier_shape: that of the classifier, None for logits.
+        options: those of the call.
+        may_split: whether these may be a share of the classes.
+    """
+    axis, num_classes = options.axis if classifier_shape is None else -1, options.num_classes
+    positions = shape
+    if -len(shape) <= axis < len(shape):  # else the axis is refused by the checks
+        axis %= len(shape)
+        positions = shape[:axis] + shape[axis + 1 :]
+        if num_classes is None and not may_split:
+            num_classes = shape[axis] if classifier_shape is None else (*classifier_shape, None)[0]
+    if options.ignore_index == 0 and num_classes == 1:
+        options = replace(options, ignore_index=_NO_INDEX)
+    return np.full(positions, not options.ignore_index, np.int64), options
 
 
 def stats_request(

@@ -156,3 +156,27 @@ def test_ignore_index_pads_what_is_selected_without_a_target_too(ignored: int) -
     np.testing.assert_array_equal(alone.selected_log_prob == 0, selected == ignored)
     np.testing.assert_array_equal(alone.entropy, beside.entropy)
     assert (alone.entropy > 0).all()
+
+
+def test_the_only_class_may_be_ignore_index_where_there_is_no_target() -> None:
+    arguments: dict[str, Any] = {"outputs": ("entropy", "max_prob", "selected_log_prob"), "selected": [[0], [0]]}
+    hidden, classifier = np.ones((2, 3)), np.ones((1, 3))
+    padded = np.pad(classifier, ((0, 4), (0, 0)))
+    for stats in (
+        unixent.position_stats([[3.0], [-2.0]], ignore_index=0, **arguments),
+        unixent.position_stats([[3.0, -2.0]], ignore_index=0, axis=0, **arguments),
+        unixent.position_stats([[3.0, 1.0], [-2.0, 1.0]], ignore_index=0, num_classes=1, **arguments),
+        unixent.linear_position_stats(hidden, classifier, ignore_index=0, **arguments),
+        unixent.linear_position_stats(hidden, padded, ignore_index=0, num_classes=1, **arguments),
+    ):
+        np.testing.assert_array_equal(stats.entropy, [0, 0])
+        np.testing.assert_array_equal(stats.max_prob, [1, 1])
+        np.testing.assert_array_equal(stats.selected_log_prob, [[0], [0]])
+
+
+def test_beside_the_only_class_all_that_is_selected_is_out_of_range() -> None:
+    message = r"selected: expected class indices in \[0, 1\) or ignore_index=0; got 1 at position \(1, 0\)"
+    with pytest.raises(unixent.TargetRangeError, match=message):
+        unixent.position_stats(
+            np.ones((2, 1)), outputs="selected_log_prob", selected=np.array([[0], [1]]), ignore_index=0
+        )

@@ -283,3 +283,13 @@ def test_third_derivatives_are_refused():
 
     with pytest.raises(NotImplementedError, match="at most two derivatives"):
         ms.grad(second)(own(X))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_only_class_may_be_ignore_index_where_there_is_no_target(form):
+    def stats(logits):
+        return unixent.position_stats(logits, outputs=("entropy", "max_prob"), ignore_index=0)
+
+    got = in_form(stats, form)(own(np.array([[3.0], [-2.0]])))
+    assert got[FIELDS.index("entropy")].asnumpy().tolist() == [0, 0]
+    assert got[FIELDS.index("max_prob")].asnumpy().tolist() == [1, 1]

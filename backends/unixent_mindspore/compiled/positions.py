@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from mindspore import Tensor
 
 from unixent.arguments import CommonArguments
 from unixent.errors import BackendError
 from unixent.options import LossOptions
 from unixent.protocol import PositionStats
-from unixent.statistics import StatsRequest, stats_request
+from unixent.statistics import StatsRequest, stand_in_target, stats_request
 from unixent_mindspore.compiled.checks import (
     Compiler,
     TracedTensor,
@@ -53,6 +52,9 @@ def checked_stats(
     grad_output = None if upstream is None else PositionStats(*[g if g is None else TracedTensor(*g) for g in upstream])
     grads = None if wrt is None else (grad_output, wrt)
     further = stats_request(compiler, asked, outputs, options, grads, names)
+    if not has_target:
+        classifier_shape = tuple(infos[1][0]) if linear else None
+        options = stand_in_target(tuple(infos[0][0]), classifier_shape, options, common[0] is not None)[1]
     problem, scores, *_ = checked_call(compiler, traced, given, options, chunk, linear, None, further)
     dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in traced)
     loss = LossSpec.of(problem.call, dtypes, 0 in scores.positions)
@@ -61,11 +63,8 @@ def checked_stats(
 
 
 @compile_time
-def no_target(shape: tuple[int, ...], options: LossOptions, linear: bool) -> Tensor:
-    """One class that is not ignored, of shape P, which nothing looks at."""
-    axis = -1 if linear or not -len(shape) <= options.axis < len(shape) else options.axis
-    axis %= max(len(shape), 1)
-    return Tensor(np.full(shape[:axis] + shape[axis + 1 :], not options.ignore_index, np.int64))
+def no_target(shapes: tuple[Any, Any], options: LossOptions, may_split: bool) -> Tensor:
+    return Tensor(stand_in_target(*shapes, options, may_split)[0])
 
 
 @compile_time
@@ -96,7 +95,8 @@ def statistics(
     has_target = common[0] is not None
     target = tensor(common[0], "target")
     if not has_target:
-        target = no_target(scores[0].shape, options, names[0] == "hidden")
+        classifier_shape = None if names[0] == "logits" else scores[1].shape
+        target = no_target((scores[0].shape, classifier_shape), options, common[4] is not None)
     tensors = scores + (
         target,
         tensor(common[1], "weight"),
