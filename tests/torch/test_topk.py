@@ -12,7 +12,11 @@ from torch import Tensor
 
 import unixent
 from unixent import TopK
+from unixent.semantics import LogitTransform
 from unixent_torch import CrossEntropyLoss, LinearCrossEntropyLoss
+from unixent_torch.kernel import KernelSpec
+from unixent_torch.positions import kernel, native
+from unixent_torch.positions.rows import Columns, StatsSpec
 
 TAILS = ("drop", "renormalize", "bucket")
 generator = torch.Generator().manual_seed(0)
@@ -157,3 +161,27 @@ def test_numpy_arrays_may_stand_beside_tensors() -> None:
     )
     entropy = unixent.entropy_of(Q.bfloat16())
     assert (entropy.dtype, entropy.shape) == (torch.bfloat16, (5,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_of_positions_have_the_dtype_that_is_accumulated_in(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns: list[Any] = []
+
+    def spy(*operands: Any) -> Any:
+        columns.append(operands[2])
+        return row_statistics(*operands)
+
+    row_statistics = native.row_statistics
+    monkeypatch.setattr(native, "row_statistics", spy)
+    for options in ({}, {"mask": MASK}):
+        unixent.cross_entropy(X.to(dtype), TopK(IDS, probs=Q.to(dtype)), **options)
+    assert [each.position_weight.dtype for each in columns] == [dtype, dtype]
+
+
+def test_columns_of_another_dtype_are_converted_before_their_bytes_are_read() -> None:
+    spec = StatsSpec(KernelSpec(torch.float64, 0.0, 0.0, LogitTransform(), True), ("logsumexp",), 0)
+    columns = Columns(None, None, None, torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0], dtype=torch.float32))
+    done = kernel.row_statistics(X, columns, spec).outputs["logsumexp"]
+    close(done, X.logsumexp(-1) * columns.position_weight)

@@ -77,7 +77,9 @@ class Positions(NamedTuple):
             return cls(target, mask, mask)
         if problem.ids is not None:
             known = safe_selection(problem.ids, problem.num_classes, problem.options.ignore_index, acc_dtype)[1].sum(-1)
-            return cls(target, torch.where(known.isnan(), torch.nan, 1 if mask is None else mask), mask)
+            return cls(
+                target, torch.where(known.isnan(), torch.nan, torch.ones_like(known) if mask is None else mask), mask
+            )
         index = target.to(torch.int64)  # what of a uint64 does not fit becomes negative, and is out of range as well
         out_of_range = None
         if not (problem.all_targets_valid or (readable and _all_valid(index, problem))):

@@ -12,7 +12,7 @@ from unixent_native.library import Library
 from unixent_torch import compat
 from unixent_torch.kernel.blocks import on_huge_pages
 from unixent_torch.kernel.mode import is_traced
-from unixent_torch.kernel.native import DTYPES, have_memory, num_threads, strided
+from unixent_torch.kernel.native import DTYPES, have_memory, in_memory, num_threads, strided
 from unixent_torch.positions.rows import Columns, RowResults, StatsSpec
 
 
@@ -43,8 +43,8 @@ def row_statistics(
     if keep:
         kept = torch.empty(KEPT, positions.numel(), dtype=torch.float64, device=x.device)
     # Held by name until the call is over: what goes in is addresses.
-    flat = [None if each is None else each.contiguous().resolve_neg() for each in columns[:4]]
-    grads = {name: each.contiguous().resolve_neg() for name, each in (upstream or {}).items()}
+    flat = [None if each is None else in_memory(each, dtype) for each in columns[:4]]
+    grads = {name: in_memory(each, dtype) for name, each in (upstream or {}).items()}
     target, selected, selected_weight, position_weight = [0 if each is None else each.data_ptr() for each in flat]
     done = native_row_statistics(
         library,
