@@ -23,7 +23,7 @@ NAME = "rows" + {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 MAX_AXES = 8
 ADDRESSES = struct.Struct("10q")
 CALL = struct.Struct(f"{4 * (3 + MAX_AXES)}q 10q {MAX_AXES}q 2q 5d")
-STATISTICS = struct.Struct("20q")  # of source/statistics.h
+STATISTICS = struct.Struct("25q")  # of source/statistics.h
 
 _TEXT, _ADDRESS, _NUMBER = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64
 

@@ -12,19 +12,21 @@ from unixent_native.library import ADDRESSES, STATISTICS, Library
 _OUTPUTS = (
     *("log_prob", "entropy", "logsumexp", "selected_log_prob", "log_sum_sq", "max_prob"),
     *("prediction", "correct", "rank", "top_log_prob", "top_index", "mean_logit"),
+    *("rest_log_prob", "regularizer"),
 )
-_GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+_GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", "rest_log_prob", "regularizer")
 
 #: The most classes from the top: a list of them is kept in order, which takes too long for many.
 MAX_TOP = 64
 
 #: How many numbers are kept of each position for its gradient.
-KEPT = 5
+KEPT = 9
 
 
 def has_statistics(outputs: Iterable[str], k: int) -> bool:
     """Whether the library computes these outputs, and their gradients."""
-    return k <= MAX_TOP and set(outputs) <= set(_OUTPUTS)
+    asked = set(outputs)
+    return k <= MAX_TOP and asked <= set(_OUTPUTS) and not {"rest_log_prob", "entropy"} <= asked
 
 
 def row_statistics(
@@ -36,6 +38,8 @@ def row_statistics(
     selected: int,
     selected_weight: int,
     num_selected: int,
+    smoothing: int,
+    z_loss: float,
     k: int,
     outputs: Mapping[str, int],
     upstream: Mapping[str, int],
@@ -54,6 +58,7 @@ def row_statistics(
         index: int64 targets in [0, C), P in C order, or 0.
         position_weight: v, P in C order, of the accumulation dtype.
         selected, selected_weight: int64 classes in [0, C) and their weights 0, 1 or NaN, P + (K,) in C order.
+        smoothing, z_loss: b_c of the regularizer, (C,), of the accumulation dtype, and z; 0 where there is none.
         num_selected, k: K; how many of the largest classes are asked for, at most `MAX_TOP`.
         outputs: by name, P, P + (K,) or P + (k,) in C order, to be written: indices as int64, ``correct`` as bytes, the
             rest in the accumulation dtype.
@@ -70,7 +75,7 @@ def row_statistics(
     Raises:
         MemoryError: no memory for a chunk of each thread.
     """
-    rest = packed_call(shape, (x, None, x_grad, None), 0, acc_dtype, 0.0, 0.0, transform, threads)
+    rest = packed_call(shape, (x, None, x_grad, None), 0, acc_dtype, 0.0, z_loss, transform, threads)
     if rest is None:
         return False
     if 0 in shape[:-1]:
@@ -83,6 +88,7 @@ def row_statistics(
         *[upstream.get(name, 0) for name in _GRADED],
         selected,
         selected_weight,
+        smoothing,
         num_selected,
         k,
     )

@@ -33,7 +33,7 @@ int main(void) {
     for (;;) {
         int64_t is_statistics, count, status;
         Memory memory[32];
-        void *there[10], *places[18];
+        void *there[10], *places[23];
         Addresses at;
         Call rest;
         Statistics asked;
@@ -52,7 +52,7 @@ int main(void) {
         if (is_statistics) {
             take(&asked, sizeof asked);
             memcpy(places, &asked, sizeof places);
-            for (int i = 0; i < 18; i++) places[i] = here(memory, count, places[i]);
+            for (int i = 0; i < 23; i++) places[i] = here(memory, count, places[i]);
             memcpy(&asked, places, sizeof places);
         }
         status = is_statistics ? unixent_statistics(&at, &rest, &asked, 0) : unixent_rows(&at, &rest, 0);

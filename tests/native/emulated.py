@@ -81,13 +81,18 @@ def statistics_of(asked: bytes, rest: bytes) -> Iterator[Range]:
     *places, num_selected, k = STATISTICS.unpack(asked)
     fields = CALL.unpack(rest)
     size, count = ITEMSIZES[fields[4 * ARRAY + 7]], fields[4 * ARRAY + 10 + MAX_AXES]
-    sizes = [size] * 18
-    sizes[6:9], sizes[10], sizes[16] = (8, 1, 8), 8, 8  # prediction, correct, rank; top_index; selected
-    widths = [1] * 18
-    widths[3], widths[9:11], widths[15:18] = num_selected, (k, k), (num_selected,) * 3
-    for address, length, width in zip(places, sizes, widths, strict=True):
+    num_classes = fields[4 * ARRAY + 8]
+    lengths = [size * count] * 23
+    lengths[3], lengths[9] = size * count * num_selected, size * count * k  # selected_log_prob, top_log_prob
+    lengths[6:9], lengths[10] = (8 * count, count, 8 * count), 8 * count * k  # prediction, correct, rank; top_index
+    lengths[17], lengths[20] = (
+        size * count * num_selected,
+        8 * count * num_selected,
+    )  # the gradient of selected; selected
+    lengths[21:] = size * count * num_selected, size * num_classes  # weights of selected; smoothing
+    for address, length in zip(places, lengths, strict=True):
         if address:
-            yield address, address + length * width * count
+            yield address, address + length
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:

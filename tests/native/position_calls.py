@@ -24,7 +24,7 @@ from unixent_numpy.kernel.rows import apply_transform, through_transform
 from unixent_numpy.positions import native
 from unixent_numpy.positions.rows import ALONG
 
-GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob", "rest_log_prob", "regularizer")
 EXACT = ("prediction", "correct", "rank", "top_index")
 OUTPUTS = (*GRADED, "log_sum_sq", "max_prob", *EXACT, "top_log_prob", "mean_logit")
 
@@ -36,6 +36,7 @@ class Call(NamedTuple):
     target: Any
     selected: Any
     selected_weight: Any
+    smoothing: Any
     position_weight: Any
     upstream: dict[str, Any]
     outputs: tuple[str, ...]
@@ -67,7 +68,8 @@ def composed(call: Call, dtype: Any) -> tuple[dict[str, Any], Any]:
 
     x = cast(call.x).reshape(len(call.target), call.x.shape[-1])
     softcap_grad = np.empty_like(x) if call.spec.transform.softcap else None
-    classes, v = Classes(call.target[:, None], call.selected, cast(call.selected_weight)), cast(call.position_weight)
+    classes = Classes(call.target[:, None], call.selected, cast(call.selected_weight), None, cast(call.smoothing))
+    classes, v = classes._replace(z_loss=call.spec.z_loss), cast(call.position_weight)
     with np.errstate(all="ignore"):
         apply_transform(x, call.spec.transform, softcap_grad)
         solved = row_statistics.solve(ALONG, x)
@@ -93,9 +95,15 @@ def random_position_call(rng: np.random.Generator) -> Call:
     count, acc = int(np.prod(positions, dtype=int)), kernel.acc_dtype
     if rng.random() < 0.3:  # ties
         x = strided(rng, np.round(x.astype("f8")).astype(x.dtype))
-    selected = weight = None
+    selected = weight = smoothing = None
     outputs = tuple(name for name in OUTPUTS if rng.random() < rng.choice([0.2, 0.9]))
-    if "selected_log_prob" in outputs:
+    if rng.random() < 0.5:
+        outputs = tuple(name for name in outputs if name != "entropy")
+    if "entropy" in outputs or rng.random() < 0.3:
+        outputs = tuple(name for name in outputs if name != "rest_log_prob")
+    if "regularizer" in outputs and rng.random() < 0.7:
+        smoothing = (rng.random(num_classes) * rng.choice([0, 1, 1, 1, 50], num_classes)).astype(acc)
+    if "selected_log_prob" in outputs or "rest_log_prob" in outputs:
         selected = rng.integers(num_classes, size=(count, int(rng.integers(1, 5))))
         if rng.random() < 0.5:
             weight = rng.choice([0, 1, 1, 1, np.nan], selected.shape, p=[0.2, 0.3, 0.3, 0.19, 0.01]).astype(acc)
@@ -106,7 +114,7 @@ def random_position_call(rng: np.random.Generator) -> Call:
         if name in GRADED and rng.random() < 0.7:
             shape = count if name != "selected_log_prob" or selected is None else selected.shape
             upstream[name] = rng.normal(size=shape).astype(acc)
-    return Call(x, target, selected, weight, v, upstream, outputs, k, kernel)
+    return Call(x, target, selected, weight, smoothing, v, upstream, outputs, k, kernel)
 
 
 def check(library: Library, call: Call) -> None:
@@ -116,6 +124,8 @@ def check(library: Library, call: Call) -> None:
     grad, before = np.empty_like(x), x.copy()
     done, alone = natively(library, call, grad), natively(library, call._replace(upstream={}))
     assert x.tobytes() == before.tobytes()
+    without_outputs = np.empty_like(x)
+    natively(library, call._replace(outputs=()), without_outputs)
     (due, due_grad), (same, _) = composed(call, WIDE), composed(call, spec.acc_dtype)
     transform = spec.transform
     u, logs = float(np.finfo(spec.acc_dtype).eps) / 2, 2 * np.log2(x.shape[-1])
@@ -138,6 +148,8 @@ def check(library: Library, call: Call) -> None:
         column = (slice(None),) + (None,) * (size.ndim - 1)
         size = size * (1 + span) if name in ("entropy", "log_sum_sq") else size
         size = size + largest if name in ("logsumexp", "mean_logit") else size
+        if name == "regularizer":  # z lse^2, with lse = x_k + log_norm
+            size = size + 2 * spec.z_loss * np.sqrt(size / (spec.z_loss or 1)) * largest
         size = np.where(np.isfinite(size), size, 0)
         with np.errstate(all="ignore"):
             near(done[name], due[name], (24 + 3 * logs) * u * size + floor[column])
@@ -147,10 +159,15 @@ def check(library: Library, call: Call) -> None:
     )
     rounding = float(np.finfo("f4").eps if x.dtype.itemsize > 2 else 2.0**-7) if x.dtype != WIDE else u
     bound = ((24 + logs + 8 * span[:, None]) * u + rounding) * (size + size.max(-1, keepdims=True))
+    if "regularizer" in upstream:  # p_c B - b_c + 2 z lse p_c
+        coefs = 0 if call.smoothing is None else float(call.smoothing.sum())
+        coefs = coefs + 2 * spec.z_loss * (1 + largest)
+        bound = bound + (4 * u * coefs * np.abs(upstream["regularizer"]))[:, None]
     bound = bound + (moved + u * 24 * (1 + span) * span * scale)[:, None] * (1 + scale[:, None])
     tiny = 6e-8 if x.dtype == np.dtype("f2") else 1e-37 if spec.acc_dtype == np.dtype("f4") else 1e-307
     with np.errstate(all="ignore"):
-        near(grad, due_grad, (bound + tiny).reshape(x.shape), overflows=x.dtype == np.dtype("f2"))
+        for each in (grad, without_outputs):
+            near(each, due_grad, (bound + tiny).reshape(x.shape), overflows=x.dtype == np.dtype("f2"))
 
 
 def main(count: int, seed: int = 0) -> int:

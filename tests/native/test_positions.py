@@ -19,13 +19,17 @@ def test_every_instruction_set_computes_the_statistics_that_numpy_does(each_isa,
         check(each_isa, random_position_call(np.random.default_rng(1000 * seed + i)))
 
 
-def a_call(rng, shape, transform=PLAIN):
+def a_call(rng, shape, transform=PLAIN, absent="rest_log_prob"):
+    """All outputs but one: the library has not both entropy and rest_log_prob."""
     count = int(np.prod(shape[:-1]))
     x = rng.normal(size=shape).astype(np.float32) * 5
     selected, k = rng.integers(shape[-1], size=(count, 3)), min(5, shape[-1])
-    upstream = {name: rng.normal(size=(count, 3) if "selected" in name else count).astype("f4") for name in GRADED}
-    target, spec = rng.integers(shape[-1], size=count), KernelSpec(np.dtype("f4"), 0.0, 0.0, transform)
-    return Call(x, target, selected, None, None, upstream, OUTPUTS, k, spec)
+    graded = tuple(name for name in GRADED if name != absent)
+    upstream = {name: rng.normal(size=(count, 3) if "selected" in name else count).astype("f4") for name in graded}
+    smoothing = rng.random(shape[-1]).astype("f4")
+    target, spec = rng.integers(shape[-1], size=count), KernelSpec(np.dtype("f4"), 0.0, 1e-3, transform)
+    outputs = tuple(name for name in OUTPUTS if name != absent)
+    return Call(x, target, selected, None, smoothing, None, upstream, outputs, k, spec)
 
 
 def bits(library, call, threads):
@@ -36,8 +40,11 @@ def bits(library, call, threads):
 
 @pytest.mark.parametrize("shape", [(300, 2049), (7, 40001), (3000, 100), (5000, 3)])
 @pytest.mark.parametrize("classes_first", [False, True])
-def test_bits_of_a_position_do_not_depend_on_threads_layout_or_other_positions(native_library, shape, classes_first):
-    call = a_call(np.random.default_rng(7), shape)
+@pytest.mark.parametrize("absent", ["rest_log_prob", "entropy"])
+def test_bits_of_a_position_do_not_depend_on_threads_layout_or_other_positions(
+    native_library, shape, classes_first, absent
+):
+    call = a_call(np.random.default_rng(7), shape, absent=absent)
     alone = bits(native_library, call, 1)
     if classes_first:
         call = call._replace(x=np.ascontiguousarray(call.x.T).T)
@@ -50,18 +57,19 @@ def test_bits_of_a_position_do_not_depend_on_threads_layout_or_other_positions(n
         assert each == alone[name][size : 4 * size], name
 
 
-def test_the_gradient_may_take_the_place_of_the_logits(native_library):
-    call = a_call(np.random.default_rng(7), (50, 3000), LogitTransform(20.0, 0.7))
+@pytest.mark.parametrize("absent", ["rest_log_prob", "entropy"])
+def test_the_gradient_may_take_the_place_of_the_logits(native_library, absent):
+    call = a_call(np.random.default_rng(7), (50, 3000), LogitTransform(20.0, 0.7), absent)
     grad, buffer = np.empty_like(call.x), call.x.copy()
     due, done = natively(native_library, call, grad), natively(native_library, call._replace(x=buffer), buffer)
     assert buffer.tobytes() == grad.tobytes()
-    assert all(done[name].tobytes() == due[name].tobytes() for name in OUTPUTS)
+    assert all(done[name].tobytes() == due[name].tobytes() for name in call.outputs)
 
 
 def test_rows_of_every_order_have_their_largest_classes(native_library):
     spec = KernelSpec(np.dtype("f8"), 0.0, 0.0, PLAIN)
     for x in (np.arange(5000.0), -np.arange(5000.0), np.zeros(5000), np.arange(5000.0) % 7):
-        call = Call(x[None], np.array([4321]), None, None, None, {}, (*EXACT, "log_sum_sq"), 64, spec)
+        call = Call(x[None], np.array([4321]), None, None, None, None, {}, (*EXACT, "log_sum_sq"), 64, spec)
         done, (due, _) = natively(native_library, call), composed(call, np.dtype("f8"))
         for name in EXACT:
             np.testing.assert_array_equal(done[name], due[name], err_msg=name)
@@ -72,5 +80,5 @@ def test_what_the_library_does_not_compute_is_numpys_work(native_library):
     x, target = np.zeros((2, 100), "f4"), np.zeros(2, int)
     for outputs, k in (({"top_index": np.empty((2, 65), int)}, 65), ({"an output of tomorrow": np.empty(2)}, 0)):
         assert not native.row_statistics(
-            x, target, None, None, None, {}, outputs, k, KernelSpec(np.dtype("f4"), 0.0, 0.0, PLAIN), 1
+            x, target, None, None, None, None, {}, outputs, k, KernelSpec(np.dtype("f4"), 0.0, 0.0, PLAIN), 1
         )

@@ -13,6 +13,11 @@ enum { CHUNK = 2048 };
 /* See rows.c. */
 static void *(*volatile copy)(void *, const void *, size_t) = memcpy;
 
+static int compare_classes(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
 #define T float
 #include "row.h"
 #include "memory.h"

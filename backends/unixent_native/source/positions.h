@@ -14,6 +14,8 @@ static void OF(put)(const OF(Task) *w, const char *row, int64_t p, int active, i
     PUT(log_sum_sq, log1p(r->squares * ratio * ratio) - 2 * s->nll);
     PUT(max_prob, s->p);
     PUT(mean_logit, r->total / (double)w->call->num_classes);
+    PUT(rest_log_prob, 0 - r->rest.nll);
+    PUT(regularizer, w->smoothing_total * s->nll + r->smoothing_gaps + w->call->z_loss * s->logsumexp * s->logsumexp);
 #undef PUT
     known &= active;
     if (asked->prediction) asked->prediction[p] = known ? r->pivot : -1;
@@ -47,45 +49,74 @@ static inline double OF(selected_grad)(const Statistics *asked, int64_t p, int64
        e_c exp_scale (A + g_H (x_k - x_c - D)) + what is asked of the class itself
 
    where A is the upstream gradient of lse less those of all log-probabilities; at k p A' + (1 - p) a, where a is what is
-   asked of it, and A' leaves that out of A and has -g_H D. */
-static void OF(put_gradient)(const OF(Task) *w, const char *row, char *out, int64_t step, int64_t type, int64_t p,
+   asked of it, and A' leaves that out of A and has -g_H D. Of smoothing -b_c is asked of a class, and A has all b_c.
+
+   Where the classes not selected count as one, with the upstream gradient g of its log-probability, r_c = its share of
+   them, and P the probability of those selected, the classes selected have A - g, and the others r_c ((1 - P) A + P g). */
+static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t step, int64_t type, int64_t p,
                              int active, int known, const OF(Solved) *r) {
     const VECTOR none = {0};
     const Call *call = w->call;
     const Statistics *asked = w->asked;
     const OF(Stats) *s = &r->stats;
     double entropy_grad = OF(upstream)(asked->entropy_grad, p), log_prob_grad = OF(upstream)(asked->log_prob_grad, p);
-    double rest = OF(upstream)(asked->logsumexp_grad, p), of_pivot = 0, gap_mean = r->gaps * s->exp_scale;
+    double regularizer_grad = OF(upstream)(asked->regularizer_grad, p), rest_grad = OF(upstream)(asked->rest_grad, p);
+    double lse_grad = OF(upstream)(asked->logsumexp_grad, p), of_pivot = 0, gap_mean = r->gaps * s->exp_scale;
     int64_t target = asked->log_prob_grad ? call->index[p] : -1, selected = asked->selected_grad ? asked->num_selected : 0;
-    if (target == r->pivot) of_pivot = log_prob_grad; else rest -= log_prob_grad;
+    const T *smoothing = asked->regularizer_grad ? asked->smoothing : NULL;
+    if (target == r->pivot) of_pivot = log_prob_grad; else lse_grad -= log_prob_grad;
     for (int64_t i = 0; i < selected; i++) {
         double grad = OF(selected_grad)(asked, p, i);
-        if (asked->selected[p * selected + i] == r->pivot) of_pivot += grad; else rest -= grad;
+        if (asked->selected[p * selected + i] == r->pivot) of_pivot += grad; else lse_grad -= grad;
     }
-    double chain = call->inverse_temperature, pivot_rest = rest;
-    if (asked->entropy_grad) pivot_rest -= entropy_grad * gap_mean;
-    double pivot_grad = s->p * pivot_rest + s->one_minus_p * of_pivot;
-    known &= !isnan(pivot_rest) && !isnan(of_pivot);
-    T a = (T)((pivot_rest - of_pivot) * s->exp_scale * chain), b = (T)(entropy_grad * s->exp_scale * chain);
-    const VECTOR m = none + (T)s->shift, level = none + s->pivot_logit;
+    if (call->z_loss && asked->regularizer_grad) lse_grad += 2 * call->z_loss * s->logsumexp * regularizer_grad;
+    double chain = call->inverse_temperature, pivot_lse_grad = lse_grad;
+    if (asked->entropy_grad) pivot_lse_grad -= entropy_grad * gap_mean;
+    if (smoothing) {
+        double own = smoothing[r->pivot];
+        pivot_lse_grad += regularizer_grad * (r->pivot == w->heaviest ? w->smoothing_of_others : w->smoothing_total - own);
+        of_pivot -= regularizer_grad * own;
+    }
+    double all = pivot_lse_grad - of_pivot, factor = all * s->exp_scale, shift = s->shift, inside = all - rest_grad;
+    double pivot_grad = s->p * pivot_lse_grad + s->one_minus_p * of_pivot;
+    if (asked->rest_grad) {
+        int is_inside = 0;
+        for (int64_t i = 0; i < w->num_inside; i++) is_inside |= w->inside[i] == r->pivot;
+        const OF(Rest) *rest = &r->rest;
+        shift = rest->top_outside == -INFINITY ? 0 : rest->top_outside;
+        factor = (all * rest->p_outside + rest_grad * rest->p_inside) / rest->sum_outside;
+        pivot_grad += is_inside ? -rest_grad * s->p : rest_grad * rest->p_inside / rest->sum_outside;
+    }
+    known &= !isnan(pivot_lse_grad) && !isnan(of_pivot) && !isnan(rest_grad);
+    T a = (T)(factor * chain), b = (T)(entropy_grad * s->exp_scale * chain), of_smoothing = (T)(regularizer_grad * chain);
+    const VECTOR m = none + (T)shift, level = none + s->pivot_logit;
     const int64_t size = w->step;
     T *cap = call->softcap ? w->softcap_grad : NULL;
-    for (int64_t start = 0; start < call->num_classes; start += CHUNK) {
+    for (int64_t start = 0, next = 0; start < call->num_classes; start += CHUNK) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK, whole = OF(whole)(n);
         int in_place = w->direct_grad && whole == n;
         T *grad = in_place ? (T *)(out + start * step) : w->grad;
         if (!active || !known) {
             for (int64_t i = 0; i < whole; i++) grad[i] = active ? (T)NAN : 0;
         } else {
-            const T *x = OF(chunk)(w, row, start, n, cap);
+            const T *x = OF(chunk)(w, row, start, n, cap), *coefs = smoothing ? OF(smoothing)(w, start, n) : NULL;
             const char *ahead = row + (start + CHUNK) * size;
+            int64_t first = next;
+            for (; next < w->num_inside && w->inside[next] < start + n; next++)
+                w->inside_logits[next] = x[w->inside[next] - start];
             for (int64_t i = 0; i < whole; i += LANES) {
                 VECTOR v = OF(load)(x + i), e = OF(exp)(v - m), g = e * (a + b * (level - v));
                 __builtin_prefetch(ahead + i * size);
                 g = (VECTOR)((OF(Bits))g & (OF(Bits))(e != 0));
+                if (coefs) g -= of_smoothing * OF(load)(coefs + i);
                 OF(store)(grad + i, cap ? g * OF(load)(cap + i) : g);
             }
 #define OWN(c, value) (T)((value) * chain * (cap ? cap[(c) - start] : 1))
+            for (int64_t i = first; i < (asked->rest_grad ? next : first); i++) {
+                int64_t c = w->inside[i];
+                double p_inside = exp(w->inside_logits[i] - s->shift) * s->exp_scale, value = p_inside ? p_inside * inside : 0;
+                grad[c - start] = OWN(c, value - (smoothing ? regularizer_grad * smoothing[c] : 0));
+            }
             if (target >= start && target < start + n) grad[target - start] += OWN(target, log_prob_grad);
             for (int64_t i = 0; i < selected; i++) {
                 int64_t c = asked->selected[p * selected + i];
@@ -102,15 +133,19 @@ static void OF(put_gradient)(const OF(Task) *w, const char *row, char *out, int6
 static void OF(work_position)(OF(Task) *w, const char *row, char *out, int64_t step, int64_t type, int64_t p) {
     enum { KEPT = WEIGHTED_GAPS };
     const Call *call = w->call;
+    const Statistics *asked = w->asked;
     T v = call->position_weight ? ((const T *)call->position_weight)[p] : 1;
-    int active = v != 0, given = out && call->columns;
+    int active = v != 0, given = out && call->columns, has_rest = asked->rest_log_prob || asked->rest_grad;
     double *kept = call->columns ? call->columns + p : NULL;
     OF(Solved) r = {0};
     if (active) {
+        if (has_rest) OF(list_inside)(w, p);
         if (given) {
             r.pivot = (int64_t)kept[PIVOT * call->count], r.stats.pivot_logit = (T)kept[PIVOT_LOGIT * call->count];
             r.stats.shift = kept[SHIFT * call->count], r.stats.sum_rest = kept[SUM_REST * call->count];
             r.gaps = kept[KEPT * call->count];
+            r.rest.top_inside = kept[TOP_INSIDE * call->count], r.rest.sum_inside = kept[SUM_INSIDE * call->count];
+            r.rest.top_outside = kept[TOP_OUTSIDE * call->count], r.rest.sum_outside = kept[SUM_OUTSIDE * call->count];
         } else {
             OF(solve)(w, row, call->index ? call->index[p] : 0, &r);
         }
@@ -118,8 +153,11 @@ static void OF(work_position)(OF(Task) *w, const char *row, char *out, int64_t s
             kept[PIVOT * call->count] = (double)r.pivot, kept[PIVOT_LOGIT * call->count] = r.stats.pivot_logit;
             kept[SHIFT * call->count] = r.stats.shift, kept[SUM_REST * call->count] = r.stats.sum_rest;
             kept[KEPT * call->count] = r.gaps;
+            kept[TOP_INSIDE * call->count] = r.rest.top_inside, kept[SUM_INSIDE * call->count] = r.rest.sum_inside;
+            kept[TOP_OUTSIDE * call->count] = r.rest.top_outside, kept[SUM_OUTSIDE * call->count] = r.rest.sum_outside;
         }
         OF(row_stats)(&r.stats);
+        if (has_rest) OF(rest_stats)(&r.rest);
     }
     int known = !isnan(r.stats.nll) && !isnan(v);
     if (!given) OF(put)(w, row, p, active, known, &r);
@@ -146,23 +184,42 @@ static void OF(work_tile)(OF(Task) *w, int64_t first, int64_t n, int tiled) {
         OF(write)(out + c * xg->class_stride, xg->strides[last], xg->type, w->panel + c, w->pitch, n);
 }
 
+/* The sums of b_c: without the heaviest class the others are summed by themselves. */
+static void OF(total_smoothing)(OF(Task) *w) {
+    const T *smoothing = w->asked->smoothing;
+    OF(Sum) total = {0, 0}, others = {0, 0};
+    for (int64_t c = 1; c < w->call->num_classes; c++)
+        if (smoothing[c] > smoothing[w->heaviest]) w->heaviest = c;
+    for (int64_t c = 0; c < w->call->num_classes; c++) {
+        double low;
+        total.high = OF(two_sum)(total.high, smoothing[c], &low), total.low += low;
+        if (c == w->heaviest) continue;
+        others.high = OF(two_sum)(others.high, smoothing[c], &low), others.low += low;
+    }
+    w->smoothing_total = OF(total)(total), w->smoothing_of_others = OF(total)(others);
+}
+
 static int OF(statistics_work)(const Call *call, Queue *queue) {
     const Statistics *asked = &((const StatisticsCall *)call)->asked;
     int tiled = is_tiled(call);
     int64_t tile = tiled ? tile_size(call) : 1, parts = 2 * (call->num_classes / CHUNK + 1);
+    int64_t inside = asked->rest_log_prob || asked->rest_grad ? asked->num_selected : 0;
+    parts += inside;
     OF(Task) w = {.call = call, .asked = asked, .step = tiled ? (int64_t)sizeof(T) : call->x.class_stride};
     w.type = tiled ? call->acc_type : call->x.type, w.pitch = OF(whole)(call->num_classes);
     w.direct = !call->softcap && call->inverse_temperature == 1 && (tiled || OF(is_direct)(&call->x));
     w.direct_grad = tiled || (call->x_grad.data && OF(is_direct)(&call->x_grad));
     w.has_terms = asked->entropy || asked->entropy_grad || asked->log_sum_sq;
-    size_t numbers = (size_t)(3 * CHUNK + (tiled ? tile * w.pitch : 0) + OF(whole)(asked->k));
-    char *memory = malloc(sizeof(double) * (size_t)(4 * parts + asked->k) + sizeof(T) * numbers + 64);
+    size_t numbers = (size_t)(4 * CHUNK + (tiled ? tile * w.pitch : 0) + OF(whole)(asked->k) + OF(whole)(inside));
+    char *memory = malloc(sizeof(double) * (size_t)(4 * parts + asked->k + inside) + sizeof(T) * numbers + 64);
     if (!memory) return -1;
     w.chunk = (T *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
-    w.grad = w.chunk + CHUNK, w.softcap_grad = w.grad + CHUNK, w.panel = w.softcap_grad + CHUNK;
-    w.top_logits = w.panel + (tiled ? tile * w.pitch : 0);
-    w.shifts = (double *)(w.top_logits + OF(whole)(asked->k)), w.sums = w.shifts + parts, w.gaps = w.sums + parts;
-    w.squares = w.gaps + parts, w.top = (int64_t *)(w.squares + parts);
+    w.grad = w.chunk + CHUNK, w.softcap_grad = w.grad + CHUNK, w.coefs = w.softcap_grad + CHUNK;
+    w.panel = w.coefs + CHUNK, w.top_logits = w.panel + (tiled ? tile * w.pitch : 0);
+    w.inside_logits = w.top_logits + OF(whole)(asked->k);
+    w.shifts = (double *)(w.inside_logits + OF(whole)(inside)), w.sums = w.shifts + parts, w.gaps = w.sums + parts;
+    w.squares = w.gaps + parts, w.top = (int64_t *)(w.squares + parts), w.inside = w.top + asked->k;
+    if (asked->smoothing) OF(total_smoothing)(&w);
     for (int64_t first = 0, end = 0, n; (n = next_tile(call, queue, tile, &first, &end)); first += n)
         OF(work_tile)(&w, first, n, tiled);
     free(memory);

@@ -4,7 +4,8 @@
 
        S_i = sum of e_c,   G_i = sum of e_c (m_i - x_c),   Q_i = sum of e_c^2,   e_c = exp(x_c - m_i)
 
-   Where a later chunk has a larger logit, the pivot so far joins the rest as a chunk of its own. */
+   Where a later chunk has a larger logit, the pivot so far joins the rest as a chunk of its own. Where the classes that
+   are not selected count as one, their sum comes first, and each class selected joins as a chunk of its own. */
 
 typedef struct {
     const Call *call;
@@ -13,16 +14,27 @@ typedef struct {
     int direct, direct_grad;   /* whole vectors are worked, and the gradient put, where they are */
     int has_terms;             /* G and Q are asked for */
     int64_t taken;             /* classes in the list of the largest, in order */
-    T *chunk, *grad, *softcap_grad, *panel, *top_logits;
+    T *chunk, *grad, *softcap_grad, *coefs, *panel, *top_logits, *inside_logits;
     int64_t *top, pitch;
     double *shifts, *sums, *gaps, *squares;
+    int64_t *inside, num_inside;                   /* the classes selected, each once, in order */
+    double smoothing_total, smoothing_of_others;   /* sums of b_c; the heaviest class left out */
+    int64_t heaviest;
 } OF(Task);
+
+/* The classes selected and the others: their largest logits, their sums relative to these; what follows. */
+typedef struct {
+    double top_inside, sum_inside, top_outside, sum_outside;
+    double nll, p_inside, p_outside; /* nll: of the others as one class */
+} OF(Rest);
 
 /* What a row comes to. */
 typedef struct {
     OF(Stats) stats;
     int64_t pivot, rank;
     double gaps, squares, total; /* relative to m: sums of e_c (x_k - x_c), of e_c^2; the sum of x_c */
+    double smoothing_gaps;       /* sum of b_c (x_k - x_c) */
+    OF(Rest) rest;
 } OF(Solved);
 
 static void OF(transform)(const OF(Task) *w, T *x, T *softcap_grad, int64_t whole) {
@@ -147,20 +159,96 @@ static void OF(join)(const OF(Task) *w, int64_t parts, OF(Solved) *r) {
     r->gaps = OF(total)(gaps), r->squares = OF(total)(squares);
 }
 
+/* Lists the classes that position p selects; none where they are all there are. */
+static void OF(list_inside)(OF(Task) *w, int64_t p) {
+    const Statistics *asked = w->asked;
+    int64_t first = p * asked->num_selected, n = 0, count = 0;
+    for (int64_t i = first; i < first + asked->num_selected; i++)
+        if (!asked->selected_weight || ((const T *)asked->selected_weight)[i] != 0) w->inside[n++] = asked->selected[i];
+    qsort(w->inside, (size_t)n, sizeof *w->inside, compare_classes);
+    for (int64_t i = 0; i < n; i++)
+        if (i == 0 || w->inside[i] != w->inside[i - 1]) w->inside[count++] = w->inside[i];
+    w->num_inside = count < w->call->num_classes ? count : 0;
+}
+
+/* b_c of n classes, whole vectors of them, filled up with 0. */
+static const T *OF(smoothing)(const OF(Task) *w, int64_t start, int64_t n) {
+    const T *coefs = (const T *)w->asked->smoothing + start;
+    if (OF(whole)(n) == n) return coefs;
+    copy(w->coefs, coefs, (size_t)n * sizeof(T));
+    for (int64_t i = n; i < OF(whole)(n); i++) w->coefs[i] = 0;
+    return w->coefs;
+}
+
+/* Adds sum b_c (level - x_c) of a chunk to the same of those before it, the level being the largest logit so far. */
+static void OF(add_smoothing)(const OF(Task) *w, const T *x, int64_t start, int64_t n, T largest, T *level, OF(Sum) *gaps,
+                              OF(Sum) *total) {
+    if (largest > *level) {
+        if (*level != -(T)INFINITY) OF(add)(gaps, OF(total)(*total) * ((double)largest - *level));
+        *level = largest;
+    }
+    OF(sum_gaps)(x, OF(smoothing)(w, start, n), OF(whole)(n), *level == -(T)INFINITY ? 0 : *level, gaps, total);
+}
+
+/* Takes the classes selected out of n classes. */
+static const T *OF(without_inside)(OF(Task) *w, const T *x, int64_t start, int64_t n, int64_t *next) {
+    for (; *next < w->num_inside && w->inside[*next] < start + n; ++*next) {
+        if (x != w->chunk) copy(w->chunk, x, (size_t)OF(whole)(n) * sizeof(T)), x = w->chunk;
+        T *place = w->chunk + (w->inside[*next] - start);
+        w->inside_logits[*next] = *place, *place = -(T)INFINITY;
+    }
+    return x;
+}
+
+static void OF(rest_stats)(OF(Rest) *r) {
+    double dropped, gap = OF(two_sum)(r->top_inside, -r->top_outside, &dropped), ratio = r->sum_inside / r->sum_outside;
+    double odds = ratio * exp(gap);
+    if (odds < INFINITY && odds > 0) odds += odds * dropped;
+    r->nll = odds < INFINITY ? log1p(odds) : gap + log(ratio);
+    r->p_inside = odds > 1 ? 1 / (1 + 1 / odds) : odds / (1 + odds);
+    r->p_outside = odds < INFINITY ? 1 / (1 + odds) : exp(-r->nll);
+}
+
+/* From the rows of the classes not selected: these as one class, and what all of them come to. */
+static void OF(join_inside)(OF(Task) *w, int64_t parts, OF(Solved) *r) {
+    double largest = -INFINITY, sum = 0;
+    r->rest.top_outside = r->stats.pivot_logit, r->rest.sum_outside = 1;
+    if (r->stats.shift > -INFINITY) r->rest.sum_outside += r->stats.sum_rest * exp(r->stats.shift - r->rest.top_outside);
+    for (int64_t i = 0; i < w->num_inside; i++) largest = w->inside_logits[i] > largest ? w->inside_logits[i] : largest;
+    for (int64_t i = 0; i < w->num_inside; i++) {
+        T x = w->inside_logits[i];
+        if (x == -(T)INFINITY) continue;
+        sum += x == largest ? 1 : exp(x - largest);
+        if (x > r->stats.pivot_logit || (x == r->stats.pivot_logit && w->inside[i] < r->pivot)) {
+            if (r->stats.pivot_logit != -(T)INFINITY) OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
+            r->pivot = w->inside[i], r->stats.pivot_logit = x;
+        } else {
+            OF(push)(w, &parts, x, 1, 0, 1);
+        }
+    }
+    r->rest.top_inside = largest, r->rest.sum_inside = sum;
+    OF(join)(w, parts, r);
+}
+
 static void OF(solve)(OF(Task) *w, const char *row, int64_t target, OF(Solved) *r) {
     const Call *call = w->call;
     const Statistics *asked = w->asked;
-    int64_t parts = 0, size = w->step;
+    int64_t parts = 0, size = w->step, next = 0;
+    T level_of_gaps = -(T)INFINITY;
+    OF(Sum) smoothing_gaps = {0, 0}, smoothing_total = {0, 0};
     T own = asked->rank ? OF(logit)(w, row, target) : 0;
     *r = (OF(Solved)){.stats.pivot_logit = -(T)INFINITY};
     w->taken = 0;
     for (int64_t start = 0; start < call->num_classes; start += CHUNK) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK, whole = OF(whole)(n);
         const T *in = OF(chunk)(w, row, start, n, NULL);
-        T shift = OF(largest)(in, whole);
         if (asked->rank) r->rank += OF(count_before)(in, n, own, target - start);
         if (asked->mean_logit) r->total += OF(sum_logits)(in, n);
         if (asked->k) OF(take_largest)(w, in, start, n);
+        if (asked->regularizer && asked->smoothing)
+            OF(add_smoothing)(w, in, start, n, OF(largest)(in, whole), &level_of_gaps, &smoothing_gaps, &smoothing_total);
+        in = OF(without_inside)(w, in, start, n, &next);
+        T shift = OF(largest)(in, whole);
         if (start == 0 || shift > r->stats.pivot_logit) {
             int64_t at = OF(find)(in, n, shift);
             if (r->stats.pivot_logit != -(T)INFINITY) OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
@@ -177,6 +265,8 @@ static void OF(solve)(OF(Task) *w, const char *row, int64_t target, OF(Solved) *
         OF(push)(w, &parts, shift, sums[0], sums[1], sums[2]);
     }
     OF(join)(w, parts, r);
+    r->smoothing_gaps = OF(total)(smoothing_gaps);
+    if (asked->rest_log_prob || asked->rest_grad) OF(join_inside)(w, parts, r);
 }
 
 /* L of a class whose logit is x. */

@@ -17,6 +17,7 @@ def row_statistics(
     target: Array,
     selected: Array | None,
     selected_weight: Array | None,
+    smoothing: Array | None,
     position_weight: Array | None,
     upstream: dict[str, Array],
     outputs: dict[str, Array],
@@ -30,12 +31,12 @@ def row_statistics(
 
     Args:
         x: logits, P + (C,), any strides.
-        target, selected, selected_weight, position_weight: (N,) and (N, K), as `unixent.row_statistics.Classes` has
-            them, and v; None for ones.
+        target, selected, selected_weight, smoothing, position_weight: (N,), (N, K) and (C,), as
+            `unixent.row_statistics.Classes` has them, and v; None for ones, of smoothing for zeros.
         upstream: gradients of outputs by name, (N,) or (N, K); those that are not there are 0.
         outputs: by name, C-contiguous, (N,), (N, K) or (N, k): in the accumulation dtype, int64 or bool.
         k: the number of classes from the top.
-        spec: the kernel's options; those of the loss don't matter.
+        spec: the kernel's options; its z-loss is that of the regularizer.
         threads: the most threads to use.
         out: of the shape and dtype of x; None for no gradient.
         library: the library; None for the one that is there.
@@ -48,9 +49,8 @@ def row_statistics(
     dtype = spec.acc_dtype
     # Held by name until the call is over: what goes in is addresses.
     index, classes = (None if each is None else np.ascontiguousarray(each, np.int64) for each in (target, selected))
-    weights, v = (
-        None if each is None else np.ascontiguousarray(each, dtype) for each in (selected_weight, position_weight)
-    )
+    floating = selected_weight, position_weight, smoothing
+    weights, v, base = (None if each is None else np.ascontiguousarray(each, dtype) for each in floating)
     grads = {name: np.ascontiguousarray(each, dtype) for name, each in upstream.items()}
 
     def address(array: Array | None) -> int:
@@ -65,6 +65,8 @@ def row_statistics(
         address(classes),
         address(weights),
         0 if classes is None else classes.shape[1],
+        address(base),
+        spec.z_loss,
         k,
         {name: address(each) for name, each in outputs.items()},
         {name: address(each) for name, each in grads.items()},

@@ -177,12 +177,13 @@ class _Work:
     def _natively(self, rows: slice, x: Array, out: Array | None, threads: int) -> bool:
         if self._pass.group is not None:
             return False
-        selected, weight = (None if each is None else each[rows] for each in (self._selected, self._selected_weight))
+        classes = self._classes(rows)
         return native.row_statistics(
             x,
             self._index[rows],
-            selected,
-            weight,
+            classes.selected,
+            classes.selected_weight,
+            classes.smoothing,
             None if self.position_weight is None else self.position_weight[rows],
             {name: array[rows] for name, array in self._upstream.items() if name != "loss"},
             {name: self._columns[name][rows] for name in self._outputs},

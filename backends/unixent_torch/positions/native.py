@@ -43,9 +43,11 @@ def row_statistics(
     if keep:
         kept = torch.empty(KEPT, positions.numel(), dtype=torch.float64, device=x.device)
     # Held by name until the call is over: what goes in is addresses.
-    flat = [None if each is None else in_memory(each, dtype) for each in columns[:4]]
+    flat = [None if each is None else in_memory(each, dtype) for each in columns]
     grads = {name: in_memory(each, dtype) for name, each in (upstream or {}).items()}
-    target, selected, selected_weight, position_weight = [0 if each is None else each.data_ptr() for each in flat]
+    target, selected, selected_weight, position_weight, smoothing = [
+        0 if each is None else each.data_ptr() for each in flat
+    ]
     done = native_row_statistics(
         library,
         x.shape,
@@ -55,6 +57,8 @@ def row_statistics(
         selected,
         selected_weight,
         0 if columns.selected is None else columns.selected.shape[-1],
+        smoothing,
+        spec.kernel.z_loss,
         spec.k,
         {name: each.data_ptr() for name, each in outputs.items()},
         {name: each.data_ptr() for name, each in grads.items()},
