@@ -148,9 +148,9 @@ def check(library: Library, call: Call) -> None:
         column = (slice(None),) + (None,) * (size.ndim - 1)
         size = size * (1 + span) if name in ("entropy", "log_sum_sq") else size
         size = size + largest if name in ("logsumexp", "mean_logit") else size
+        size = np.where(np.isfinite(size), size, 0)
         if name == "regularizer":  # z lse^2, with lse = x_k + log_norm
             size = size + 2 * spec.z_loss * np.sqrt(size / (spec.z_loss or 1)) * largest
-        size = np.where(np.isfinite(size), size, 0)
         with np.errstate(all="ignore"):
             near(done[name], due[name], (24 + 3 * logs) * u * size + floor[column])
     size = np.abs(np.where(np.isfinite(due_grad), due_grad, 0)).reshape(len(call.target), -1)

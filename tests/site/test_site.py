@@ -57,7 +57,7 @@ class Page(HTMLParser):
             self.loaded.append(named["src"])
 
 
-def test_links_and_anchors_lead_somewhere_on_disk(site: Path) -> None:
+def test_links_and_anchors_point_to_files_on_disk(site: Path) -> None:
     pages = {path: Page(path) for path in sorted(site.glob("*.html"))}
     assert len(pages) > 25
     broken = []
@@ -109,11 +109,11 @@ def wrong_on(browser: Any, width: int) -> list[str]:
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("width", "height"), SCREENS)
 def test_every_page_fits_and_is_quiet(browser: Any, site: Path, width: int, height: int, scheme: str) -> None:
-    wrong = {}
+    faults = {}
     for path in sorted(site.glob("*.html")):
         go(browser, path, width=width, height=height, scheme=scheme)
-        wrong[path.name] = wrong_on(browser, width)
-    assert not {name: found for name, found in wrong.items() if found}
+        faults[path.name] = wrong_on(browser, width)
+    assert not {name: each for name, each in faults.items() if each}
 
 
 @needs_chromium
