@@ -44,6 +44,18 @@ static inline double OF(selected_grad)(const Statistics *asked, int64_t p, int64
     return weight == 0 ? 0 : weight * OF(upstream)(asked->selected_grad, at);
 }
 
+/* What is asked of each class in the list of those selected, repeated ones together, in double: at a student near its
+   teacher it cancels with what is asked of all classes. */
+static void OF(sum_inside_grads)(const OF(Task) *w, int64_t p) {
+    const Statistics *asked = w->asked;
+    for (int64_t i = 0; i < w->num_inside; i++) w->inside_grads[i] = 0;
+    for (int64_t i = 0; i < (asked->selected_grad ? asked->num_selected : 0); i++) {
+        const int64_t *c = &asked->selected[p * asked->num_selected + i];
+        const int64_t *at = bsearch(c, w->inside, (size_t)w->num_inside, sizeof *c, compare_classes);
+        if (at) w->inside_grads[at - w->inside] += OF(selected_grad)(asked, p, i);
+    }
+}
+
 /* Stores the gradient of position p at out, a chunk at a time: at the classes c != k
 
        e_c exp_scale (A + g_H (x_k - x_c - D)) + what is asked of the class itself
@@ -79,6 +91,8 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
     }
     double all = pivot_lse_grad - of_pivot, factor = all * s->exp_scale, shift = s->shift, inside = all - rest_grad;
     double pivot_grad = s->p * pivot_lse_grad + s->one_minus_p * of_pivot;
+    const int has_list = asked->rest_grad && w->num_inside;
+    if (has_list) OF(sum_inside_grads)(w, p);
     if (asked->rest_grad) {
         int is_inside = 0;
         for (int64_t i = 0; i < w->num_inside; i++) is_inside |= w->inside[i] == r->pivot;
@@ -112,13 +126,14 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
                 OF(store)(grad + i, cap ? g * OF(load)(cap + i) : g);
             }
 #define OWN(c, value) (T)((value) * chain * (cap ? cap[(c) - start] : 1))
-            for (int64_t i = first; i < (asked->rest_grad ? next : first); i++) {
+            for (int64_t i = first; i < (has_list ? next : first); i++) {
                 int64_t c = w->inside[i];
-                double p_inside = exp(w->inside_logits[i] - s->shift) * s->exp_scale, value = p_inside ? p_inside * inside : 0;
+                double p_inside = exp(w->inside_logits[i] - s->shift) * s->exp_scale, value = w->inside_grads[i];
+                if (p_inside) value += p_inside * inside;
                 grad[c - start] = OWN(c, value - (smoothing ? regularizer_grad * smoothing[c] : 0));
             }
             if (target >= start && target < start + n) grad[target - start] += OWN(target, log_prob_grad);
-            for (int64_t i = 0; i < selected; i++) {
+            for (int64_t i = 0; i < (has_list ? 0 : selected); i++) {
                 int64_t c = asked->selected[p * selected + i];
                 if (c >= start && c < start + n) grad[c - start] += OWN(c, OF(selected_grad)(asked, p, i));
             }
@@ -211,7 +226,7 @@ static int OF(statistics_work)(const Call *call, Queue *queue) {
     w.direct_grad = tiled || (call->x_grad.data && OF(is_direct)(&call->x_grad));
     w.has_terms = asked->entropy || asked->entropy_grad || asked->log_sum_sq;
     size_t numbers = (size_t)(4 * CHUNK + (tiled ? tile * w.pitch : 0) + OF(whole)(asked->k) + OF(whole)(inside));
-    char *memory = malloc(sizeof(double) * (size_t)(4 * parts + asked->k + inside) + sizeof(T) * numbers + 64);
+    char *memory = malloc(sizeof(double) * (size_t)(4 * parts + asked->k + 2 * inside) + sizeof(T) * numbers + 64);
     if (!memory) return -1;
     w.chunk = (T *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
     w.grad = w.chunk + CHUNK, w.softcap_grad = w.grad + CHUNK, w.coefs = w.softcap_grad + CHUNK;
@@ -219,6 +234,7 @@ static int OF(statistics_work)(const Call *call, Queue *queue) {
     w.inside_logits = w.top_logits + OF(whole)(asked->k);
     w.shifts = (double *)(w.inside_logits + OF(whole)(inside)), w.sums = w.shifts + parts, w.gaps = w.sums + parts;
     w.squares = w.gaps + parts, w.top = (int64_t *)(w.squares + parts), w.inside = w.top + asked->k;
+    w.inside_grads = (double *)(w.inside + inside);
     if (asked->smoothing) OF(total_smoothing)(&w);
     for (int64_t first = 0, end = 0, n; (n = next_tile(call, queue, tile, &first, &end)); first += n)
         OF(work_tile)(&w, first, n, tiled);

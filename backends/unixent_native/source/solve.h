@@ -18,6 +18,7 @@ typedef struct {
     int64_t *top, pitch;
     double *shifts, *sums, *gaps, *squares;
     int64_t *inside, num_inside;                   /* the classes selected, each once, in order */
+    double *inside_grads;                          /* what is asked of each */
     double smoothing_total, smoothing_of_others;   /* sums of b_c; the heaviest class left out */
     int64_t heaviest;
 } OF(Task);
