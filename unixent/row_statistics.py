@@ -225,7 +225,7 @@ _VALUES: dict[str, Callable[[Along, Solved, Classes], Array]] = {
     "entropy": lambda along, rows, classes: rows.stats.loss + rows.gap_mean,
     "logsumexp": lambda along, rows, classes: rows.stats.logsumexp,
     "selected_log_prob": _selected,
-    "rest_log_prob": lambda along, rows, classes: 0 - sparse_rows.rest(along, rows, classes).stats.loss,
+    "rest_log_prob": lambda along, rows, classes: 0 - sparse_rows.rest(along, rows, classes).loss,
     "regularizer": sparse_rows.regularizer,
     "log_sum_sq": _log_sum_sq,
     "max_prob": lambda along, rows, classes: rows.stats.p,

@@ -5,7 +5,8 @@ With the classes S that are selected, P_S their probability, r = p / (1 - P_S), 
     L_rest = -log sum_{c not in S} p_c       d L_rest / dx_c = p_c in S, and -P_S r_c elsewhere
     regularizer = sum_c b_c L_c + z lse^2    d / dx_c = p_c (B - b_c) - b_c (1 - p_c) + 2 z lse p_c
 
-L_rest = log1p(P_S / (1 - P_S)) from one sum of exponentials inside S and one outside. The arguments are those of
+L_rest = log1p(P_S / (1 - P_S)) from one sum of exponentials inside S and one outside: of two log-sums the difference
+cancels where S has little. The arguments are those of
 `unixent.row_statistics`, which lies above.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from unixent.semantics import RowStats, not_minus_inf, row_stats
+from unixent.semantics import not_minus_inf, two_diff
 
 Array = Any
 
@@ -23,11 +24,12 @@ OUTPUTS = ("rest_log_prob", "regularizer")
 
 
 class Rest(NamedTuple):
-    """The classes that are not selected, as one: r_c, 0 in S; its scalars; and p_c, 0 outside S. S is taken for empty
+    """The classes that are not selected, as one: r_c, 0 in S; L_rest; P_S; and p_c, 0 outside S. S is taken for empty
     where it has every class."""
 
     share: Array
-    stats: RowStats
+    loss: Array
+    sum_selected: Array
     p_selected: Array
 
 
@@ -45,10 +47,18 @@ def rest(along: Any, rows: Any, classes: Any) -> Rest:
     inside, outside = (xp.exp(each - not_minus_inf(xp, top)) for each, top in zip(logits, tops, strict=True))
     sum_inside, total = along.total(along.sum(inside), along.sum(outside))
     total = xp.where(total == 0, 1, total)
-    shift = xp.where(tops[0] == -math.inf, tops[1], tops[0])
-    stats = row_stats(xp, shift, tops[1], sum_inside / total)
+    # P_S / (1 - P_S) = ratio exp(gap). Beyond a gap of 20, its logarithm, which does not overflow and is not near 0.
+    ratio = sum_inside / total
+    gap, dropped = two_diff(xp, xp.where(tops[0] == -math.inf, tops[1], tops[0]), tops[1])
+    is_far = gap > 20
+    odds = ratio * xp.exp(xp.where(is_far, 0, gap))
+    odds = odds + odds * dropped
+    near_total = 1 + odds
+    far_total = xp.where(is_far, ratio, 1) + xp.exp(-xp.where(is_far, gap, 20))
+    loss = xp.where(is_far, gap + (dropped + xp.log(far_total)), xp.log1p(odds))
+    sum_selected = xp.where(is_far, ratio / far_total, odds / near_total)
     p = xp.where(rows.is_pivot, along.beside(rows.stats.p), rows.p_rest)
-    return Rest(outside / along.beside(total), stats, xp.where(is_selected, p, 0))
+    return Rest(outside / along.beside(total), loss, sum_selected, xp.where(is_selected, p, 0))
 
 
 def _coefs_here(along: Any, x: Array, base: Array) -> Array:
@@ -87,7 +97,7 @@ def tangent(along: Any, rows: Any, name: str, classes: Any, moved: Array, of_lse
         others = rest(along, rows, classes)
         outside, inside = product(xp, others.share, moved), product(xp, others.p_selected, moved)
         outside, inside = along.total(along.sum(outside), along.sum(inside))
-        return others.stats.one_minus_p * outside - inside
+        return others.sum_selected * outside - inside
     change = 2 * classes.z_loss * rows.stats.logsumexp * of_lse
     if classes.smoothing is None:
         return change
@@ -98,7 +108,7 @@ def add_gradient(along: Any, rows: Any, upstream: dict[str, Array], classes: Any
     """``grad`` and the gradient of ``sum(upstream * outputs)`` for x, but for what the z-loss adds through lse."""
     if "rest_log_prob" in upstream:
         others = rest(along, rows, classes)
-        of_rest = others.share * along.beside(others.stats.one_minus_p) - others.p_selected
+        of_rest = others.share * along.beside(others.sum_selected) - others.p_selected
         grad = grad + along.beside(upstream["rest_log_prob"]) * of_rest
     if "regularizer" in upstream and classes.smoothing is not None:
         grad = grad + along.beside(upstream["regularizer"]) * smoothing_gradient(along, rows, classes)

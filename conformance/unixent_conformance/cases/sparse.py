@@ -97,6 +97,13 @@ INPUTS: dict[str, Input] = {
     "second axis": Input(PLAIN.but(positions=(3, 4), axis=1), tails=("bucket",)),
     "no position axis": Input(PLAIN.but(positions=()), tails=("renormalize", "bucket")),
     "wide": Input(PLAIN.but(positions=(3,), classes=5000), Teacher(count=20), ("drop", "bucket")),
+    # log(1 - p) near 0, where nothing but the selected class stands out: from log-sums of both it cancels.
+    "barely ahead": Input(
+        PLAIN.but(positions=(3,), classes=5000, confident=0.01, scale=0.001),
+        Teacher(count=1, kept=1e-6),
+        ("bucket",),
+        ("bucket",),
+    ),
     "no positions": Input(PLAIN.but(positions=(0,), reduction="mean"), tails=("bucket",)),
 }
 
