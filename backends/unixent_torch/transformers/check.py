@@ -1,0 +1,92 @@
+"""Compares the loss that a model is about to get with its own, on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unixent.errors import OptionError
+from unixent_torch.transformers.causal_loss import CausalLMLoss
+from unixent_torch.transformers.deferred import DeferredLogits
+
+# Largest relative difference of two losses that are computed from the same hidden states.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+class _Watched(CausalLMLoss):
+    """A loss that keeps the logits it is called with."""
+
+    logits: Tensor | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.logits = logits
+        return super().__call__(logits, labels, *args, **kwargs)
+
+
+def check_model(
+    model: Any,
+    loss: CausalLMLoss,
+    defer: Callable[[], None],
+    restore: Callable[[], Any],
+    inputs: Mapping[str, Tensor] | None,
+) -> None:
+    """Raises OptionError, with the reason, where the model's own loss is not that of ``loss``. Leaves it as it was."""
+    name = type(model).__name__
+    inputs = _few_tokens(model) if inputs is None else inputs
+    watched = _Watched(**loss.options)
+    head_outputs: list[Tensor] = []
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            expected = _loss_of(model, inputs, name)
+            model.loss_function = watched
+            defer()
+            hook = _keep_outputs(model.get_output_embeddings(), head_outputs)
+            try:
+                actual = _loss_of(model, inputs, name)
+            finally:
+                restore()
+                hook()
+    finally:
+        model.train(training)
+    if watched.logits is None:
+        raise OptionError(f"model: expected a model that calls its loss_function; got {name}, whose loss is its own")
+    if any(isinstance(output, DeferredLogits) for output in head_outputs):
+        logits = watched.logits
+        if not isinstance(logits, DeferredLogits) or logits.values is not None:
+            readers = [output.read_by for output in (*head_outputs, logits) if isinstance(output, DeferredLogits)]
+            reader = next((f" by {reader}" for reader in readers if reader), "")
+            raise OptionError(f"fused: {name} reads its logits before the loss{reader}: use fused=False")
+    dtype = model.get_input_embeddings().weight.dtype
+    tolerance = _TOLERANCE.get(dtype, 1e-2)
+    if not abs(actual - expected) <= tolerance * abs(expected):
+        raise OptionError(f"model: the loss of {name} is another one: {expected:.7g}, and this loss {actual:.7g}")
+
+
+def _keep_outputs(head: Any, outputs: list[Tensor]) -> Callable[[], None]:
+    """Appends what the head returns, before other hooks see it. Returns what ends that."""
+    if head is None:
+        return lambda: None
+    handle = head.register_forward_hook(lambda module, args, output: outputs.append(output), prepend=True)
+    return lambda: handle.remove()
+
+
+def _few_tokens(model: Any) -> dict[str, Tensor]:
+    count = model.get_input_embeddings().weight.shape[0]
+    head = model.get_output_embeddings()
+    if head is not None:
+        count = min(count, head.weight.shape[0])
+    tokens = torch.randint(count, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
+    return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+def _loss_of(model: Any, inputs: Mapping[str, Tensor], name: str) -> float:
+    try:
+        return float(model(**inputs).loss)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OptionError(f"check: expected {name} to run on {sorted(inputs)}; got {reason}: pass inputs") from error

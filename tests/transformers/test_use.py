@@ -1,0 +1,182 @@
+"""`use` on one model: options, heads, generation, compilation, wrappers, saved weights, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+import unixent
+from unixent_torch.transformers import CausalLMLoss, DeferredLinear, DeferredLogits, restore, use
+
+TOKENS = torch.randint(1, 96, (2, 9), generator=torch.Generator().manual_seed(1))
+INPUTS = {"input_ids": TOKENS, "labels": TOKENS}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"weight": torch.rand(96)}, {"temperature": 2.0}], ids=str
+)
+def test_options_are_those_of_the_loss(llama, fused, options):
+    model = llama()
+    logits = model(TOKENS).logits[:, :-1]
+    expected = unixent.cross_entropy(logits, TOKENS[:, 1:], **options)
+    torch.testing.assert_close(use(model, fused=fused, **options)(**INPUTS).loss, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("count", [4, torch.tensor(4)])
+def test_num_items_in_batch_is_the_denominator(llama, count):
+    model = llama()
+    expected = model(**INPUTS, num_items_in_batch=count).loss
+    torch.testing.assert_close(use(model)(**INPUTS, num_items_in_batch=count).loss, expected, rtol=1e-5, atol=0)
+
+
+def test_ignored_and_shifted_labels_are_those_of_transformers(llama):
+    model = llama()
+    labels = TOKENS.clone()
+    labels[0, :6] = -100
+    inputs = {"input_ids": TOKENS, "labels": labels, "shift_labels": labels.roll(-2, 1)}
+    expected = model(**inputs).loss
+    torch.testing.assert_close(use(model)(**inputs).loss, expected, rtol=1e-5, atol=0)
+
+
+def test_logits_are_computed_when_read_and_have_gradients(llama):
+    model = llama()
+    expected = model(TOKENS).logits
+    logits = use(model)(TOKENS).logits
+    assert logits.shape == expected.shape
+    assert logits.dtype == expected.dtype
+    assert logits.values is None
+    torch.testing.assert_close(logits[0, 1], expected[0, 1])
+    assert logits.read_by == "__getitem__"
+    assert torch.autograd.grad(logits.sum(), model.lm_head.weight)[0].abs().sum() > 0
+
+
+def test_changes_in_place_reach_the_loss(llama):
+    logits = use(llama())(TOKENS).logits
+    logits[..., 0] = 50.0
+    expected = functional.cross_entropy(logits.values[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    torch.testing.assert_close(CausalLMLoss()(logits, TOKENS), expected, rtol=1e-5, atol=0)
+
+
+def test_generation_is_the_same(llama):
+    model = llama()
+    arguments = {"attention_mask": torch.ones_like(TOKENS), "max_new_tokens": 5, "do_sample": False}
+    expected = model.generate(TOKENS, **arguments)
+    assert torch.equal(use(model).generate(TOKENS, **arguments), expected)
+
+
+def test_tied_embeddings_stay_tied(llama, loss_and_grads, assert_same):
+    model = llama(tie_word_embeddings=True)
+    expected = loss_and_grads(model, **INPUTS)
+    assert_same(loss_and_grads(use(model), **INPUTS), expected)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_the_head_in_half_precision(llama, dtype):
+    model = llama()
+    with torch.autocast("cpu", dtype):
+        expected = model(**INPUTS).loss
+        output = use(model)(**INPUTS)
+    assert output.logits.dtype == dtype
+    assert output.logits.values is None
+    torch.testing.assert_close(output.loss, expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_models_of_other_dtypes_are_served(llama, dtype):
+    model = llama().to(dtype)
+    expected = model(**INPUTS).loss
+    torch.testing.assert_close(use(model)(**INPUTS).loss.float(), expected.float(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("modules", [["q_proj"], ["q_proj", "lm_head"]], ids=["body", "head"])
+def test_lora_trains_its_own_weights(llama, loss_and_grads, assert_same, modules):
+    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=modules, init_lora_weights=False)).eval()
+    expected = loss_and_grads(model, **INPUTS)
+    if "lm_head" in modules:
+        with pytest.raises(unixent.OptionError, match=r"expected a model whose head is a torch\.nn\.Linear"):
+            use(model)
+    assert_same(loss_and_grads(use(model, fused="lm_head" not in modules), **INPUTS), expected)
+
+
+def test_lora_of_a_deferred_head_is_added_to_its_logits(llama, loss_and_grads, assert_same):
+    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    torch.manual_seed(1)
+    model = llama()
+    plain, deferred = copy.deepcopy(model), use(model)
+    models = []
+    for base in (plain, deferred):
+        torch.manual_seed(2)
+        models.append(get_peft_model(base, config).eval())
+    expected, actual = (loss_and_grads(adapted, **INPUTS) for adapted in models)
+    assert_same(actual, expected)
+
+
+def test_compiled_models_have_the_same_loss(llama, loss_and_grads, assert_same):
+    model = llama()
+    expected = loss_and_grads(model, **INPUTS)
+    compiled = torch.compile(use(model), backend="aot_eager")
+    output, grads = loss_and_grads(compiled, **INPUTS)
+    assert_same((output, {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}), expected)
+
+
+def test_saved_weights_load_into_a_model_without_the_loss(llama, tmp_path):
+    model = use(llama())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded.lm_head) is nn.Linear
+    torch.testing.assert_close(loaded(**INPUTS).loss, model(**INPUTS).loss, rtol=1e-5, atol=0)
+
+
+def test_copies_keep_the_loss_and_restore_gives_the_own_one_back(llama):
+    model = llama()
+    own = model.loss_function
+    copied = copy.deepcopy(use(model))
+    assert type(copied.lm_head) is DeferredLinear
+    assert isinstance(copied.loss_function, CausalLMLoss)
+    assert restore(model).loss_function is own
+    assert not isinstance(model(TOKENS).logits, DeferredLogits)
+
+
+def test_other_models_keep_their_loss(llama):
+    other = llama()
+    own = other.loss_function
+    use(llama())
+    assert other.loss_function is own
+
+
+def test_a_loss_that_is_another_one_is_refused(llama):
+    model = llama()
+    own = model.loss_function
+    model.loss_function = lambda logits, labels, **kwargs: own(logits=logits, labels=labels, **kwargs) * 2
+    with pytest.raises(unixent.OptionError, match="is another one"):
+        use(model)
+
+
+def test_a_model_that_reads_its_logits_is_refused_with_the_reader(llama):
+    model = llama()
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output.relu())
+    with pytest.raises(unixent.OptionError, match="reads its logits before the loss by relu"):
+        use(model)
+
+
+def test_a_sharded_head_is_refused(llama):
+    model = use(llama())
+    model.lm_head.weight.ds_id = 0
+    with pytest.raises(unixent.BackendError, match="sharded"):
+        model(**INPUTS)
+
+
+def test_reading_logits_after_their_head_is_gone_raises(llama):
+    model = use(llama())
+    logits = model(TOKENS).logits
+    logits.head.weight.untyped_storage().resize_(0)
+    with pytest.raises(unixent.BackendError, match="sharded again"):
+        logits.sum()
