@@ -78,7 +78,9 @@ def row_losses(
     held: list[Tensor | None] = []
     addresses: list[int] = []
     for each in (weight, position_weight, scale):
-        column = None if each is None else in_memory(each, dtype)
+        # Without a function call: these are columns of small losses, too.
+        column = each if each is None or each.dtype is dtype else each.to(dtype)
+        column = None if column is None else column.contiguous().resolve_neg()
         held.append(column)
         addresses.append(0 if column is None else column.data_ptr())
     at_weight, at_position_weight, at_scale = addresses
@@ -129,11 +131,6 @@ def have_memory(*given: Any) -> bool:
     except RuntimeError:  # no storage
         return False
     return True
-
-
-def in_memory(column: Tensor, dtype: torch.dtype) -> Tensor:
-    """A column as its bytes are read: in C order, and in that dtype unless it is of integers."""
-    return (column.to(dtype) if column.is_floating_point() else column).contiguous().resolve_neg()
 
 
 def strided(tensor: Tensor) -> Strided:

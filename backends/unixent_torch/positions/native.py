@@ -12,7 +12,7 @@ from unixent_native.library import Library
 from unixent_torch import compat
 from unixent_torch.kernel.blocks import on_huge_pages
 from unixent_torch.kernel.mode import is_traced
-from unixent_torch.kernel.native import DTYPES, have_memory, in_memory, num_threads, strided
+from unixent_torch.kernel.native import DTYPES, have_memory, num_threads, strided
 from unixent_torch.positions.rows import Columns, RowResults, StatsSpec
 
 
@@ -43,8 +43,8 @@ def row_statistics(
     if keep:
         kept = torch.empty(KEPT, positions.numel(), dtype=torch.float64, device=x.device)
     # Held by name until the call is over: what goes in is addresses.
-    flat = [None if each is None else in_memory(each, dtype) for each in columns]
-    grads = {name: in_memory(each, dtype) for name, each in (upstream or {}).items()}
+    flat = [None if each is None else _in_memory(each, dtype) for each in columns]
+    grads = {name: _in_memory(each, dtype) for name, each in (upstream or {}).items()}
     target, selected, selected_weight, position_weight, smoothing = [
         0 if each is None else each.data_ptr() for each in flat
     ]
@@ -78,3 +78,8 @@ def _empty(name: str, x: Tensor, columns: Columns, spec: StatsSpec) -> Tensor:
         width = (columns.selected.shape[-1],)
     dtype = torch.int64 if name in INDICES else torch.bool if name == "correct" else spec.kernel.acc_dtype
     return torch.empty((*x.shape[:-1], *width), dtype=dtype, device=x.device)
+
+
+def _in_memory(column: Tensor, dtype: torch.dtype) -> Tensor:
+    """A column as its bytes are read: in C order, and in that dtype unless it is of integers."""
+    return (column.to(dtype) if column.is_floating_point() else column).contiguous().resolve_neg()
