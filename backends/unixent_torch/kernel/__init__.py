@@ -17,8 +17,10 @@ of ``wrt``. Arrays are in memory and ``spec`` is static:
 
 A row's bits depend neither on how many others there are nor on their values.
 
-Three implementations; `row_losses` chooses between the first two:
+Four implementations; `row_losses` chooses between the first three:
 
+- `triton`: for CUDA tensors. `row_statistics` gives the losses and a few numbers a row, which `row_gradients` makes the
+  gradients of with one more read of the logits.
 - `native`: the library of `unixent_native`, where it is there, for plain tensors in host memory.
 - `composed`: framework operators over blocks of rows that stay in cache; serves every device.
 - `traced.row_losses`: the losses alone, as one composition of functional operations. A compiler fuses it, and autograd
@@ -32,7 +34,7 @@ from typing import Protocol
 from torch import Tensor
 
 from unixent_native import load
-from unixent_torch.kernel import composed, native
+from unixent_torch.kernel import composed, native, triton
 from unixent_torch.kernel.spec import KernelSpec
 
 
@@ -64,6 +66,13 @@ def row_losses(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Implements the contract above."""
     operands = (x, target, weight, position_weight, grad_scale, spec, wrt, out)
+    if x.device.type in triton.DEVICES and triton.takes(
+        spec, x, target, weight, position_weight, grad_scale, *(out or ())
+    ):
+        losses, rows = triton.row_statistics(x, target, weight, position_weight, spec)
+        if not wrt:
+            return losses, ()
+        return losses, triton.row_gradients(x, target, weight, position_weight, grad_scale, spec, rows, wrt, out)
     library = load()
     done = None if library is None else native.row_losses(library, *operands)
     return composed.row_losses(*operands) if done is None else done

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent_torch import compat
-from unixent_torch.kernel import row_losses
+from unixent_torch.kernel import row_losses, triton
+from unixent_torch.kernel.triton.columns import RowColumns
 from unixent_torch.logits.gradient import (
     Operands,
     RowGradient,
@@ -49,12 +50,18 @@ class ReverseLoss(Function):
         spec: LossSpec,
     ) -> Tensor:
         kernel = spec.kernel
+        ctx.spec, ctx.denominator, ctx.has_columns = spec, denominator, False
+        if x.device.type in triton.DEVICES and triton.takes(kernel, x, target, weight, position_weight):
+            # The gradient is formed in the backward, upstream factor and all, from a few numbers a row.
+            losses, columns = triton.row_statistics(x, target, weight, position_weight, kernel)
+            ctx.save_for_backward(x, target, weight, position_weight, *columns)
+            ctx.has_columns = True
+            return reduce(losses, denominator, spec, kernel.readable)
         # A rounded gradient can't be scaled: what underflowed stays lost. On the host one can see whether it has to be.
         early = spec.kept_axes == 0 and (kernel.readable or x.dtype == kernel.acc_dtype)
         wrt = needed(ctx) if early else ()
         scale = grad_scale_of(1.0, denominator, spec)
         losses, grads = row_losses(x, target, weight, position_weight, scale, kernel, wrt)
-        ctx.spec, ctx.denominator = spec, denominator
         ctx.save_for_backward(x, target, weight, position_weight, *grads)
         return reduce(losses, denominator, spec, kernel.readable)
 
@@ -65,6 +72,10 @@ class ReverseLoss(Function):
         operands = (x, target, weight, position_weight)
         if torch.is_grad_enabled() or is_transformed(grad_output):
             grads = gradients(operands, grad_output, denominator, spec, wrt)
+        elif ctx.has_columns:
+            scale = expand_to(grad_scale_of(grad_output, denominator, spec), x.shape[:-1])
+            columns = RowColumns(*saved)
+            grads = triton.row_gradients(*operands, scale, spec.kernel, columns, wrt)
         elif saved and spec.kernel.readable and grad_output.item() == 1:
             grads = tuple(saved)
         elif saved and all(grad.dtype == spec.kernel.acc_dtype for grad in saved):
