@@ -45,16 +45,16 @@ def variants(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, A
             for probabilities in (False, True):
                 flags = {**transform, "PROBABILITIES": probabilities, "WEIGHTED": True, "ROWS": rows, "TILE": tile}
                 types = {**logits, **index, "pivot_ptr": "*i32"}
-                kind = "probabilities" if probabilities else "smoothing"
-                yield f"mixed_tiles, {kind}, {name}", programs.mixed_tiles, types, flags, warps, stride
+                target_kind = "probabilities" if probabilities else "smoothing"
+                yield f"mixed_tiles, {target_kind}, {name}", programs.mixed_tiles, types, flags, warps, stride
             rows, tile, warps = configuration.configure(classes, stride == 1, configuration.GRADIENT_TILE)
             for mixed, probabilities in ((False, False), (True, False), (True, True)):
                 flags = {"MIXED": mixed, "PROBABILITIES": probabilities, "WEIGHTED": mixed, "POSITION_WEIGHT": True}
                 flags |= {**transform, "FOR_LOGITS": True, "FOR_TARGET": probabilities, "ROWS": rows, "TILE": tile}
                 types = {**logits, **index, "pivot_ptr": "*i64", "grad_ptr": f"*{dtype}"}
                 types["target_grad_ptr"] = f"*{dtype}"
-                kind = "probabilities" if probabilities else "smoothing" if mixed else "indices"
-                yield f"gradient_tiles, {kind}, {name}", gradient.gradient_tiles, types, flags, warps, stride
+                target_kind = "probabilities" if probabilities else "smoothing" if mixed else "indices"
+                yield f"gradient_tiles, {target_kind}, {name}", gradient.gradient_tiles, types, flags, warps, stride
     combined = {"ROWS": configuration.COMBINED_ROWS, "POSITION_WEIGHT": True, "Z_LOSS": True}
     yield "combine_index", programs.combine_index, index, {**combined, "WEIGHTED": True}, 4, 1
     types = {"tile_pivot_ptr": "*i32", "pivot_ptr": "*i64"}
