@@ -32,7 +32,7 @@ from measuring import resident_peak
 DOCS = Path(__file__).parent.parent / "docs"
 CLASSES = (8192, 32768, 131072, 262144)
 PASSES = 3
-# One colour a library, told apart in both themes and by the colour-blind (Okabe and Ito); markers tell its forms apart.
+# One colour a library, distinct in both themes and for the colour-blind (Okabe and Ito); markers tell its forms apart.
 COLOURS = {"unixent": "#0072b2", "torch": "#d55e00", "jax": "#009e73", "numpy": "#cc79a7"}
 MARKERS = "osD^v"
 

@@ -86,7 +86,7 @@ def position_stats(
         [ True  True] None
     """
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    return _logits_stats(logits, common, (outputs, selected, k), options)[0]
+    return _logits_stats(logits, common, dispatch.StatsRequest(outputs, selected, k), options)[0]
 
 
 @shows_keywords(TermsKeywords)
@@ -131,7 +131,7 @@ def position_stats_and_grad(
         [-4.12230723e-08  4.12230723e-08]
     """
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
-    return _logits_stats(logits, common, (outputs, selected, k), options, (grad_output, "logits"))
+    return _logits_stats(logits, common, dispatch.StatsRequest(outputs, selected, k), options, (grad_output, "logits"))
 
 
 @shows_keywords(PositionOptions)
@@ -173,7 +173,7 @@ def linear_position_stats(
     """
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    return _linear_stats(linear, common, (outputs, selected, k), options)[0]
+    return _linear_stats(linear, common, dispatch.StatsRequest(outputs, selected, k), options)[0]
 
 
 @shows_keywords(PositionOptions)
@@ -219,22 +219,20 @@ def linear_position_stats_and_grad(
     """
     common = dispatch.CommonArguments(target, weight, mask, None, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    return _linear_stats(linear, common, (outputs, selected, k), options, (grad_output, wrt))
+    return _linear_stats(linear, common, dispatch.StatsRequest(outputs, selected, k), options, (grad_output, wrt))
 
 
 def _logits_stats(
-    logits: Any, common: Any, asked: tuple[Any, ...], options: Any, grads: Any = None
+    logits: Any, common: Any, request: dispatch.StatsRequest, options: Any, grads: Any = None
 ) -> tuple[PositionStats, Any]:
     """What both functions of logits do: the statistics and, where asked for, the gradient."""
-    request = dispatch.StatsRequest(asked[0], asked[1], asked[2])
     checked = dispatch.make_options(common, (logits,), reduction="none", **options)
     return dispatch.logits_stats(logits, common, checked, request, grads)
 
 
 def _linear_stats(
-    linear: Any, common: Any, asked: tuple[Any, ...], options: Any, grads: Any = None
+    linear: Any, common: Any, request: dispatch.StatsRequest, options: Any, grads: Any = None
 ) -> tuple[PositionStats, Any]:
     """The same of the fused linear form."""
-    request = dispatch.StatsRequest(asked[0], asked[1], asked[2])
     checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
     return dispatch.linear_stats(linear, common, checked, request, grads)

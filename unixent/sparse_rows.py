@@ -6,8 +6,7 @@ With the classes S that are selected, P_S their probability, r = p / (1 - P_S), 
     regularizer = sum_c b_c L_c + z lse^2    d / dx_c = p_c (B - b_c) - b_c (1 - p_c) + 2 z lse p_c
 
 L_rest = log1p(P_S / (1 - P_S)) from one sum of exponentials inside S and one outside: of two log-sums the difference
-cancels where S has little. The arguments are those of
-`unixent.row_statistics`, which lies above.
+cancels where S has little. The arguments are those of `unixent.row_statistics`, which lies above.
 """
 
 from __future__ import annotations

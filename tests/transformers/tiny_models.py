@@ -90,7 +90,7 @@ def _built(config) -> torch.nn.Module:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in model_class(config).parameters())
     if parameters > MOST_PARAMETERS:
-        raise ValueError(f"the smallest configuration found has {parameters / 1e6:.0f} million parameters")
+        raise ValueError(f"the smallest of these configurations has {parameters / 1e6:.0f} million parameters")
     torch.manual_seed(0)
     model = model_class(config).float().eval()
     with torch.no_grad():

@@ -8,6 +8,7 @@ accumulated in float32. Triton comes with torch's CUDA wheels and is imported by
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,14 +27,11 @@ _TARGETS = (torch.int64, *_LOGITS, torch.float64)
 _is_there = torch.version.hip is None and find_spec("triton") is not None
 
 
-def takes_device(x: Tensor) -> bool:
-    """Whether the programs serve such logits, wherever their memory is known."""
-    return _is_there and x.device.type in DEVICES and x.dtype in _LOGITS
-
-
 def takes(spec: KernelSpec, x: Tensor, target: Tensor, *others: object) -> bool:
     """Whether the programs serve a call: plain tensors of one device, in float32, that nothing records."""
-    if not (takes_device(x) and spec.acc_dtype is torch.float32 and target.dtype in _TARGETS):
+    if not (_is_there and x.device.type in DEVICES and x.dtype in _LOGITS):
+        return False
+    if spec.acc_dtype is not torch.float32 or target.dtype not in _TARGETS:
         return False
     if is_traced() or compat.transforms_active() or x.shape[-1] >= 2**30:
         return False
@@ -48,27 +46,15 @@ def takes(spec: KernelSpec, x: Tensor, target: Tensor, *others: object) -> bool:
     return True
 
 
-def row_statistics(
-    x: Tensor, target: Tensor, weight: Tensor | None, position_weight: Tensor | None, spec: KernelSpec
-) -> tuple[Tensor, RowColumns]:
-    """Losses P, and what `row_gradients` takes: one read of the logits. For calls that `takes` says yes of."""
+def row_statistics(*operands: Any) -> tuple[Tensor, RowColumns]:
+    """`launch.row_statistics`, of a call that `takes` says yes of."""
     from unixent_torch.kernel.triton import launch
 
-    return launch.row_statistics(x, target, weight, position_weight, spec)
+    return launch.row_statistics(*operands)
 
 
-def row_gradients(
-    x: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    position_weight: Tensor | None,
-    grad_scale: Tensor | float | None,
-    spec: KernelSpec,
-    rows: RowColumns,
-    wrt: tuple[str, ...],
-    out: tuple[Tensor, ...] | None = None,
-) -> tuple[Tensor, ...]:
-    """The gradients of ``sum(grad_scale * losses)`` for each of ``wrt``: one more read of the logits, and the write."""
+def row_gradients(*operands: Any) -> tuple[Tensor, ...]:
+    """`launch.row_gradients`, of the same call."""
     from unixent_torch.kernel.triton import launch
 
-    return launch.row_gradients(x, target, weight, position_weight, grad_scale, spec, rows, wrt, out)
+    return launch.row_gradients(*operands)

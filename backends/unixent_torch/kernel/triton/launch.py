@@ -186,5 +186,5 @@ def _smoothing(spec: KernelSpec, num_classes: int) -> tuple[float, float]:
 
 
 def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """A pointer is passed for what a program is told not to read."""
+    """A pointer for the place of an argument that the program's flags leave unread."""
     return instead if tensor is None else tensor.reshape(-1).contiguous()
