@@ -32,7 +32,7 @@ from unixent_jax.logits import reduction as logits
 from unixent_jax.logits.problem import LossArrays, LossSpec, loss_spec
 from unixent_jax.positions.rows import GATHERS
 from unixent_jax.positions.solve import StatsSpec, local_stats, solve_stats, stats
-from unixent_jax.sparse import SparseSpec, sparse_loss
+from unixent_jax.sparse import SparseSpec, local_sparse_loss, sparse_loss
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
 from unixent_jax.vocab_parallel.reduction import over_mesh
 
@@ -54,6 +54,7 @@ class JaxBackend:
         linear=True,
         position_stats=True,
         parallel_position_stats=True,
+        parallel_targets=frozenset({"index", "probability", "sparse"}),
         parallel=True,
         traces_values=True,
     )
@@ -177,7 +178,7 @@ def _logits_call(problem: Problem) -> _Call:
     if problem.check_empty and bool(logits.is_empty(spec, arrays)):
         raise validation.empty_mean()
     if problem.teacher is not None:
-        return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
+        return _call(problem, SparseSpec(spec, problem.teacher), arrays, sparse_loss, local_sparse_loss)
     return _call(problem, spec, arrays, logits.loss, logits.local_loss)
 
 
@@ -187,7 +188,7 @@ def _linear_call(problem: LinearProblem) -> _Call:
     if problem.check_empty and bool(linear.is_empty(spec, arrays)):
         raise validation.empty_mean()
     if problem.teacher is not None:
-        return sparse_loss, SparseSpec(spec, problem.teacher), problem.result_dtype, arrays
+        return _call(problem, SparseSpec(spec, problem.teacher), arrays, sparse_loss, local_sparse_loss)
     return _call(problem, spec, arrays, linear.loss, linear.local_loss)
 
 
@@ -205,7 +206,7 @@ def _stats_call(problem: StatsProblem) -> _Call:
 
 def _call(
     problem: Problem | LinearProblem,
-    spec: LossSpec | LinearSpec | StatsSpec,
+    spec: LossSpec | LinearSpec | StatsSpec | SparseSpec,
     arrays: LossArrays | LinearArrays,
     whole: Callable[..., Any],
     local: Callable[..., Any],

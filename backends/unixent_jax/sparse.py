@@ -1,4 +1,8 @@
-"""The loss of sparse targets, from statistics of positions; and `unixent.TopK` as a pytree of its arrays."""
+"""The loss of sparse targets, from statistics of positions; and `unixent.TopK` as a pytree of its arrays.
+
+Where classes are split over devices, every device holds the same ids, of the whole vocabulary, and the same
+probabilities: the statistics are then reduced over the devices, and the rest is each device's own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from jax import Array
 from unixent import sparse_targets
 from unixent.protocol import Teacher
 from unixent.topk import TopK
+from unixent_jax.collectives import ShardAxes
 from unixent_jax.linear.problem import LinearArrays, LinearSpec
 from unixent_jax.logits.problem import LossArrays, LossSpec, prepare
 from unixent_jax.logits.reduction import reduce, sums_of
@@ -25,25 +30,35 @@ class SparseSpec(NamedTuple):
     scores: LossSpec | LinearSpec
     teacher: Teacher
 
+    @property
+    def loss(self) -> LossSpec:
+        return self.scores.loss
 
-def sparse_loss(spec: SparseSpec, arrays: Any) -> Array | tuple[Array, Array]:
-    """The result of a call, of `LossArrays` or `LinearArrays` with ids."""
-    losses, mask = position_losses(spec, arrays)
-    of = spec.scores if isinstance(spec.scores, LossSpec) else spec.scores.loss
+    def on_shards(self, axes: ShardAxes) -> SparseSpec:
+        """The spec of a device's shard, inside `jax.shard_map`."""
+        return self._replace(scores=self.scores.on_shards(axes))
+
+
+def sparse_loss(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> Array | tuple[Array, Array]:
+    """The result of a call, of arrays with ids."""
+    return local_sparse_loss(spec, prepare(spec.loss, arrays))
+
+
+def local_sparse_loss(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> Array | tuple[Array, Array]:
+    """The same from prepared arrays, which may be a device's shard."""
+    losses, of, mask = _position_losses(spec, arrays), spec.loss, arrays.mask
     if of.reduction == "none":
         return losses
     denominators = jnp.ones_like(losses) if mask is None else mask
     return reduce(of, sums_of(losses), denominators, arrays.normalizer, mask is None)
 
 
-def position_losses(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> tuple[Array, Array | None]:
-    """The loss of each position, and the mask, in the accumulation dtype."""
-    of = spec.scores if isinstance(spec.scores, LossSpec) else spec.scores.loss
-    kernel, teacher, dtype = of.kernel, spec.teacher, jnp.dtype(of.kernel.acc_dtype)
-    arrays = prepare(of, arrays)
+def _position_losses(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> Array:
+    """The loss of each position, in the accumulation dtype."""
+    kernel, teacher, dtype = spec.loss.kernel, spec.teacher, jnp.dtype(spec.loss.kernel.acc_dtype)
     ids, mask, weight = arrays.ids, arrays.mask, arrays.weight
     assert ids is not None
-    index, known = safe_selection(of, ids, dtype)
+    index, known = safe_selection(spec.loss, ids, dtype)
     one = jnp.ones(ids.shape[:-1], dtype)
     v = jnp.where(jnp.isnan(known).any(-1), math.nan, one if mask is None else mask)
     padding = (known == 0) | (v == 0)[..., None]
@@ -54,7 +69,7 @@ def position_losses(spec: SparseSpec, arrays: LossArrays | LinearArrays) -> tupl
     columns = local_stats(StatsSpec(spec.scores, outputs, 0), arrays._replace(mask=v))
     stats = {name: each if name == "selected_log_prob" else each[..., None] for name, each in columns.items()}
     losses = sparse_targets.losses(GATHERS, shares, factor, one_minus_smoothing, stats)[..., 0]
-    return jnp.where(v == 0, 0, v * losses), mask
+    return jnp.where(v == 0, 0, v * losses)
 
 
 def _unflatten(teacher: Teacher, values: Any) -> TopK:

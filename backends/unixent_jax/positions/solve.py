@@ -34,7 +34,7 @@ class StatsSpec(NamedTuple):
 
     @property
     def loss(self) -> LossSpec:
-        return self.scores if isinstance(self.scores, LossSpec) else self.scores.loss
+        return self.scores.loss
 
     def on_shards(self, axes: ShardAxes) -> StatsSpec:
         """The spec of a device's shard, inside `jax.shard_map`."""
@@ -100,7 +100,7 @@ def local_stats(spec: StatsSpec, arrays: Any) -> dict[str, Array]:
     # Here as well as in the pass of the loss, as in `unixent_jax.logits.reduction`.
     x = mask_padding(kernel, arrays.logits.astype(kernel.acc_dtype), -jnp.inf)
     target = arrays.target
-    if not is_index(target):
+    if "loss" in spec.outputs and not is_index(target):
         target = jnp.moveaxis(mask_padding(kernel, target, 0), axis, -1)
     positions = positions_of(spec.loss, target, arrays.mask)
     return _of_rows(spec, jnp.moveaxis(x, axis, -1), positions.target, arrays.weight, positions.weight, arrays.ids)

@@ -49,7 +49,7 @@ class MeshSpec(NamedTuple):
 
     Attributes:
         local: the function of (call, prepared arrays) that each device runs on its shards.
-        call: a `LossSpec`, `LinearSpec` or `StatsSpec`.
+        call: a `LossSpec`, `LinearSpec`, `StatsSpec` or `SparseSpec`.
         axes: the mesh.
     """
 

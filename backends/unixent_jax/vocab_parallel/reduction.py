@@ -10,6 +10,7 @@ from unixent_jax.collectives import ShardAxes
 from unixent_jax.kernel import is_index
 from unixent_jax.linear.problem import LinearArrays
 from unixent_jax.logits.problem import LossArrays, prepare
+from unixent_jax.sparse import SparseSpec
 from unixent_jax.vocab_parallel.mesh import map_shards
 from unixent_jax.vocab_parallel.problem import MeshSpec, Placement
 
@@ -32,8 +33,10 @@ def over_mesh(spec: MeshSpec, arrays: LossArrays | LinearArrays) -> Any:
         placements = {"hidden": (*rows, ()), "classifier": (axes.model, ()), "bias": (axes.model,)}
     if 0 in positions:
         return spec.local(call, arrays)
+    # A teacher's classes, wherever they lie, are on every device that shares a position's.
+    of_target = (*rows, ()) if isinstance(call, SparseSpec) else rows if is_index(arrays.target) else full
     placements |= {
-        "target": rows if is_index(arrays.target) else full,
+        "target": of_target,
         "mask": rows,
         "weight": ((),),
         "normalizer": () if arrays.normalizer is None else ((),) * jnp.ndim(arrays.normalizer),

@@ -11,8 +11,11 @@ from unixent_conformance.split import Request, run_split
 # Over both axes what differs by position and what fills up a mesh; over classes alone, which three devices cannot share
 # equally, what differs by class.
 LAYOUTS = {
-    (2, 2): ("class indices", "no positions", "normalizer"),
-    (1, 3): ("label smoothing", "plus infinity", "num_classes", "fused linear chunks"),
+    (2, 2): ("class indices", "no positions", "normalizer", "statistics", "fused linear sparse targets"),
+    (1, 3): (
+        *("label smoothing", "plus infinity", "num_classes", "fused linear chunks"),
+        *("sparse targets", "fused linear statistics"),
+    ),
 }
 
 

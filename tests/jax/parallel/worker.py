@@ -25,6 +25,7 @@ LOGITS = (RNG.normal(size=(N, C)) * 3).astype(np.float32)
 INDEX = RNG.integers(C, size=N).astype(np.int32)
 INDEX[3] = -100
 PROBABILITIES = RNG.dirichlet(np.ones(C), N).astype(np.float32)
+TEACHER, IDS = PROBABILITIES[:, :3], np.argsort(RNG.random((N, C)))[:, :3].astype(np.int32)
 WEIGHT, MASK = RNG.random(C).astype(np.float32), RNG.random(N).astype(np.float32)
 HIDDEN, CLASSIFIER = (RNG.normal(size=size).astype(np.float32) for size in ((N, D), (C, D)))
 
@@ -32,7 +33,9 @@ HIDDEN, CLASSIFIER = (RNG.normal(size=size).astype(np.float32) for size in ((N, 
 def check(call: Call, quantity: Any, actual: Any, mesh: Any) -> None:
     collect = jax.jit(lambda array: array, out_shardings=NamedSharding(mesh, P()))
     for part, got in zip(expected(call, quantity), actual, strict=True):
-        comparison = part.compare(np.asarray(collect(got)))
+        array = np.asarray(collect(got))
+        # Without x64 an index is an int32.
+        comparison = part.compare(array.astype(np.int64) if array.dtype.kind == "i" else array)
         assert comparison.ok, (RANK, part.name, comparison)
 
 
@@ -65,6 +68,17 @@ def main() -> None:
         fused = jax.jit(partial(unixent.linear_value_and_grad, parallel=config, z_loss=0.1))
         loss, grads = fused(put(HIDDEN, "data"), put(CLASSIFIER, "model"), targets["index"])
         check(truth, "linear gradients", (loss, *grads), mesh)
+
+        target = unixent.TopK(put(IDS, "data"), probs=put(TEACHER, "data"), tail="bucket")
+        truth = Call(LOGITS, TEACHER, ids=IDS, tail="bucket", weight=WEIGHT, options={"label_smoothing": 0.2})
+        function = partial(unixent.value_and_grad, wrt=("logits", "target"), parallel=config, label_smoothing=0.2)
+        loss, grads = jax.jit(function)(logits, target, weight=WEIGHT)
+        check(truth, "logits gradient", (loss, grads[0]), mesh)
+        check(truth, "target gradient", (loss, grads[1]), mesh)
+        for output in ("log_prob", "entropy", "rank"):
+            truth = Call(LOGITS, INDEX, statistic=output)
+            stats = unixent.position_stats(logits, targets["index"], outputs=output, parallel=config)
+            check(truth, "loss", (getattr(stats, output),), mesh)
 
         # One process's NaN is everybody's, and so is its index out of range, which nobody could read.
         for array, target in ((np.where(np.arange(N) == 1, 99, INDEX), None), (INDEX, np.nan)):
