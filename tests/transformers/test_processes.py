@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_two
 
 SCRIPT = """
-import sys
-from datetime import timedelta
-import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM
 from unixent_torch.transformers import DeferredLogits, compute_loss, use
 
-rank, store, wrapper, where = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=90))
+wrapper, where = arguments
 heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
 config = LlamaConfig(vocab_size=96, hidden_size=32, intermediate_size=32, num_hidden_layers=2, **heads)
 torch.manual_seed(0)
@@ -52,9 +46,6 @@ largest = max(float(grad.abs().max()) for grad in expected.values())
 for name, parameter in model.named_parameters():
     grad = parameter.grad if wrapper == "ddp" else parameter.grad.full_tensor()
     assert float((grad - expected[name]).abs().max()) <= 1e-4 * largest, name
-dist.barrier()
-dist.destroy_process_group()
-print("same")
 """
 
 
@@ -66,16 +57,4 @@ _OTHERS = [("ddp", "trainer"), ("fsdp", "model"), ("fsdp-head", "model"), ("fsdp
     [("ddp", "model"), ("fsdp", "trainer"), *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in _OTHERS)],
 )
 def test_gradients_are_those_of_the_whole_batch(tmp_path: Path, wrapper: str, where: str) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(SCRIPT)
-    store = f"file://{tmp_path / 'store'}"
-    commands = ([sys.executable, str(script), str(rank), store, wrapper, where] for rank in range(2))
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ranks = [subprocess.Popen(command, **pipes) for command in commands]
-    try:
-        outputs = [process.communicate(timeout=180)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for output in outputs:
-        assert output.rstrip().endswith("same"), output
+    run_two(tmp_path, SCRIPT, wrapper, where)
