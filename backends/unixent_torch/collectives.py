@@ -6,6 +6,7 @@ import math
 import sys
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -76,10 +77,26 @@ def all_gather(row: tuple[int, ...], group: Any) -> list[tuple[int, ...]]:
     size = dist.get_world_size(group)
     if torch.compiler.is_compiling():
         return [row] * size
-    local = torch.tensor(row, dtype=torch.int64, device=compat.group_device(group))
+    local = torch.tensor(row, dtype=torch.int64)
     rows = [torch.empty_like(local) for _ in range(size)]
-    dist.all_gather(rows, local, group=group)
+    dist.all_gather(rows, local, group=_host_group(group))
     return [tuple(each.tolist()) for each in rows]
+
+
+_host_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _host_group(group: Any) -> Any:
+    """The same processes as a group that exchanges host memory: what they agree on must not wait for a device.
+
+    Made once for a group of accelerators alone (NCCL's), by its processes in their first call.
+    """
+    if compat.serves_host(group):
+        return group
+    if group not in _host_groups:
+        ranks = dist.get_process_group_ranks(group)
+        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _host_groups[group]
 
 
 class ProcessSum(Function):

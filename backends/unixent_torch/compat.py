@@ -131,15 +131,12 @@ def fast_function(cls: type[Function]) -> Callable[..., Any]:
     return base.apply  # type: ignore[no-any-return]
 
 
-def group_device(group: Any) -> torch.device:
-    """Where a process group can exchange integers: on the host if it serves that, else on the accelerator in use."""
+def serves_host(group: Any) -> bool:
+    """Whether a process group exchanges tensors that lie in host memory."""
     devices = getattr(group, "_device_types", None)
     if devices is None:
-        served = str(torch.distributed.get_backend(group))
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if "gloo" in served or accelerator is None else accelerator
-    types = [device.type for device in devices]
-    return torch.device(types[0] if types and "cpu" not in types else "cpu")
+        return "gloo" in str(torch.distributed.get_backend(group))
+    return not devices or any(device.type == "cpu" for device in devices)
 
 
 def traced_all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:

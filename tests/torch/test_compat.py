@@ -171,10 +171,12 @@ def group(tmp_path: Any) -> Iterator[Any]:
     dist.destroy_process_group()
 
 
-def test_groups_exchange_integers_on_the_host(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compat.group_device(group) == torch.device("cpu")
+def test_groups_tell_whether_they_exchange_host_memory(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compat.serves_host(group)
+    monkeypatch.setattr(type(group), "_device_types", [torch.device("cuda")])
+    assert not compat.serves_host(group)
     monkeypatch.delattr(type(group), "_device_types")
-    assert compat.group_device(group) == torch.device("cpu")
+    assert compat.serves_host(group)
 
 
 def test_traced_reductions_fall_back_to_those_of_groups(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:

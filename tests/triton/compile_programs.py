@@ -20,10 +20,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from unixent_torch.kernel.triton import configuration, gradient, programs
+from unixent_torch.kernel.triton import configuration, gradient, position_programs, programs
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-FLOATS = ("softcap", "inverse_temperature", "one_minus_smoothing", "smoothing", "z_loss")
+FLOATS = (
+    "softcap", "inverse_temperature", "one_minus_smoothing", "smoothing", "z_loss", "denominator", "scale",
+    "inverse_scale",
+)  # fmt: skip
 COUNTED = {
     "vector_loads": r"ld\.global[.\w:]*\.v[248]", "vector_stores": r"st\.global[.\w:]*\.v[248]",
     "atomics": r"\b(?:atom|red)\.", "approximate_logarithms": r"lg2\.approx", "rough_divisions": r"div\.full",
@@ -59,6 +62,13 @@ def variants(dtype: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str, A
     yield "combine_index", programs.combine_index, index, {**combined, "WEIGHTED": True}, 4, 1
     types = {"tile_pivot_ptr": "*i32", "pivot_ptr": "*i64"}
     yield "combine_mixed", programs.combine_mixed, types, combined, 4, 1
+    for target in ("u8", "i64"):
+        types, flags = {"target_ptr": f"*{target}", "index_ptr": "*i64", "mask_ptr": "*i1"}, {"IGNORES": True}
+        flags |= {"MASKED": True, "WEIGHTED": True, "ROWS": 1024}
+        yield f"position_columns, {target}", position_programs.position_columns, types, flags, 4, 1
+    yield "sums_of_blocks", position_programs.sums_of_blocks, {}, {"ROWS": 4096}, 8, 1
+    flags = {"ON_DEVICE": True, "EMPTY_IS_NAN": False, "ROWS": 1024}
+    yield "mean_of_blocks", position_programs.mean_of_blocks, {}, flags, 4, 1
 
 
 def compiled(program: Any, types: dict[str, str], flags: dict[str, Any], warps: int, stride: int, arch: int) -> Any:

@@ -159,7 +159,7 @@ class LogitsCall(LossCall):
 
     def _composition(self, x: Tensor, target: Tensor) -> Tensor:
         operands = (x, target, *self.operands[2:])
-        if self.mode is Mode.TRACED and takes_operator(x):
+        if self.mode is Mode.TRACED and takes_operator(x, target, self.spec.kernel):
             losses = opaque_row_losses(*operands, None, self.spec.kernel)[0]
         else:
             losses = traced.row_losses(*operands, self.spec.kernel)
@@ -189,7 +189,7 @@ class LogitsCall(LossCall):
             return TransformedLoss.apply(*operands, self.denominator, self.spec), grads
         with torch.no_grad():
             solve: Any = row_losses
-            if self.mode is Mode.TRACED and takes_operator(operands[0]):
+            if self.mode is Mode.TRACED and takes_operator(*operands[:2], kernel):
                 solve = opaque_row_losses
             elif self.mode is Mode.TRACED:
                 return self._composition(*operands[:2]), traced.row_gradients(*operands, scale, kernel, wrt)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unixent.semantics import LARGE_MEAN_SCALE, grad_scale, mean_of, mean_of_large
+from unixent_torch.kernel import triton
 from unixent_torch.kernel.spec import KernelSpec
 
 Denominator: TypeAlias = "Tensor | float | None"
@@ -38,6 +39,8 @@ def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: b
     where values are ``readable``.
     """
     kept, axes = spec.kept_axes, tuple(range(spec.kept_axes, losses.ndim))
+    if not kept and denominator is not None and _by_triton(losses, denominator):
+        return triton.mean(losses, denominator, spec.empty)
     total = losses.sum(axes) if axes else losses
     if denominator is None:
         return total
@@ -51,6 +54,12 @@ def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: b
     on_host = isinstance(denominator, float)
     mean: Tensor = mean_of(torch, total, denominator, spec.empty, on_host).to(total.dtype)
     return mean if scale is None else mean / scale
+
+
+def _by_triton(losses: Tensor, denominator: Tensor | float) -> bool:
+    if torch.is_grad_enabled() and losses.requires_grad:
+        return False
+    return triton.takes_positions(losses.dtype, losses, denominator if isinstance(denominator, Tensor) else None)
 
 
 def grad_scale_of(grad_output: Tensor | float, denominator: Denominator, spec: LossSpec) -> Any:

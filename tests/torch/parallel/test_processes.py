@@ -64,7 +64,7 @@ def test_a_process_without_classes_matches():
     assert report.counts[Verdict.MATCHES] > 100
 
 
-@pytest.mark.parametrize("what", ["transforms", "compiled", "dtensors"])
+@pytest.mark.parametrize("what", ["transforms", "compiled", "dtensors", "accelerators"])
 def test_checks_pass_on_two_processes(what):
     output = run([*TORCHRUN, "--nproc-per-node=2", WORKER, what])
     assert output.count("every check passed") == 2, output

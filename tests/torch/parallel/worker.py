@@ -1,6 +1,6 @@
 """Run by test_processes.py on each of two processes: what threads of one process can't stand for.
 
-torchrun ... tests/torch/parallel/worker.py transforms|compiled|dtensors
+torchrun ... tests/torch/parallel/worker.py transforms|compiled|dtensors|accelerators
 python tests/torch/parallel/worker.py lost RANK STORE exits|hangs
 """
 
@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import unixent
+from unixent_torch import compat
 
 N, C = 6, 10
 GENERATOR = torch.Generator().manual_seed(2)
@@ -206,6 +207,25 @@ def dtensors(config: unixent.ParallelConfig) -> None:
             close((gradients[0] if form == "linear" else gradients).full_tensor(), whole.grad)
 
 
+def accelerators(config: unixent.ParallelConfig) -> None:
+    """A group that takes no host memory: what the processes agree on goes over one of their own beside it."""
+    columns = (slice(0, 4), slice(4, C))[dist.get_rank()]
+    whole = unixent.cross_entropy(LOGITS, INDEX)
+    used: list[object] = []
+    gather = dist.all_gather
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compat, "serves_host", lambda group: False)
+        patch.setattr(dist, "all_gather", lambda *args, group: used.append(group) or gather(*args, group=group))
+        for _ in range(2):
+            close(unixent.cross_entropy(LOGITS[:, columns], INDEX, parallel=config), whole)
+        smoothing = 0.1 * dist.get_rank()
+        with pytest.raises(unixent.OptionError):
+            unixent.cross_entropy(LOGITS[:, columns], INDEX, label_smoothing=smoothing, parallel=config)
+    assert len(set(used)) == 1
+    assert used[0] is not config.model_group
+    assert dist.get_backend(used[0]) == "gloo"
+
+
 def lost(rank: int, store: str, how: str) -> None:
     """The second process is gone after a first loss; the first raises, within the limit of five seconds."""
     limit = timedelta(seconds=5)
@@ -232,7 +252,8 @@ def main() -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     torch.set_num_threads(1)
     config = unixent.ParallelConfig(model_parallel=2, model_group=dist.group.WORLD)
-    {"transforms": transforms, "compiled": compiled, "dtensors": dtensors}[sys.argv[1]](config)
+    checks = (transforms, compiled, dtensors, accelerators)
+    {check.__name__: check for check in checks}[sys.argv[1]](config)
     print(f"every check passed on rank {dist.get_rank()}", flush=True)
     dist.destroy_process_group()
 

@@ -1,7 +1,8 @@
 """The pass over the logits by Triton, for CUDA tensors: two reads and a write.
 
 `launch.row_statistics` reads the logits and gives the losses, and a few numbers a row; `launch.row_gradients` reads
-them again and writes the gradients with the upstream factor folded in. Logits are float16, bfloat16 or float32 and
+them again and writes the gradients with the upstream factor folded in. `positions` has what comes before and after:
+targets, masks and weights in one launch, the mean in two. Logits are float16, bfloat16 or float32 and
 accumulated in float32. Triton comes with torch's CUDA wheels and is imported by the first CUDA tensor.
 """
 
@@ -27,22 +28,38 @@ _TARGETS = (torch.int64, *_LOGITS, torch.float64)
 _is_there = torch.version.hip is None and find_spec("triton") is not None
 
 
-def takes(spec: KernelSpec, x: Tensor, target: Tensor, *others: object) -> bool:
-    """Whether the programs serve a call: plain tensors of one device, in float32, that nothing records."""
+def serves(spec: KernelSpec, x: Tensor, target: Tensor) -> bool:
+    """Whether the programs serve tensors of such devices and dtypes, at the spec's precision."""
     if not (_is_there and x.device.type in DEVICES and x.dtype in _LOGITS):
         return False
-    if spec.acc_dtype is not torch.float32 or target.dtype not in _TARGETS:
+    return spec.acc_dtype is torch.float32 and target.dtype in _TARGETS and x.shape[-1] < 2**30
+
+
+def takes(spec: KernelSpec, x: Tensor, target: Tensor, *others: object) -> bool:
+    """Whether the programs serve a call: plain tensors of one device, in float32, that nothing records."""
+    return serves(spec, x, target) and _are_plain(x, target, *others)
+
+
+def takes_positions(acc_dtype: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether they serve what there is one of per position: those tensors that there are."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    on_device = _is_there and first.device.type in DEVICES
+    return on_device and acc_dtype is torch.float32 and _are_plain(*tensors)
+
+
+def _are_plain(*tensors: object) -> bool:
+    """Whether these, where they are tensors, lie in memory of one device as they are, and nothing records."""
+    if is_traced() or compat.transforms_active():
         return False
-    if is_traced() or compat.transforms_active() or x.shape[-1] >= 2**30:
-        return False
-    for tensor in (x, target, *others):
-        if isinstance(tensor, Tensor) and not (
-            type(tensor) in (Tensor, Parameter)
-            and tensor.device == x.device
-            and tensor.layout is torch.strided
-            and not tensor.is_neg()
-        ):
+    device = None
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            continue
+        if type(tensor) not in (Tensor, Parameter) or tensor.layout is not torch.strided or tensor.is_neg():
             return False
+        if device not in (None, tensor.device):
+            return False
+        device = tensor.device
     return True
 
 
@@ -58,3 +75,17 @@ def row_gradients(*operands: Any) -> tuple[Tensor, ...]:
     from unixent_torch.kernel.triton import launch
 
     return launch.row_gradients(*operands)
+
+
+def positions_of(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`positions.positions_of`, of tensors that `takes_positions` says yes of."""
+    from unixent_torch.kernel.triton import positions
+
+    return positions.positions_of(*operands)
+
+
+def mean(*operands: Any) -> Tensor:
+    """`positions.mean`, of the same."""
+    from unixent_torch.kernel.triton import positions
+
+    return positions.mean(*operands)

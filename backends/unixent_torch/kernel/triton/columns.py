@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from unixent_torch.kernel.spec import KernelSpec
+
 
 class RowColumns(NamedTuple):
     """What the statistics of the rows leave for their gradients.
@@ -17,3 +19,8 @@ class RowColumns(NamedTuple):
 
     columns: Tensor
     pivot: Tensor
+
+
+def num_columns(target: Tensor, spec: KernelSpec) -> int:
+    """How many quantities of a row are kept: 5 where every class has a coefficient, 3 where the target alone has."""
+    return 5 if target.is_floating_point() or spec.label_smoothing > 0 else 3

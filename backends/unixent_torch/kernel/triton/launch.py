@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unixent_torch.kernel.spec import KernelSpec
 from unixent_torch.kernel.triton import configuration
-from unixent_torch.kernel.triton.columns import RowColumns
+from unixent_torch.kernel.triton.columns import RowColumns, num_columns
 from unixent_torch.kernel.triton.gradient import gradient_tiles
 from unixent_torch.kernel.triton.programs import combine_index, combine_mixed, index_tiles, mixed_tiles
 
@@ -54,9 +54,10 @@ def row_statistics(
 ) -> tuple[Tensor, RowColumns]:
     """Losses P, and what `row_gradients` takes: one read of the logits."""
     shape, count, num_classes = x.shape[:-1], x.shape[:-1].numel(), x.shape[-1]
-    mixed = target.is_floating_point() or spec.label_smoothing > 0
+    quantities = num_columns(target, spec)
+    mixed = quantities == 5
     losses = x.new_empty(shape, dtype=torch.float32)
-    columns = x.new_empty((5 if mixed else 3, count), dtype=torch.float32)
+    columns = x.new_empty((quantities, count), dtype=torch.float32)
     index = target if target.is_floating_point() else target.reshape(-1).contiguous()
     pivot = x.new_empty(count, dtype=torch.int64) if mixed else index
     if not count:
@@ -168,7 +169,9 @@ def _scale_column(grad_scale: Tensor | float | None, shape: torch.Size, x: Tenso
     """float32 [N], or 0-d where it is one number; made on the device, since a copy would wait for the host."""
     if isinstance(grad_scale, Tensor):
         column = grad_scale.to(torch.float32)
-        return column.expand(shape).reshape(-1).contiguous() if column.ndim else column
+        if not any(column.stride()):  # one number, expanded or not
+            return column.as_strided((), ())
+        return column.expand(shape).reshape(-1).contiguous()
     return torch.full((), 1.0 if grad_scale is None else grad_scale, dtype=torch.float32, device=x.device)
 
 
