@@ -249,10 +249,6 @@ def _is_sharded(problem: LossProblem, *scores: Tensor) -> bool:
         return problem.sharding is not None
     for array in scores:
         if type(array) is not Tensor and isinstance(array, module.DTensor):
-            if problem.target_kind == "sparse":
-                raise BackendError(
-                    "target: expected local tensors with sparse targets on the torch backend; got a DTensor"
-                )
             return True
     if not torch.compiler.is_compiling():
         for name in ("target", "ids", "weight", "mask", "normalizer"):

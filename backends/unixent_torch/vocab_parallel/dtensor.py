@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +18,17 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from unixent.errors import BackendError
 from unixent.protocol import LinearProblem, LossProblem, Problem
 from unixent_torch.collectives import LocalShard
-
-Placements = tuple[Any, ...]
+from unixent_torch.vocab_parallel.layout import (
+    Placements,
+    PositionLayout,
+    check_same_mesh,
+    from_local,
+    local_part,
+    local_shape_and_offset,
+    padded,
+    replicated,
+    wrap_like,
+)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -30,86 +39,6 @@ def call_eagerly(function: Callable[..., Any], *arguments: Any) -> Any:
     makes for one placement fails for another.
     """
     return function(*arguments)
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLayout:
-    """How the positions of a problem lie on its mesh.
-
-    Attributes:
-        mesh: the mesh.
-        shape: P of the whole.
-        placements: those of a tensor of that shape.
-    """
-
-    mesh: Any
-    shape: torch.Size
-    placements: Placements
-
-    def local(self, name: str, value: Tensor) -> Tensor:
-        """This process's part of a tensor P or P + (K,): of one that is whole on every process, or of a DTensor."""
-        if isinstance(value, DTensor):
-            _check_same_mesh(name, value, self.mesh)
-            if tuple(value.placements) != self.placements:
-                value = value.redistribute(placements=self.placements)  # one number a position
-            return value.to_local()
-        return _local_part(value, self.mesh, self.placements)
-
-    def wrap(self, value: Tensor) -> Tensor:
-        """The loss of this process as a DTensor: replicated where it is one number, else as the positions are."""
-        if value.ndim == 0 and self.shape != ():
-            return DTensor.from_local(value, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
-        shape = torch.Size((*self.shape, *value.shape[len(self.shape) :]))
-        return _global(value, self.mesh, self.placements, shape, torch.empty(shape, device="meta").stride())
-
-    def local_grad_output(self, value: Tensor | None) -> Tensor | None:
-        """This process's part of an upstream gradient: of the shape of the positions, or one number."""
-        if value is None or value.ndim < len(self.shape):
-            return _replicated(value)
-        return self.local("grad_output", value)
-
-
-def _global(value: Tensor, mesh: Any, placements: Placements, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    array: Tensor = DTensor.from_local(value, mesh, placements, run_check=False, shape=shape, stride=stride)
-    return array
-
-
-def wrap_like(value: Tensor, like: DTensor, axis: int | None = None) -> Tensor:
-    """The gradient of this process as a DTensor that lies as ``like`` does, padded along the classes' ``axis``."""
-    value = value if axis is None else _padded(value, axis, like)
-    return _global(value, like.device_mesh, like.placements, like.shape, like.stride())
-
-
-def _check_same_mesh(name: str, value: DTensor, mesh: Any) -> None:
-    if value.device_mesh != mesh:
-        raise BackendError(
-            f"{name}: expected a DTensor on the mesh of the scores, {mesh}; got one on {value.device_mesh}"
-        )
-
-
-def _local_shape_and_offset(shape: torch.Size, mesh: Any, placements: Placements) -> tuple[list[int], list[int]]:
-    """The shape of this process's part, and where it starts, as DTensors are cut: by `torch.chunk`, axis by axis."""
-    sizes, offsets = list(shape), [0] * len(shape)
-    for axis, placement in enumerate(placements):
-        if isinstance(placement, Shard):
-            dim = placement.dim
-            step = math.ceil(sizes[dim] / mesh.size(axis))
-            start = min(sizes[dim], step * mesh.get_local_rank(axis))
-            offsets[dim] += start
-            sizes[dim] = min(step, sizes[dim] - start)
-    return sizes, offsets
-
-
-def _local_part(value: Tensor, mesh: Any, placements: Placements) -> Tensor:
-    sizes, offsets = _local_shape_and_offset(value.shape, mesh, placements)
-    for dim, (size, start) in enumerate(zip(sizes, offsets, strict=True)):
-        value = value.narrow(dim, start, size)
-    return value
-
-
-def _replicated(value: Any) -> Any:
-    """A class weight or a number, whole on every process."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def _checked_placements(name: str, value: DTensor, problem: LossProblem) -> Placements:
@@ -139,7 +68,7 @@ def _local_shard(
 ) -> LocalShard:
     """The part of the classes along ``dim`` of a tensor with these placements."""
     model_axes = _axes(placements, mesh, lambda each: each == dim)
-    sizes, offsets = _local_shape_and_offset(shape, mesh, placements)
+    sizes, offsets = local_shape_and_offset(shape, mesh, placements)
     max_local_classes = shape[dim]
     for axis in model_axes:
         max_local_classes = math.ceil(max_local_classes / mesh.size(axis))
@@ -157,37 +86,37 @@ def _existing(array: Tensor, dim: int, shard: LocalShard) -> Tensor:
     return array.narrow(dim, 0, min(array.shape[dim], shard.num_classes - shard.vocab_start))
 
 
-def _padded(array: Tensor, dim: int, like: DTensor) -> Tensor:
-    """A gradient of the classes that exist here, with zeros for the rest of this process's part of ``like``."""
-    size = _local_shape_and_offset(like.shape, like.device_mesh, like.placements)[0][dim]
-    zeros = array.new_zeros((*array.shape[:dim], size - array.shape[dim], *array.shape[dim + 1 :]))
-    return torch.cat((array, zeros), dim) if zeros.shape[dim] else array
-
-
 def _common_fields(problem: LossProblem, layout: PositionLayout) -> dict[str, Any]:
-    """The fields that all forms share, but for probabilities."""
-    fields: dict[str, Any] = {"weight": _replicated(problem.weight), "normalizer": _replicated(problem.normalizer)}
+    """The fields that all forms share, but for probabilities of all classes."""
+    fields: dict[str, Any] = {"weight": replicated(problem.weight), "normalizer": replicated(problem.normalizer)}
     if problem.mask is not None:
         fields["mask"] = layout.local("mask", problem.mask)
-    if problem.target_kind == "index":
+    if problem.target_kind != "probability":
+        _check_grad_is_whole(problem.target)
         fields["target"] = layout.local("target", problem.target)
+    if problem.ids is not None:
+        fields["ids"] = layout.local("target.ids", problem.ids)
     return fields
+
+
+def _check_grad_is_whole(target: Tensor) -> None:
+    if not isinstance(target, DTensor) and target.requires_grad and torch.is_grad_enabled():
+        raise BackendError(
+            "target: expected a DTensor where its gradient is asked for, since a process has that of its part only"
+        )
 
 
 def _local_probabilities(target: Tensor, mesh: Any, placements: Placements) -> Tensor:
     if isinstance(target, DTensor):
-        _check_same_mesh("target", target, mesh)
+        check_same_mesh("target", target, mesh)
         if tuple(target.placements) != placements:
             raise BackendError(
                 f"target: expected probabilities that lie as the scores do, {placements}; "
                 f"got {tuple(target.placements)} (redistribute them)"
             )
         return target.to_local()
-    if target.requires_grad and torch.is_grad_enabled():
-        raise BackendError(
-            "target: expected a DTensor where its gradient is asked for, since a process has that of its part only"
-        )
-    return _local_part(target, mesh, placements)
+    _check_grad_is_whole(target)
+    return local_part(target, mesh, placements)
 
 
 def localize(problem: Problem) -> tuple[Problem, LocalShard, PositionLayout]:
@@ -230,7 +159,7 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, 
     mesh, features = hidden.device_mesh, hidden.ndim - 1
     of_hidden = _checked_placements("hidden", hidden, problem)
     of_classifier = _checked_placements("classifier", classifier, problem)
-    _check_same_mesh("classifier", classifier, mesh)
+    check_same_mesh("classifier", classifier, mesh)
     for i, (h, c) in enumerate(zip(of_hidden, of_classifier, strict=True)):
         if h == Shard(features) or c == Shard(1) or (isinstance(h, Shard) and isinstance(c, Shard)):
             raise BackendError(
@@ -242,11 +171,10 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, 
     shard = _local_shard(mesh, problem.num_classes, of_classifier, 0, classifier.shape, token_axes)
     fields = _common_fields(problem, layout)
     if problem.target_kind == "probability":
-        both = zip(of_hidden, of_classifier, strict=True)
-        of_target = tuple(Shard(features) if isinstance(c, Shard) else h for h, c in both)
-        fields["target"] = _existing(_local_probabilities(problem.target, mesh, of_target), features, shard)
+        target = _local_probabilities(problem.target, mesh, _scores_placements(layout, of_classifier))
+        fields["target"] = _existing(target, features, shard)
     if bias is not None:
-        _check_same_mesh("bias", bias, mesh)
+        check_same_mesh("bias", bias, mesh)
         if tuple(bias.placements) != of_classifier:
             raise BackendError(
                 f"bias: expected the placements of classifier, {of_classifier}; got {tuple(bias.placements)}"
@@ -263,6 +191,19 @@ def localize_linear(problem: LinearProblem) -> tuple[LinearProblem, LocalShard, 
     return local, shard, layout
 
 
+def _as_dtensor(value: Tensor, mesh: Any, placements: Placements) -> DTensor:
+    """A DTensor itself; one of a tensor that is whole on every process."""
+    if isinstance(value, DTensor):
+        return value
+    return from_local(local_part(value, mesh, placements), mesh, placements, value.shape, value.stride())
+
+
+def _scores_placements(layout: PositionLayout, of_classifier: Placements) -> Placements:
+    """Those of the logits that the positions and a classifier make."""
+    both, classes = zip(layout.placements, of_classifier, strict=True), len(layout.shape)
+    return tuple(Shard(classes) if isinstance(c, Shard) else h for h, c in both)
+
+
 def _gradient_placements(mesh: Any, of_classifier: Placements, positions: Placements) -> Placements:
     """Those of what a process has of the classifier's gradient: a sum over its own positions alone."""
     token_axes = _axes(positions, mesh)
@@ -273,17 +214,24 @@ def _local_with_summed_grad(value: DTensor, gradients: Placements) -> Tensor:
     return value.redistribute(placements=value.placements).to_local(grad_placements=gradients)
 
 
-def wrap_linear(
-    problem: LinearProblem, layout: PositionLayout, wrt: tuple[str, ...], grads: tuple[Tensor, ...]
+def wrap_gradients(
+    problem: Problem | LinearProblem, layout: PositionLayout, wrt: tuple[str, ...], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The gradients of this process as DTensors that lie as what they are taken with respect to."""
     wrapped = []
     for name, grad in zip(wrt, grads, strict=True):
         like = getattr(problem, name)
-        if name in ("classifier", "bias"):
+        if name == "target" and problem.target_kind == "sparse":
+            wrapped.append(layout.wrap_target(grad, like))
+        elif isinstance(problem, Problem):
+            wrapped.append(wrap_like(grad, problem.logits, problem.axis))
+        elif name in ("classifier", "bias"):
             partial = _gradient_placements(layout.mesh, like.placements, layout.placements)
-            array = _global(_padded(grad, 0, like), layout.mesh, partial, like.shape, like.stride())
+            array = from_local(padded(grad, 0, like), layout.mesh, partial, like.shape, like.stride())
             wrapped.append(array.redistribute(placements=like.placements))
+        elif name == "hidden":
+            wrapped.append(wrap_like(grad, like))
         else:
-            wrapped.append(wrap_like(grad, like, None if name == "hidden" else like.ndim - 1))
+            of_scores = _scores_placements(layout, problem.classifier.placements)
+            wrapped.append(wrap_like(grad, _as_dtensor(like, layout.mesh, of_scores), like.ndim - 1))
     return tuple(wrapped)

@@ -133,7 +133,7 @@ def _global_value_and_grad(
     dtensor = _dtensor()
     local, shard, layout = dtensor.localize(problem)
     loss, grads = _logits_call(local, shard).value_and_grad(layout.local_grad_output(grad_output), wrt)
-    return layout.wrap(loss), tuple(dtensor.wrap_like(grad, problem.logits, problem.axis) for grad in grads)
+    return layout.wrap(loss), dtensor.wrap_gradients(problem, layout, wrt, grads)
 
 
 def linear_cross_entropy(problem: LinearProblem) -> Tensor | LossTerms:
@@ -163,7 +163,7 @@ def _global_linear_value_and_grad(
     dtensor = _dtensor()
     local, shard, layout = dtensor.localize_linear(problem)
     loss, grads = _linear_call(local, shard).value_and_grad(layout.local_grad_output(grad_output), wrt)
-    return layout.wrap(loss), dtensor.wrap_linear(problem, layout, wrt, grads)
+    return layout.wrap(loss), dtensor.wrap_gradients(problem, layout, wrt, grads)
 
 
 def position_stats(
@@ -186,9 +186,7 @@ def _global_position_stats(
     upstream = PositionStats(*map(layout.local_grad_output, grad_output))
     stats, grads = _solve_stats(replace(problem, call=local, selected=selected), shard, upstream, wrt)
     stats = PositionStats(*[None if each is None else layout.wrap(each) for each in stats])
-    if isinstance(call, Problem):
-        return stats, tuple(dtensor.wrap_like(grad, call.logits, call.axis) for grad in grads)
-    return stats, dtensor.wrap_linear(call, layout, wrt, grads)
+    return stats, dtensor.wrap_gradients(call, layout, wrt, grads)
 
 
 def _solve_stats(

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.multi_threaded_pg import (
     ProcessLocalGroup,
     _install_threaded_pg,
@@ -47,6 +48,21 @@ class Ranks:
     def columns(self, size: int) -> slice:
         """Its classes."""
         return self._part(size, self.model, self.rank % self.model)
+
+    def local(self, tensor: torch.Tensor, placements: Any) -> torch.Tensor:
+        """This rank's part of a tensor with these placements, as torch.chunk cuts, one mesh axis after the other."""
+        for axis, placement in enumerate(placements):
+            if isinstance(placement, Shard):
+                size = tensor.shape[placement.dim]
+                most = -(-size // self.mesh.size(axis))
+                start = min(size, most * self.mesh.get_local_rank(axis))
+                tensor = tensor.narrow(placement.dim, start, min(most, size - start))
+        return tensor.detach().clone()
+
+    def place(self, tensor: torch.Tensor, placements: Any) -> DTensor:
+        """A DTensor without a collective: redistribute keeps plans of uneven parts that threads must not share."""
+        local, shape, stride = self.local(tensor, placements), tensor.shape, tensor.stride()
+        return DTensor.from_local(local, self.mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
 Work = Callable[[Ranks], Any]

@@ -272,6 +272,21 @@ def test_the_fused_form_has_whole_gradients(on_ranks, by_hidden, by_classes, red
     on_ranks(2, 2, work)
 
 
+def test_the_fused_form_has_the_gradient_of_probabilities_that_every_process_holds(on_ranks):
+    probabilities = PROBABILITIES.movedim(0, 1)
+    loss, expected = unixent.linear_value_and_grad(HIDDEN, CLASSIFIER, probabilities, wrt="target")
+
+    def work(ranks):
+        hidden = place(HIDDEN, ranks.mesh, [Shard(0), Replicate()])
+        classifier = place(CLASSIFIER, ranks.mesh, [Replicate(), Shard(0)])
+        actual, grad = unixent.linear_value_and_grad(hidden, classifier, probabilities, wrt="target")
+        close(actual, loss)
+        assert grad.placements == (Shard(0), Shard(2))
+        close(grad, expected)
+
+    on_ranks(2, 2, work)
+
+
 def test_the_fused_form_refuses_placements_that_do_not_fit(on_ranks):
     def work(ranks):
         mesh = ranks.mesh

@@ -258,21 +258,6 @@ def test_split_losses_of_sparse_targets_are_those_of_the_whole_rows(on_ranks, ta
     on_ranks(2, 2, work)
 
 
-def part(tensor, mesh, placements):
-    for axis, placement in enumerate(placements):
-        if isinstance(placement, Shard):
-            size = tensor.shape[placement.dim]
-            most = -(-size // mesh.size(axis))
-            start = min(size, most * mesh.get_local_rank(axis))
-            tensor = tensor.narrow(placement.dim, start, min(most, size - start))
-    return tensor.detach().clone()
-
-
-def place(tensor, mesh, placements):
-    local, shape, stride = part(tensor, mesh, placements), tensor.shape, tensor.stride()
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=shape, stride=stride)
-
-
 def test_dtensors_have_statistics_that_lie_as_their_positions_do(on_ranks):
     """Classes, positions, both and neither, on both mesh axes."""
     options = {**OPTIONS["padded"], "outputs": PositionStats._fields, "k": 4, "weight": BIAS[:8].abs()}
@@ -281,24 +266,23 @@ def test_dtensors_have_statistics_that_lie_as_their_positions_do(on_ranks):
     backward(expected, slice(None))
 
     def work(ranks):
-        mesh = ranks.mesh
         for placements in itertools.product([Replicate(), Shard(0), Shard(1)], repeat=2):
             of_positions = tuple(Replicate() if each == Shard(1) else each for each in placements)
-            x = place(LOGITS, mesh, placements).requires_grad_()
+            x = ranks.place(LOGITS, placements).requires_grad_()
             stats = unixent.position_stats(x, **of_rows(slice(None)), **options)
             for value, due in zip(stats, expected, strict=True):
                 assert isinstance(value, DTensor)
                 assert value.placements == of_positions
                 assert value.shape == due.shape
-                close(value.detach().to_local(), part(due, mesh, of_positions))
+                close(value.detach().to_local(), ranks.local(due, of_positions))
             terms = [getattr(stats, name) for name in GRADED]
             above = [UPSTREAM if each.ndim == 1 else UPSTREAM[:, None].expand(N, K).contiguous() for each in terms]
-            torch.autograd.backward(terms, [place(each, mesh, of_positions) for each in above])
+            torch.autograd.backward(terms, [ranks.place(each, of_positions) for each in above])
             assert x.grad.placements == placements
-            close(x.grad.to_local(), part(whole.grad, mesh, placements))
+            close(x.grad.to_local(), ranks.local(whole.grad, placements))
             given = PositionStats(**dict(zip(GRADED, above, strict=True)))
             _, grad = unixent.position_stats_and_grad(x.detach(), **of_rows(slice(None)), grad_output=given, **options)
-            close(grad.to_local(), part(whole.grad, mesh, placements))
+            close(grad.to_local(), ranks.local(whole.grad, placements))
 
     on_ranks(2, 2, work)
 
@@ -314,18 +298,17 @@ def test_the_linear_form_of_dtensors_has_whole_gradients(on_ranks, by_hidden, by
     torch.autograd.backward([getattr(expected, name).sum() for name in GRADED])
 
     def work(ranks):
-        mesh = ranks.mesh
         placed = zip((HIDDEN, CLASSIFIER, BIAS), (by_hidden, by_classes, by_classes), strict=True)
-        own = [place(each, mesh, placements).requires_grad_() for each, placements in placed]
+        own = [ranks.place(each, placements).requires_grad_() for each, placements in placed]
         stats = unixent.linear_position_stats(*own[:2], INDEX, bias=own[2], **options)
         terms = [getattr(stats, name) for name in GRADED]
-        ones = [place(torch.ones(each.shape, dtype=each.dtype), mesh, each.placements) for each in terms]
+        ones = [ranks.place(torch.ones(each.shape, dtype=each.dtype), each.placements) for each in terms]
         torch.autograd.backward(terms, ones)
         plain = [each.detach() for each in own]
         _, grads = unixent.linear_position_stats_and_grad(*plain[:2], INDEX, bias=plain[2], **options)
         for leaf, both, due in zip(own, grads, leaves, strict=True):
             assert leaf.grad.placements == leaf.placements == both.placements
-            close(leaf.grad.to_local(), part(due.grad, mesh, leaf.placements))
-            close(both.to_local(), part(due.grad, mesh, leaf.placements))
+            close(leaf.grad.to_local(), ranks.local(due.grad, leaf.placements))
+            close(both.to_local(), ranks.local(due.grad, leaf.placements))
 
     on_ranks(2, 2, work)
