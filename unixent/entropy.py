@@ -57,11 +57,11 @@ def entropy_of(
     arguments, along = describe_arguments(selected, given), cast(SparseBackend, selected).along
     if isinstance(target, TopK):
         ids, values = check_topk(selected, arguments, target, arguments["target.ids"].info.shape[:-1])
-        limits = along.xp.iinfo(ids.array.dtype)
+        index, array = along.astype(ids.array, ids.info.dtype), along.astype(values.array, _acc_dtype(values))
+        limits = along.xp.iinfo(index.dtype)
         fits = limits.min <= options.ignore_index <= limits.max
-        padding = ids.array == options.ignore_index if fits else ids.array != ids.array
-        array = along.astype(values.array, _acc_dtype(values))
-        result = sparse_targets.entropy(along, target.teacher, array, ids.array, padding)
+        padding = index == options.ignore_index if fits else index != index
+        result = sparse_targets.entropy(along, target.teacher, array, index, padding)
     else:
         values = arguments["target"]
         if values.info.dtype not in FLOATS:

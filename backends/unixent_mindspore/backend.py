@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor
 
 from unixent.options import ParallelConfig
-from unixent.protocol import ArrayInfo, Capabilities, LinearProblem, LossTerms, PositionStats, Problem, StatsProblem
+from unixent.protocol import (
+    ArrayInfo,
+    Capabilities,
+    LinearProblem,
+    LossTerms,
+    PositionStats,
+    Problem,
+    SparseBackend,
+    StatsProblem,
+)
 from unixent.registry import get_backend
+from unixent.row_statistics import Along
 from unixent_mindspore import kernel
 from unixent_mindspore.collectives import all_gather, group_size, refuse_automatic_parallel
 from unixent_mindspore.compat import is_recording
 from unixent_mindspore.kernel.spec import FLOATS
-from unixent_mindspore.logits.host import from_host, host_arrays, host_loss, numpy_value_and_grad, to_host
+from unixent_mindspore.logits.host import from_host, host_arrays, host_dtype, host_loss, numpy_value_and_grad, to_host
 from unixent_mindspore.logits.problem import (
     LossSpec,
     dtype_name,
@@ -32,6 +42,7 @@ from unixent_mindspore.positions.problem import named, stats_operands
 def _capabilities(on_host: bool) -> Capabilities:
     return Capabilities(
         dtypes=frozenset(FLOATS),
+        targets=frozenset({"index", "probability"} | ({"sparse"} if on_host else set())),
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
         linear=on_host,
         parallel=True,
@@ -41,6 +52,13 @@ def _capabilities(on_host: bool) -> Capabilities:
 
 
 _CAPABILITIES = {on_host: _capabilities(on_host) for on_host in (False, True)}
+
+
+def _cast_across(array: Any, dtype: str) -> Any:
+    """A tensor as a NumPy array of that dtype, and a NumPy array as a tensor of it."""
+    if isinstance(array, Tensor):
+        return to_host(array).astype(host_dtype(dtype), copy=False)
+    return from_host(np.ascontiguousarray(array).astype(host_dtype(dtype), copy=False), dtype)
 
 
 class MindsporeBackend:
@@ -122,6 +140,11 @@ class MindsporeBackend:
         loss, grads = value_and_grad_cell(spec, on_host, False)(grad_output, *inputs)
         by_name = {name: grads[i] for i, name in zip(spec.wrt, spec.wrt_names, strict=True)}
         return loss, tuple(by_name[name] for name in wrt)
+
+    @property
+    def along(self) -> Along:
+        """NumPy's functions: tensors become arrays where they are first cast, and a last cast makes the result one."""
+        return cast(SparseBackend, get_backend("numpy")).along._replace(astype=_cast_across)
 
     linear_cross_entropy, linear_value_and_grad = cross_entropy, value_and_grad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,10 +19,12 @@ from unixent_mindspore.logits.autograd import (
     ValueAndGrad,
 )
 from unixent_mindspore.logits.callback import (
+    CallbackCurvature,
     CallbackGradient,
     CallbackLoss,
     CallbackLossAndGrad,
     CallbackTerms,
+    EmptyCurvature,
     EmptyGradient,
     EmptyLoss,
 )
@@ -33,6 +36,7 @@ from unixent_mindspore.positions.curvature import StatsCurvature, StatsGradient
 from unixent_mindspore.positions.host import numpy_packed, numpy_packed_and_grads
 from unixent_mindspore.positions.outputs import Statistics, StatisticsAndGrads
 from unixent_mindspore.positions.problem import StatsSpec
+from unixent_mindspore.positions.sparse import numpy_curvature
 from unixent_mindspore.vocab_parallel.autograd import (
     RecomputedGradient,
     ShardedLoss,
@@ -106,10 +110,20 @@ def _numpy_passes(spec: LossSpec) -> tuple[Any, Any]:
     return numpy_loss, numpy_value_and_grad
 
 
-def _composed_derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
-    """The first and the second derivative for the logits, in MindSpore's own primitives."""
+def _derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
+    """The first and the second derivative for the logits, in MindSpore's own primitives but for sparse targets."""
+    gradient, curvature = _loss_derivatives(spec, dtype)
     if isinstance(spec, StatsSpec):
-        return StatsGradient(spec, dtype), StatsCurvature(spec, dtype)
+        return StatsGradient(spec, dtype, gradient), StatsCurvature(spec, dtype, curvature)
+    return gradient, curvature
+
+
+def _loss_derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
+    if spec.teacher is not None and spec.no_positions:
+        return EmptyGradient(), EmptyCurvature()
+    if spec.teacher is not None:
+        wide = replace(spec, acc_dtype=dtype)
+        return CallbackGradient(wide), CallbackCurvature(wide, numpy_curvature)
     return ComposedGradient(spec, dtype), Curvature(spec, dtype)
 
 
@@ -117,7 +131,7 @@ def _differentiable(spec: LossSpec, forward: Any, backward: Any, dtype: str) -> 
     if spec.sharding is not None:
         gradient: Any = RecomputedGradient(backward, None)
     elif spec.linear:
-        gradient = LinearGradient(backward, LinearCurvature(spec, dtype, _composed_derivatives))
+        gradient = LinearGradient(backward, LinearCurvature(spec, dtype, _derivatives))
     else:
-        gradient = Gradient(backward, _composed_derivatives(spec, dtype)[1])
+        gradient = Gradient(backward, _derivatives(spec, dtype)[1])
     return (Terms if spec.return_terms else Loss)(forward, gradient)

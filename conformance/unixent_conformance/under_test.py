@@ -127,12 +127,12 @@ class Subject:
             raise Unsupported(f"{self.implementation.name} takes no sparse targets")
         name, tail = "log_probs" if call.log_probs else "probs", call.tail
 
-        def of_arrays(*arrays: Any, ids: Any, **options: Any) -> Any:
-            from unixent import TopK
+        from unixent import TopK
 
-            *scores, values = arrays
-            named: dict[str, Any] = {name: values, "tail": tail}
-            return function(*scores, TopK(ids, **named), **options)
+        # In the Python that MindSpore compiles.
+        def of_arrays(*arrays: Any, ids: Any, **options: Any) -> Any:
+            named: dict[str, Any] = {name: arrays[-1], "tail": tail}
+            return function(*arrays[:-1], TopK(ids, **named), **options)
 
         return of_arrays
 

@@ -42,12 +42,11 @@ def test_no_two_backends_disagree(feature: str, monkeypatch: pytest.MonkeyPatch)
     agreement = compare(BACKENDS, features=[feature], quick=True)
     assert agreement.ok, "\n".join(f"{d.id}: {d.detail}" for d in agreement.disagreements[:10])
     for pair in agreement.pairs:
-        # Nothing is refused, but batch invariance by JAX, and sparse targets by MindSpore, as declared.
+        # Nothing is refused, but batch invariance by JAX, as declared.
         due = {
             case.id
             for case in CALLS
             if case.feature == feature
             and ("jax" not in pair or (case.within(Tier.SAMPLED) and feature != "batch invariance"))
-            and ("mindspore" not in pair or "target:sparse" not in case.needs)
         }
         assert {difference.id for difference in agreement.of(pair)} >= due, pair

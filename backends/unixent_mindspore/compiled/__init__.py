@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from unixent import dispatch
 from unixent.arguments import CommonArguments, LinearArguments
+from unixent.entropy import entropy_of
 from unixent.options import LossOptions
 from unixent.protocol import PositionStats
 from unixent.statistics import StatsRequest
+from unixent.topk import TopK
 from unixent_mindspore.compat import compile_in_place_of
 from unixent_mindspore.compiled import functions, positions
 
@@ -23,6 +25,8 @@ def register() -> None:
         compile_in_place_of(getattr(dispatch, name), getattr(positions, name))
     compile_in_place_of(StatsRequest, positions.plain_request)
     compile_in_place_of(PositionStats, positions.position_stats_fields)
+    compile_in_place_of(entropy_of, functions.entropy_of)
+    compile_in_place_of(TopK, functions.topk)
     compile_in_place_of(CommonArguments, functions.common_arguments)
     compile_in_place_of(LinearArguments, functions.linear_arguments)
     compile_in_place_of(LossOptions, functions.options)

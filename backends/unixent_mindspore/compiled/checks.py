@@ -1,32 +1,30 @@
 """The checks of an eager call, made while compiling.
 
-A function marked `compile_time` runs as ordinary Python, on constants, of which shapes and dtypes are some.
+Shapes and dtypes are constants of the graph.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, nn
-from mindspore.ops.primitive import constexpr
+from mindspore import nn
 
-from unixent import arguments, validation
+from unixent import validation
 from unixent.arguments import CommonArguments, LinearArguments
 from unixent.classes import class_axes
-from unixent.errors import BackendError, OptionError, ShapeError
+from unixent.errors import BackendError, ShapeError
 from unixent.options import LossOptions
 from unixent.protocol import ArrayInfo, LossProblem
 from unixent.scores import Scores
+from unixent.topk import TopK
 from unixent_mindspore import kernel
 from unixent_mindspore.backend import MindsporeBackend
 from unixent_mindspore.collectives import group_size
+from unixent_mindspore.compiled.constants import beyond_float32, compile_time
 from unixent_mindspore.logits.problem import (
     INPUTS,
     LossSpec,
@@ -150,65 +148,25 @@ class Compiler(MindsporeBackend):
         return (row[1], row[2] if len(row) == 4 else 0, row[-1])
 
 
-def compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that the compiler calls with constants."""
-
-    @wraps(function)
-    def run(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except Exception:
-            # MindSpore dumps a graph that failed to compile, by default into the working directory.
-            os.environ.setdefault("MS_OM_PATH", tempfile.mkdtemp(prefix="unixent-"))
-            raise
-
-    return constexpr(run, check=False)  # type: ignore[no-any-return]
-
-
-@compile_time
-def constant(value: Any, name: str) -> Tensor:
-    """A Python number, list or NumPy array as a tensor, by the rules of an eager call."""
-    if isinstance(value, arguments.PYTHON_TYPES):
-        value = arguments.from_python(name, value)
-    return MindsporeBackend().asarray(np.asarray(value), None)
-
-
-@compile_time
-def loss_options(keywords: dict[str, Any]) -> LossOptions:
-    for name, value in keywords.items():
-        if isinstance(value, Tensor):  # one of the graph, in whose place stands one of zeros
-            raise OptionError(f"{name}: expected a constant of Python; got a tensor of {value.dtype}")
-        if isinstance(value, float) and (
-            value == math.inf or (value == 0 and name in ("scale", "softcap", "temperature"))
-        ):
-            raise _beyond_float32(name, value, "a module made outside of the function keeps its options as they are")
-    return LossOptions(**keywords)
-
-
-def _beyond_float32(name: str, value: float, instead: str) -> OptionError:
-    return OptionError(
-        f"{name}: expected a number that float32 holds, since MindSpore compiles a Python float as one; got {value} "
-        f"({instead})"
-    )
-
-
 @compile_time
 def checked_loss(
     infos: tuple[Any, ...],
     number: float | None,
+    teacher: Any,
     common: tuple[Any, ...],
     options: LossOptions,
     chunk: Any,
     linear: bool,
 ) -> Any:
     """Check a call and return the cell that computes its loss; ``infos`` has shape and dtype of each of `INPUTS`."""
-    return from_tuple(*_checked(infos, number, common, options, chunk, linear), False)
+    return from_tuple(*_checked(infos, number, teacher, common, options, chunk, linear), False)
 
 
 @compile_time
 def checked_value_and_grad(
     infos: tuple[Any, ...],
     number: float | None,
+    teacher: Any,
     common: tuple[Any, ...],
     options: LossOptions,
     chunk: Any,
@@ -219,12 +177,13 @@ def checked_value_and_grad(
     """Check a call and return the cell that computes its loss and gradients; ``names`` are the scores' arguments."""
     upstream = None if grad_output is None else TracedTensor(*grad_output)
     grads = validation.GradRequest(wrt, (*names, "target"), upstream)
-    return from_tuple(*_checked(infos, number, common, options, chunk, names[0] == "hidden", grads), True)
+    return from_tuple(*_checked(infos, number, teacher, common, options, chunk, names[0] == "hidden", grads), True)
 
 
 def _checked(
     infos: tuple[Any, ...],
     number: float | None,
+    teacher: Any,
     common: tuple[Any, ...],
     options: LossOptions,
     chunk: Any,
@@ -234,9 +193,9 @@ def _checked(
     """What is static of a call, its padding as `from_tuple` takes it, and whether its arrays lie in host memory."""
     traced = traced_tensors(infos, common[2], ("hidden" if linear else "logits", *INPUTS[1:]))
     if number == math.inf:
-        raise _beyond_float32("normalizer", number, "a float64 tensor may be any number")
+        raise beyond_float32("normalizer", number, "a float64 tensor may be any number")
     normalizer = number if traced[6] is None else traced[6]
-    given = CommonArguments(traced[3], traced[4], traced[5], normalizer, *common[:2])
+    given = CommonArguments(traced_target(traced, teacher), traced[4], traced[5], normalizer, *common[:2])
     compiler = Compiler()
     problem, scores, *_ = checked_call(compiler, traced, given, options, chunk, linear, grads)
     dtypes = [None if item is None else dtype_name(item.dtype) for item in traced]
@@ -245,6 +204,14 @@ def _checked(
     problem, num_classes = existing_share(compiler, problem)
     spec = LossSpec.of(problem, tuple(dtypes), 0 in scores.positions, compiler.call_signature())
     return spec, padding_of(problem, num_classes, scores), kernel.on_host()
+
+
+def traced_target(traced: list[TracedTensor | None], teacher: Any) -> Any:
+    """The target among the inputs, as it was given."""
+    if teacher is None:
+        return traced[3]
+    tail, is_log = teacher
+    return TopK(traced[7], **{"log_probs" if is_log else "probs": traced[3]}, tail=tail)
 
 
 def traced_tensors(infos: tuple[Any, ...], backend: Any, names: tuple[str, ...]) -> list[TracedTensor | None]:

@@ -10,13 +10,8 @@ from typing import Any
 from mindspore import Tensor
 
 from unixent.options import LossOptions
-from unixent_mindspore.compiled.checks import (
-    checked_loss,
-    checked_value_and_grad,
-    constant,
-    grad_index,
-    loss_options,
-)
+from unixent_mindspore.compiled.checks import checked_loss, checked_value_and_grad, grad_index
+from unixent_mindspore.compiled.constants import constant, constant_target, loss_options, refused_entropy, teacher_of
 from unixent_mindspore.kernel import ABSENT
 
 
@@ -37,8 +32,34 @@ def infos_of(tensors: tuple[Any, ...]) -> Any:
     return infos
 
 
+def topk(ids: Any, *, probs: Any = None, log_probs: Any = None, tail: Any = "drop") -> Any:
+    """A `unixent.TopK`, as a tuple that starts with its name."""
+    teacher = teacher_of(tail, probs is not None, log_probs is not None)
+    if log_probs is None:
+        return "TopK", tensor(ids, "target.ids"), tensor(probs, "target.probs"), teacher
+    return "TopK", tensor(ids, "target.ids"), tensor(log_probs, "target.log_probs"), teacher
+
+
+def entropy_of(target: Any, **keywords: Any) -> Any:
+    return refused_entropy()
+
+
+def is_topk(target: Any) -> bool:
+    return isinstance(target, tuple) and len(target) == 4 and isinstance(target[0], str)
+
+
+def target_parts(target: Any) -> Any:
+    """What stands for a target among the `INPUTS`, its ids, and what is static of a sparse one."""
+    if target is None or isinstance(target, Tensor):
+        return target, None, None
+    parts = target if is_topk(target) else constant_target(target)
+    return parts[2], parts[1], parts[3]
+
+
 def with_tensors(scores: tuple[Any, ...], common: tuple[Any, ...]) -> Any:
-    """The arrays of a call in the order of `INPUTS`, but for a normalizer that is a number; and that number."""
+    """The arrays of a call in the order of `INPUTS`, but for a normalizer that is a number; that number, and what is
+    static of a sparse target."""
+    target, ids, teacher = target_parts(common[0])
     number = None
     if common[3] is not None and not isinstance(common[3], Tensor):
         number = common[3]
@@ -46,12 +67,14 @@ def with_tensors(scores: tuple[Any, ...], common: tuple[Any, ...]) -> Any:
         scores[0],
         scores[1],
         scores[2],
-        tensor(common[0], "target"),
+        target,
         tensor(common[1], "weight"),
         tensor(common[2], "mask"),
         common[3] if number is None else None,
+        ids,
+        None,
     )
-    return tensors, number
+    return tensors, number, teacher
 
 
 def cell_inputs(tensors: tuple[Any, ...], number: Any) -> Any:
@@ -60,13 +83,13 @@ def cell_inputs(tensors: tuple[Any, ...], number: Any) -> Any:
     for item in tensors:
         inputs = inputs + (ABSENT if item is None else item,)
     if number is not None:
-        inputs = inputs[:6] + (constant(number, "normalizer"),)
+        inputs = inputs[:6] + (constant(number, "normalizer"),) + inputs[7:]
     return inputs
 
 
 def loss(scores: tuple[Any, ...], common: tuple[Any, ...], options: LossOptions, chunk: Any, linear: bool) -> Any:
-    tensors, number = with_tensors(scores, common)
-    cell = checked_loss(infos_of(tensors), number, common[4:], options, chunk, linear)
+    tensors, number, teacher = with_tensors(scores, common)
+    cell = checked_loss(infos_of(tensors), number, teacher, common[4:], options, chunk, linear)
     return cell(cell_inputs(tensors, number))
 
 
@@ -79,10 +102,10 @@ def value_and_grads(
     wrt: Any,
     grad_output: Any,
 ) -> Any:
-    tensors, number = with_tensors(scores, common)
+    tensors, number, teacher = with_tensors(scores, common)
     upstream = tensor(grad_output, "grad_output")
     infos, upstream_info = infos_of(tensors), info_of(upstream)
-    cell = checked_value_and_grad(infos, number, common[4:], options, chunk, names, wrt, upstream_info)
+    cell = checked_value_and_grad(infos, number, teacher, common[4:], options, chunk, names, wrt, upstream_info)
     value, grads = cell((upstream,) + cell_inputs(tensors, number))
     if isinstance(wrt, str):
         return value, grads[grad_index(wrt, names)]

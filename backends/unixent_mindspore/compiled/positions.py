@@ -18,13 +18,14 @@ from unixent_mindspore.compiled.checks import (
     Compiler,
     TracedTensor,
     checked_call,
-    compile_time,
     from_tuple,
     grad_index,
     padding_of,
+    traced_target,
     traced_tensors,
 )
-from unixent_mindspore.compiled.functions import cell_inputs, infos_of, tensor
+from unixent_mindspore.compiled.constants import compile_time
+from unixent_mindspore.compiled.functions import cell_inputs, infos_of, target_parts, tensor
 from unixent_mindspore.logits.problem import INPUTS, LossSpec, dtype_name
 from unixent_mindspore.positions.problem import StatsSpec
 
@@ -33,6 +34,7 @@ from unixent_mindspore.positions.problem import StatsSpec
 def checked_stats(
     infos: tuple[Any, ...],
     has_target: bool,
+    teacher: Any,
     request: tuple[Any, Any],
     common: tuple[Any, ...],
     options: LossOptions,
@@ -42,13 +44,13 @@ def checked_stats(
     upstream: Any,
 ) -> Any:
     """Check a call, and return the cell that computes its outputs, with their gradients where ``wrt`` names some."""
-    traced = traced_tensors(infos, common[2], (names[0], *INPUTS[1:6], "selected"))
+    traced = traced_tensors(infos, common[2], (names[0], *INPUTS[1:]))
     compiler, linear = Compiler(), names[0] == "hidden"
     if not compiler.capabilities.position_stats:
         raise BackendError("position_stats: the mindspore backend provides statistics of positions on CPU only")
-    asked = StatsRequest(request[0], traced[6], request[1])
+    asked = StatsRequest(request[0], traced[8], request[1])
     outputs = asked.check(has_target)
-    given = CommonArguments(traced[3], traced[4], traced[5], None, common[0])
+    given = CommonArguments(traced_target(traced, teacher), traced[4], traced[5], None, common[0])
     grad_output = None if upstream is None else PositionStats(*[g if g is None else TracedTensor(*g) for g in upstream])
     grads = None if wrt is None else (grad_output, wrt)
     further = stats_request(compiler, asked, outputs, options, grads, names)
@@ -93,7 +95,7 @@ def statistics(
 ) -> Any:
     outputs, selected, k = request
     has_target = common[0] is not None
-    target = tensor(common[0], "target")
+    target, ids, teacher = target_parts(common[0])
     if not has_target:
         classifier_shape = None if names[0] == "logits" else scores[1].shape
         target = no_target((scores[0].shape, classifier_shape), options, common[4] is not None)
@@ -101,11 +103,13 @@ def statistics(
         target,
         tensor(common[1], "weight"),
         tensor(common[2], "mask"),
+        None,
+        ids,
         tensor(selected, "selected"),
     )
     infos = infos_of(tensors)
     if grads is None:
-        cell = checked_stats(infos, has_target, (outputs, k), common[4:], options, chunk, names, None, None)
+        cell = checked_stats(infos, has_target, teacher, (outputs, k), common[4:], options, chunk, names, None, None)
         return by_field(cell(cell_inputs(tensors, None)), outputs), ()
     grad_output, wrt = grads
     wanted = names if wrt is None else wrt
@@ -115,7 +119,9 @@ def statistics(
         for item in grad_output:
             upstream = upstream + (tensor(item, "grad_output"),)
         upstream_infos = infos_of(upstream)
-    cell = checked_stats(infos, has_target, (outputs, k), common[4:], options, chunk, names, wanted, upstream_infos)
+    cell = checked_stats(
+        infos, has_target, teacher, (outputs, k), common[4:], options, chunk, names, wanted, upstream_infos
+    )
     values, gradients = cell((upstream,) + cell_inputs(tensors, None))
     stats = by_field(values, outputs)
     if isinstance(wanted, str):

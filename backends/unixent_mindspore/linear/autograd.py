@@ -40,7 +40,7 @@ class LinearCurvature(Reduction):
         return self.reshape(self.cast(value, self.dtype), (-1, value.shape[-1]))
 
     def construct(self, dout: Any, *inputs: Tensor) -> tuple[Any, ...]:
-        hidden, classifier, bias, target, weight, mask, normalizer, grad_output = inputs
+        hidden, classifier, bias, target, weight, mask, normalizer, ids, selected, grad_output = inputs
         h, w, a, w_tangent = self.flat(hidden), self.flat(classifier), self.flat(dout[0]), self.flat(dout[1])
         shape = (*hidden.shape[:-1], self.num_classes)
         logits = self.matmul_bt(h, w)
@@ -55,7 +55,7 @@ class LinearCurvature(Reduction):
         if self.has_bias:
             logits_tangent = logits_tangent + self.cast(dout[2], self.dtype)
         logits_tangent = self.reshape(logits_tangent, shape)
-        rest = (self.absent, self.absent, target, weight, mask, normalizer, grad_output)
+        rest = (self.absent, self.absent, target, weight, mask, normalizer, ids, selected, grad_output)
         grad = self.flat(self.gradient(logits, *rest)[0])
         hvp, target_hvp, change = self.curvature(logits_tangent, dout[3], logits, *rest)
         hvp = self.flat(hvp)

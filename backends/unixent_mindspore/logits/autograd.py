@@ -19,13 +19,28 @@ from mindspore.ops import operations as P
 from unixent_mindspore.kernel import ABSENT
 
 
-class ForwardPass(nn.Cell):
+class _Pass(nn.Cell):
+    def __init__(self) -> None:
+        super().__init__()
+        self.zeros = P.ZerosLike()
+
+    def of_constants(self, inputs: tuple[Tensor, ...]) -> Any:
+        """The derivatives for all inputs but the first four."""
+        return (
+            self.zeros(inputs[4]),
+            self.zeros(inputs[5]),
+            self.zeros(inputs[6]),
+            self.zeros(inputs[7]),
+            self.zeros(inputs[8]),
+        )
+
+
+class ForwardPass(_Pass):
     """A function of the `INPUTS`; ``forward`` computes it, ``gradient`` is its backward pass."""
 
     def __init__(self, forward: Any, gradient: Any) -> None:
         super().__init__()
-        self.forward, self.gradient = forward, gradient
-        self.zeros, self.absent = P.ZerosLike(), ABSENT
+        self.forward, self.gradient, self.absent = forward, gradient, ABSENT
 
     def construct(self, *inputs: Tensor) -> Any:
         return self.forward(*inputs)
@@ -42,24 +57,24 @@ class ForwardPass(nn.Cell):
         weight: Tensor,
         mask: Tensor,
         normalizer: Tensor,
+        ids: Tensor,
+        selected: Tensor,
         out: Any,
         dout: Any,
     ) -> Any:
-        inputs = (logits, classifier, bias, target, weight, mask, normalizer)
-        constants = (self.zeros(weight), self.zeros(mask), self.zeros(normalizer))
-        return self.backward(inputs, out, dout) + constants
+        inputs = (logits, classifier, bias, target, weight, mask, normalizer, ids, selected)
+        return self.backward(inputs, out, dout) + self.of_constants(inputs)
 
 
-class BackwardPass(nn.Cell):
+class BackwardPass(_Pass):
     """A function of the `INPUTS`, the upstream gradient and what the forward pass saved, itself differentiable."""
 
     def __init__(self, forward: Any, curvature: Any) -> None:
         super().__init__()
         self.forward, self.curvature = forward, curvature
-        self.zeros = P.ZerosLike()
 
     def construct(self, *inputs: Tensor) -> Any:
-        return self.forward(*inputs[:8])
+        return self.forward(*inputs[:10])
 
     def backward(self, inputs: tuple[Tensor, ...], grad_output: Tensor, dout: Any) -> Any:
         """The derivatives for the first four inputs and for the upstream gradient."""
@@ -74,16 +89,17 @@ class BackwardPass(nn.Cell):
         weight: Tensor,
         mask: Tensor,
         normalizer: Tensor,
+        ids: Tensor,
+        selected: Tensor,
         grad_output: Tensor,
         saved: Tensor,
         out: Any,
         dout: Any,
     ) -> Any:
-        inputs = (logits, classifier, bias, target, weight, mask, normalizer)
+        inputs = (logits, classifier, bias, target, weight, mask, normalizer, ids, selected)
         derivatives = self.backward(inputs, grad_output, dout)
-        constants = (self.zeros(weight), self.zeros(mask), self.zeros(normalizer))
         # What was saved is a function of the logits, whose derivative is in theirs.
-        return derivatives[:4] + constants + (derivatives[4], self.zeros(saved))
+        return derivatives[:4] + self.of_constants(inputs) + (derivatives[4], self.zeros(saved))
 
 
 class Gradient(BackwardPass):
@@ -102,7 +118,7 @@ class ScaledGradient(BackwardPass):
         self.cast = P.Cast()
 
     def construct(self, *inputs: Tensor) -> Any:
-        return inputs[8] * self.cast(inputs[7], inputs[8].dtype)
+        return inputs[10] * self.cast(inputs[9], inputs[10].dtype)
 
     def backward(self, inputs: tuple[Tensor, ...], grad_output: Tensor, dout: Any) -> Any:
         logits_hvp, target_hvp, change = self.curvature(dout, dout, *inputs, grad_output)

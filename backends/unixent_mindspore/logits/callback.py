@@ -16,6 +16,7 @@ from mindspore.ops import operations as P
 
 from unixent_mindspore.collectives import Array
 from unixent_mindspore.kernel import DTYPES
+from unixent_mindspore.logits.curvature import TWO_DERIVATIVES, TwiceDifferentiated
 from unixent_mindspore.logits.host import host_dtype, numpy_loss, numpy_value_and_grad
 from unixent_mindspore.logits.problem import LossSpec
 
@@ -48,6 +49,8 @@ class _Callback(nn.Cell):
             self.cast(inputs[4], self.host_dtypes[4]),
             self.cast(inputs[5], self.host_dtypes[5]),
             self.cast(inputs[6], self.host_dtypes[6]),
+            self.cast(inputs[7], self.host_dtypes[7]),
+            self.cast(inputs[8], self.host_dtypes[8]),
         )
 
     def present(self, inputs: tuple[Array, ...]) -> list[Array | None]:
@@ -100,7 +103,7 @@ class CallbackGradient(_Callback):
         self.dtypes = tuple(DTYPES[name or "float32"] for name in spec.dtypes[:4])
 
         def run(*inputs: Array) -> Any:
-            grad_output = np.asarray(inputs[7]) if spec.per_position else np.reshape(inputs[7], ())
+            grad_output = np.asarray(inputs[9]) if spec.per_position else np.reshape(inputs[9], ())
             grads = iter(compute(spec, self.present(inputs), grad_output, spec.wrt_names)[1])
             first = enumerate(inputs[:4])
             return tuple(next(grads) if i in spec.wrt else np.zeros_like(np.atleast_1d(item)) for i, item in first)
@@ -111,13 +114,64 @@ class CallbackGradient(_Callback):
         self.call = self.operator(run, shape, self.host_dtypes[:4])
 
     def construct(self, *inputs: Tensor) -> Any:
-        grads = self.call(*self.on_host(inputs), self.cast(inputs[7], self.host_dtypes[7]))
+        grads = self.call(*self.on_host(inputs), self.cast(inputs[9], self.host_dtypes[9]))
         return (
             self.cast(grads[0], self.dtypes[0]),
             self.cast(grads[1], self.dtypes[1]),
             self.cast(grads[2], self.dtypes[2]),
             self.cast(self.reshape(grads[3], inputs[3].shape), self.dtypes[3]),
         )
+
+
+class CallbackCurvature(_Callback):
+    """The derivative of ``<a, d loss/d logits> + <b, d loss/d target>`` for logits, target and upstream gradient.
+
+    The inputs are a, b, the `INPUTS` and the upstream gradient; ``compute`` takes the first two last.
+    """
+
+    def __init__(self, spec: LossSpec, compute: Callable[..., Any]) -> None:
+        super().__init__(spec)
+        wide = DTYPES["float64"]
+        self.logits_dtype, self.target_dtype = DTYPES[str(spec.dtypes[0])], DTYPES[str(spec.dtypes[3])]
+        self.host_dtypes, self.wide, self.last = (*self.host_dtypes, wide, wide, wide), wide, TwiceDifferentiated()
+
+        def run(*inputs: Array) -> Any:
+            grad_output = np.asarray(inputs[9]) if spec.per_position else np.reshape(inputs[9], ())
+            return tuple(map(np.ascontiguousarray, compute(spec, self.present(inputs[:9]), grad_output, *inputs[10:])))
+
+        def shape(*shapes: Any) -> Any:
+            return tuple(shapes[0]), tuple(shapes[3]), tuple(shapes[9]) or (1,)
+
+        self.call = self.operator(run, shape, (wide, wide, wide))
+
+    def construct(self, a: Tensor, b: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moved = (self.cast(inputs[9], self.wide), self.cast(a, self.wide), self.cast(b, self.wide))
+        hvps = self.call(*self.on_host(inputs), *moved)
+        return (
+            self.cast(hvps[0], self.logits_dtype),
+            self.cast(hvps[1], self.target_dtype),
+            self.cast(self.reshape(hvps[2], inputs[9].shape), inputs[9].dtype),
+        )
+
+    def bprop(
+        self,
+        a: Tensor,
+        b: Tensor,
+        logits: Tensor,
+        classifier: Tensor,
+        bias: Tensor,
+        target: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        normalizer: Tensor,
+        ids: Tensor,
+        selected: Tensor,
+        grad_output: Tensor,
+        out: Any,
+        dout: Any,
+    ) -> Any:
+        # MindSpore does not record what a callback returns: a bprop of what is made of it would not be called.
+        raise NotImplementedError(TWO_DERIVATIVES)
 
 
 class CallbackLossAndGrad(_Callback):
@@ -179,3 +233,18 @@ class EmptyGradient(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> Any:
         return self.zeros(inputs[0]), self.zeros(inputs[1]), self.zeros(inputs[2]), self.zeros(inputs[3])
+
+
+class EmptyCurvature(nn.Cell):
+    """The derivative of the gradients without a position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.zeros = TwiceDifferentiated(), P.ZerosLike()
+
+    def construct(self, a: Tensor, b: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            self.last(self.zeros(inputs[0])),
+            self.last(self.zeros(inputs[3])),
+            self.last(self.zeros(inputs[9])),
+        )

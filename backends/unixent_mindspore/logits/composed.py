@@ -19,7 +19,7 @@ class ComposedLoss(Reduction):
         self.row_losses, self.absent = row_losses(spec.kernel(dtype)), ABSENT
 
     def construct(self, *inputs: Tensor) -> Any:
-        logits, _, _, target, weight, mask, normalizer = inputs
+        logits, _, _, target, weight, mask, normalizer, _, _ = inputs
         target, position_weight, denominators = self.positions(logits, target, weight, mask)
         losses, _ = self.row_losses(logits, target, weight, position_weight, self.absent)
         return self.reduced(losses, denominators, normalizer)
@@ -33,7 +33,7 @@ class ComposedGradient(Reduction):
         self.row_losses = row_losses(spec.kernel(dtype), spec.wrt_names)
 
     def construct(self, *inputs: Tensor) -> Any:
-        logits, classifier, bias, target, weight, mask, normalizer, grad_output = inputs
+        logits, classifier, bias, target, weight, mask, normalizer, _, _, grad_output = inputs
         kernel_target, position_weight, denominators = self.positions(logits, target, weight, mask)
         grad_scale = self.grad_scale(position_weight, denominators, normalizer, grad_output)
         _, grads = self.row_losses(logits, kernel_target, weight, position_weight, grad_scale)

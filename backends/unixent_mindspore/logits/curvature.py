@@ -10,6 +10,8 @@ from unixent_mindspore.kernel import DTYPES, RowCurvature
 from unixent_mindspore.logits.problem import LossSpec
 from unixent_mindspore.logits.reduction import Reduction
 
+TWO_DERIVATIVES = "unixent: expected at most two derivatives of a loss on the mindspore backend; got a third"
+
 
 class TwiceDifferentiated(nn.Cell):
     """A second derivative, as it is. Nested ``mindspore.grad`` is silently wrong in eager mode: a third is refused."""
@@ -18,9 +20,7 @@ class TwiceDifferentiated(nn.Cell):
         return value
 
     def bprop(self, value: Tensor, out: Tensor, dout: Tensor) -> Any:
-        raise NotImplementedError(
-            "unixent: expected at most two derivatives of a loss on the mindspore backend; got a third"
-        )
+        raise NotImplementedError(TWO_DERIVATIVES)
 
 
 class Curvature(Reduction):
@@ -35,7 +35,7 @@ class Curvature(Reduction):
         self.logits_dtype, self.target_dtype = DTYPES[str(spec.dtypes[0])], DTYPES[str(spec.dtypes[3])]
 
     def construct(self, a: Tensor, b: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, _, _, target, weight, mask, normalizer, grad_output = inputs
+        logits, _, _, target, weight, mask, normalizer, _, _, grad_output = inputs
         target, position_weight, denominators = self.positions(logits, target, weight, mask)
         grad_scale = self.grad_scale(position_weight, denominators, normalizer, grad_output)
         unit_scale = self.grad_scale(position_weight, denominators, normalizer, self.ones(grad_output))

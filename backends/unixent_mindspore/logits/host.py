@@ -49,7 +49,7 @@ def _on_host(sharding: Sharding) -> Sharding:
 
 
 def host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | LinearProblem:
-    logits, classifier, bias, target, weight, mask, normalizer = arrays
+    logits, classifier, bias, target, weight, mask, normalizer, ids, _ = arrays
     assert logits is not None
     positions = logits.shape[: spec.axis] + logits.shape[spec.axis + 1 :]
     shared: dict[str, Any] = {
@@ -60,6 +60,8 @@ def host_problem(spec: LossSpec, arrays: list[Array | None]) -> Problem | Linear
         "options": spec.options,
         "num_classes": spec.num_classes,
         "target_kind": spec.target_kind,
+        "ids": ids,
+        "teacher": spec.teacher,
         "acc_dtype": spec.acc_dtype,
         "transform": spec.options.transform(spec.acc_dtype),
         "result_dtype": host_dtype(spec.result_dtype),
@@ -106,7 +108,7 @@ def host_gradient(spec: LossSpec, compute: Callable[..., Any] = numpy_value_and_
     """The backward pass on eager tensors: `INPUTS` and the upstream gradient -> the gradients of the first four."""
 
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        grads = compute(spec, host_arrays(spec, inputs), to_host(inputs[7]), spec.wrt_names)[1]
+        grads = compute(spec, host_arrays(spec, inputs), to_host(inputs[9]), spec.wrt_names)[1]
         by_input = dict(zip(spec.wrt, grads, strict=True))
         return tuple(
             from_host(by_input[i], str(spec.dtypes[i]))

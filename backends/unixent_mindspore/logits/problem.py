@@ -11,12 +11,13 @@ from mindspore.ops import operations
 
 from unixent.classes import P, take_share
 from unixent.options import LossOptions
-from unixent.protocol import Backend, LinearProblem, Problem, Sharding
+from unixent.protocol import Backend, LinearProblem, Problem, Sharding, Teacher
 from unixent_mindspore.kernel import ABSENT, DTYPES, KernelSpec
 
 # What every cell takes, in this order, `ABSENT` for what there is not. The fused linear form has its hidden states
-# where the logits are here.
-INPUTS = ("logits", "classifier", "bias", "target", "weight", "mask", "normalizer")
+# where the logits are here, a sparse target its probabilities (or their logarithms) where the target is; selected is
+# of statistics of positions.
+INPUTS = ("logits", "classifier", "bias", "target", "weight", "mask", "normalizer", "target.ids", "selected")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -65,6 +66,7 @@ class LossSpec:
     axis: int
     num_classes: int
     target_kind: str
+    teacher: Teacher | None
     acc_dtype: str
     result_dtype: str
     return_terms: bool
@@ -90,6 +92,7 @@ class LossSpec:
             problem.axis if isinstance(problem, Problem) else len(problem.hidden.shape) - 1,
             problem.num_classes,
             problem.target_kind,
+            problem.teacher,
             problem.acc_dtype,
             problem.result_dtype,
             problem.return_terms,
@@ -147,7 +150,7 @@ def operands(problem: Problem | LinearProblem, on_host: bool) -> tuple[tuple[Ten
     normalizer = problem.normalizer
     if isinstance(normalizer, float):
         normalizer = Tensor(normalizer, DTYPES["float64"])
-    shared = (problem.target, problem.weight, problem.mask, normalizer)
+    shared = (problem.target, problem.weight, problem.mask, normalizer, problem.ids, None)
     if isinstance(problem, Problem):
         inputs = (problem.logits, None, None, *shared)
         positions = problem.logits.shape[: problem.axis] + problem.logits.shape[problem.axis + 1 :]
@@ -156,5 +159,6 @@ def operands(problem: Problem | LinearProblem, on_host: bool) -> tuple[tuple[Ten
         positions = problem.hidden.shape[:-1]
     dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in inputs)
     # NumPy takes a batch without a position as it is; collectives and callbacks do not.
-    spec = LossSpec.of(problem, dtypes, no_positions=not on_host and 0 in positions)
+    calls_back = not on_host or problem.teacher is not None
+    spec = LossSpec.of(problem, dtypes, no_positions=calls_back and 0 in positions)
     return tuple(ABSENT if item is None else item for item in inputs), spec

@@ -17,14 +17,13 @@ from mindspore.ops import operations as P
 
 from unixent_mindspore.kernel import DTYPES
 from unixent_mindspore.kernel.composed import Rows
-from unixent_mindspore.logits.composed import ComposedGradient
-from unixent_mindspore.logits.curvature import Curvature, TwiceDifferentiated
+from unixent_mindspore.logits.curvature import TwiceDifferentiated
 from unixent_mindspore.logits.reduction import Reduction, as_int64
 from unixent_mindspore.positions.problem import StatsSpec
 
 
 class _Derivatives(Reduction, Rows):
-    """What gradient and curvature share. The `INPUTS` have ``selected`` for the normalizer."""
+    """What gradient and curvature share."""
 
     def __init__(self, spec: StatsSpec, dtype: str) -> None:
         super().__init__(spec, dtype)
@@ -36,7 +35,7 @@ class _Derivatives(Reduction, Rows):
         )
         chosen = columns.get("selected_log_prob")
         self.selected = () if chosen is None else tuple(range(chosen.start, chosen.stop))
-        limits = None if spec.dtypes[6] is None else np.iinfo(spec.dtypes[6])
+        limits = None if spec.dtypes[8] is None else np.iinfo(spec.dtypes[8])
         self.pads = limits is not None and bool(limits.min <= spec.options.ignore_index <= limits.max)
         self.padding = Tensor(as_int64(spec.options.ignore_index) if self.pads else 0, int64)
         self.slice, self.concat = P.StridedSlice(), P.Concat(-1)
@@ -92,12 +91,12 @@ class _Derivatives(Reduction, Rows):
 class StatsGradient(_Derivatives):
     """The backward pass: `INPUTS` and the upstream gradients -> the gradients of the first four."""
 
-    def __init__(self, spec: StatsSpec, dtype: str) -> None:
+    def __init__(self, spec: StatsSpec, dtype: str, loss_gradient: Any) -> None:
         super().__init__(spec, dtype)
-        self.loss_gradient = ComposedGradient(spec, dtype)
+        self.loss_gradient = loss_gradient
 
     def construct(self, *inputs: Tensor) -> Any:
-        logits, classifier, bias, target, weight, mask, selected, grad_output = inputs
+        logits, classifier, bias, target, weight, mask, _, _, selected, grad_output = inputs
         x, transform_grad = self.transform(logits)
         safe_target, position_weight, _ = self.positions(logits, target, weight, mask)
         grads, _ = self.grads(self.solve(x), self.classes(safe_target, selected, x), grad_output)
@@ -105,7 +104,7 @@ class StatsGradient(_Derivatives):
         target_grad = self.zeros(target)
         if self.loss_column >= 0:
             loss_upstream = self.reshape(self.column(grad_output, self.loss_column), grad_output.shape[:-1])
-            of_loss = self.loss_gradient(*inputs[:7], loss_upstream)
+            of_loss = self.loss_gradient(*inputs[:9], loss_upstream)
             grads, target_grad = grads + self.cast(of_loss[0], self.dtype), of_loss[3]
         return self.cast(grads, logits.dtype), self.zeros(classifier), self.zeros(bias), target_grad
 
@@ -113,13 +112,13 @@ class StatsGradient(_Derivatives):
 class StatsCurvature(_Derivatives):
     """The derivative of ``<a, d/d logits> + <b, d/d target>`` for logits, target and the upstream gradients."""
 
-    def __init__(self, spec: StatsSpec, dtype: str) -> None:
+    def __init__(self, spec: StatsSpec, dtype: str, loss_curvature: Any) -> None:
         super().__init__(spec, dtype)
-        self.loss_curvature, self.last = Curvature(spec, dtype), TwiceDifferentiated()
+        self.loss_curvature, self.last = loss_curvature, TwiceDifferentiated()
         self.logits_dtype = DTYPES[str(spec.dtypes[0])]
 
     def construct(self, a: Tensor, b: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, _, _, target, weight, mask, selected, grad_output = inputs
+        logits, _, _, target, weight, mask, _, _, selected, grad_output = inputs
         x, transform_grad = self.transform(logits)
         safe_target, position_weight, _ = self.positions(logits, target, weight, mask)
         solved = self.solve(x)
@@ -139,7 +138,7 @@ class StatsCurvature(_Derivatives):
         loss_tangent, target_hvp = mean, self.zeros(target)
         if self.loss_column >= 0:
             loss_upstream = self.reshape(self.column(grad_output, self.loss_column), grad_output.shape[:-1])
-            of_loss = self.loss_curvature(a, b, *inputs[:7], loss_upstream)
+            of_loss = self.loss_curvature(a, b, *inputs[:9], loss_upstream)
             hvp, target_hvp = hvp + self.cast(of_loss[0], self.dtype), of_loss[1]
             loss_tangent = self.expand(of_loss[2], self.axis)
         tangents: Any = ()

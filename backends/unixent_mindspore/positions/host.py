@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
-from unixent.protocol import LinearProblem, PositionStats, StatsBackend, StatsProblem
+from unixent.protocol import LinearProblem, PositionStats, StatsProblem
 from unixent.registry import get_backend
+from unixent.statistics import compute
 from unixent_mindspore.collectives import Array
 from unixent_mindspore.logits.host import from_host, host_arrays, host_dtype, host_problem, to_host
 from unixent_mindspore.positions.problem import StatsSpec
@@ -18,9 +19,9 @@ from unixent_mindspore.positions.problem import StatsSpec
 def _numpy_stats(
     spec: StatsSpec, arrays: list[Array | None], grad_output: PositionStats, wrt: tuple[str, ...], dtype: str
 ) -> tuple[PositionStats, tuple[Array, ...]]:
-    call = replace(host_problem(spec, [*arrays[:6], None]), result_dtype=dtype)
-    problem = StatsProblem(call=call, outputs=spec.outputs, selected=arrays[6], k=spec.k)
-    return cast(StatsBackend, get_backend("numpy")).position_stats(problem, grad_output, wrt)
+    call = replace(host_problem(spec, arrays), result_dtype=dtype)
+    problem = StatsProblem(call=call, outputs=spec.outputs, selected=arrays[8], k=spec.k)
+    return compute(get_backend("numpy"), problem, grad_output, wrt)
 
 
 def eager_stats(
@@ -69,6 +70,6 @@ def _target_grad(spec: StatsSpec, arrays: list[Array | None], grad_output: Array
     """That of probabilities, which the loss alone has."""
     if grad_output is None:
         return np.zeros_like(arrays[3])
-    numpy, problem = get_backend("numpy"), host_problem(spec, [*arrays[:6], None])
+    numpy, problem = get_backend("numpy"), host_problem(spec, arrays)
     value_and_grad: Any = numpy.linear_value_and_grad if isinstance(problem, LinearProblem) else numpy.value_and_grad
     return np.asarray(value_and_grad(problem, np.ascontiguousarray(grad_output), ("target",))[1][0])

@@ -28,7 +28,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatsSpec(LossSpec):
-    """A `StatsProblem` without its arrays, as the `LossSpec` of its loss, with ``selected`` for the normalizer.
+    """A `StatsProblem` without its arrays, as the `LossSpec` of its loss.
 
     All outputs lie side by side in one tensor P + (M,), so that they are differentiated as a loss is. It is float64,
     which holds what was computed in float32, and indices, as they are.
@@ -49,7 +49,7 @@ class StatsSpec(LossSpec):
         """The spec, from that of its loss."""
         given: dict[str, Any] = {field.name: getattr(loss, field.name) for field in fields(LossSpec)}
         selected = problem.selected
-        given["dtypes"] = (*loss.dtypes[:6], None if selected is None else dtype_name(selected.dtype))
+        given["dtypes"] = (*loss.dtypes[:8], None if selected is None else dtype_name(selected.dtype))
         given["result_dtype"] = "float64"
         width = 0 if selected is None else int(selected.shape[-1])
         outputs = tuple(dict.fromkeys(problem.outputs))
@@ -80,7 +80,7 @@ def stats_operands(problem: StatsProblem) -> tuple[tuple[Tensor, ...], StatsSpec
     """The arrays of an eager problem, and its static side."""
     inputs, loss = operands(problem.call, True)
     selected = ABSENT if problem.selected is None else problem.selected
-    return (*inputs[:6], selected), StatsSpec.of_stats(problem, loss)
+    return (*inputs[:8], selected), StatsSpec.of_stats(problem, loss)
 
 
 def named(spec: StatsSpec, values: tuple[Any, ...]) -> PositionStats:

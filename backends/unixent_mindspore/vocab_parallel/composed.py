@@ -114,7 +114,7 @@ class ShardedForward(Reduction):
         return losses, stats, is_pivot, (sums[3], sums[2]), exps, coefs, pivot_logit
 
     def construct(self, *inputs: Tensor) -> Any:
-        logits, _, _, target, weight, mask, normalizer = inputs
+        logits, _, _, target, weight, mask, normalizer, _, _ = inputs
         x, transform_grad = self.transform(logits)
         if self.agrees:
             x = x + self.agreement()
@@ -158,7 +158,7 @@ class ShardedEmpty(ShardedForward):
     """The forward pass of a process without a position, for which its token group still waits."""
 
     def construct(self, *inputs: Tensor) -> Any:
-        logits, _, _, target, _, _, normalizer = inputs
+        logits, _, _, target, _, _, normalizer, _, _ = inputs
         grads, target_grads = self.cast(self.zeros(logits), self.grad_dtype), self.absent
         if not self.indexed:
             target_grads = self.cast(self.zeros(target), self.grad_dtype)
