@@ -61,7 +61,7 @@ def expected(given: Call, quantity: Quantity, conventions: Sequence[Convention] 
         result_dtype = convention.result_dtype(given, result_dtype)
     solution = oracle.solve(call, changed, acc_dtype)
     if call.statistic:
-        return _statistic(call, solution, given.wrt(quantity))
+        return _statistic(call, solution, given.wrt(quantity), result_dtype)
     if quantity == "terms":
         # Partial sums come in the accumulation dtype: a float16 count of tokens ends at 65504.
         dtype = result_dtype if conventions else str(call.options.get("dtype") or acc_dtype)
@@ -71,10 +71,10 @@ def expected(given: Call, quantity: Quantity, conventions: Sequence[Convention] 
     return parts + [Part(f"gradient of {name}", e, getattr(given, name).dtype.name) for name, e in estimates.items()]
 
 
-def _statistic(call: Call, solution: oracle.Solution, wrt: tuple[str, ...]) -> list[Part]:
+def _statistic(call: Call, solution: oracle.Solution, wrt: tuple[str, ...], result_dtype: str) -> list[Part]:
     estimates = tolerance.statistics.estimates(solution, wrt)
     value = estimates.pop(call.statistic)
-    dtype = "int64" if value.value.dtype.kind == "i" else "bool" if value.value.dtype.kind == "b" else call.result_dtype
+    dtype = "int64" if value.value.dtype.kind == "i" else "bool" if value.value.dtype.kind == "b" else result_dtype
     parts = [Part(call.statistic, value, dtype)]
     return parts + [Part(f"gradient of {name}", e, getattr(call, name).dtype.name) for name, e in estimates.items()]
 

@@ -17,9 +17,10 @@ from itertools import combinations
 
 import numpy as np
 
+from unixent_conformance.dialects import positions, table
 from unixent_conformance.dialects.accuracy import ACCURACY
 from unixent_conformance.dialects.model import Dialect
-from unixent_conformance.dialects.table import DIALECTS, UNCHECKED
+from unixent_conformance.dialects.table import UNCHECKED
 from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.model import Array, Call, Case, Quantity
@@ -35,6 +36,7 @@ ABOUT = {"TargetRangeError": "out of range", "EmptyMeanError": "empty mean"}
 # What is asked of an input, and what came.
 Answers = dict[Quantity, tuple[Array, ...]]
 
+DIALECTS = (*table.DIALECTS, *positions.DIALECTS)
 BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED)}
 
 
@@ -45,8 +47,6 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
     if case.raises is not None and not case.raises.about_values:
         return _explained(result, ((UNCHECKED.name,),))
     call = case.build()
-    if call.statistic or call.tail:  # the conventions are those of losses with other targets
-        return result
     try:
         answers: Answers = {case.quantity: subject.answer(call, case.quantity)}
     except (Unsupported, WrongAnswer):
@@ -81,7 +81,7 @@ def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) ->
     """The smallest sets of dialects that explain the answers, all of one size."""
     possible = _telling(call, case, answers)
     digits = ACCURACY[:1] if call.linear else ACCURACY
-    accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if dialect.applies(call, case))]
+    accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if _can_tell(dialect, call, case))]
     for size in range(MOST + 1):
         for accuracy in accuracies:
             # Digits alone are no reason for an error that is due and does not come.
@@ -113,8 +113,8 @@ def _denied(dialect: Dialect, call: Call, subject: Subject) -> bool:
 def _telling(call: Call, case: Case, answers: Answers) -> list[Dialect]:
     """The dialects that this case can tell from ours, or from a call in which no index is ignored."""
     if call.linear:  # its inputs are no logits; the other dialects show when it is seen as a loss of logits
-        return [d for d in DIALECTS if d.topic in ("empty mean", "infinities") and d.applies(call, case)]
-    possible = [dialect for dialect in DIALECTS if dialect.applies(call, case)]
+        return [d for d in DIALECTS if d.topic in ("empty mean", "infinities") and _can_tell(d, call, case)]
+    possible = [dialect for dialect in DIALECTS if _can_tell(dialect, call, case)]
     grounds: list[list[Dialect]] = [[], *([dialect] for dialect in possible if dialect.topic == "ignore_index")]
     quantity = list(answers)[-1]  # the value comes with the gradient
     topic = None if case.raises is None else ABOUT[case.raises.error]
@@ -129,6 +129,10 @@ def _telling(call: Call, case: Case, answers: Answers) -> list[Dialect]:
             if dialect not in ground
         )
     ]
+
+
+def _can_tell(dialect: Dialect, call: Call, case: Case) -> bool:
+    return dialect.is_about(call) and dialect.applies(call, case)
 
 
 def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:

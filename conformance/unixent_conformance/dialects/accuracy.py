@@ -6,8 +6,9 @@ gradient what they do to p and to p - t. In a row where such roundings leave no 
 
 from __future__ import annotations
 
-from unixent_conformance.dialects.model import Dialect, is_half
+from unixent_conformance.dialects.model import LOSSES, SPARSE, STATISTICS, Dialect, is_half
 from unixent_conformance.dialects.rows import absolute, differences
+from unixent_conformance.dialects.sparse import complement
 
 # How many digits are kept; tried after, and on top of, what is computed. The order is from the mildest on.
 ACCURACY = (
@@ -19,6 +20,7 @@ ACCURACY = (
         lambda call, case: True,
         rows=absolute,
         hazard=True,
+        about=LOSSES | SPARSE | STATISTICS,
     ),
     Dialect(
         "accuracy of the logits",
@@ -28,6 +30,7 @@ ACCURACY = (
         lambda call, case: True,
         rows=differences(lambda call: call.acc_dtype),
         hazard=True,
+        about=LOSSES | SPARSE | STATISTICS,
     ),
     Dialect(
         "computed in float32",
@@ -38,6 +41,7 @@ ACCURACY = (
         rows=differences(lambda call: "float32"),
         acc_dtype=lambda call, dtype: "float32",
         hazard=True,
+        about=LOSSES | SPARSE | STATISTICS,
     ),
     Dialect(
         "computed in half precision",
@@ -48,5 +52,16 @@ ACCURACY = (
         rows=differences(lambda call: call.dtype),
         acc_dtype=lambda call, dtype: call.dtype,
         hazard=True,
+        about=LOSSES | SPARSE | STATISTICS,
+    ),
+    Dialect(
+        "bucket by 1 − Σp",
+        "accuracy",
+        "as absolute accuracy, and L_rest = −log(1 − Σ p_k): |error| ≤ (8 + 2·log₂C)·u·Σ p_k / (1 − Σ p_k)",
+        "A confident student loses the bucket's digits, and then its gradient: sum the other classes by themselves.",
+        lambda call, case: call.tail == "bucket",
+        rows=complement,
+        hazard=True,
+        about=SPARSE,
     ),
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.dialects.model import classes_of
+from unixent_conformance.dialects.model import classes_of, needs_target
 from unixent_conformance.dialects.rows import InfiniteLoss, NaNGradients, NaNValue, NoTarget, become
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle import Rows, sum_of_rest
@@ -118,6 +118,14 @@ def zero_meets_infinity(rows: Rows) -> Array:
 
 def zero_times_infinity(rows: Rows, call: Call) -> Rows:
     return become(NaNValue, rows, nan_value=zero_meets_infinity(rows))
+
+
+def every_row(rows: Rows, call: Call) -> Rows:
+    """All that needs no target of all positions; what needs one of those that have a class for it."""
+    _, ignored, out_of_range = indices_of(rows, call)
+    unknown = (ignored | out_of_range) & needs_target(call)
+    nan_rows = np.where(unknown, rows.nan_rows, np.isnan(rows.lse_minus_shift))
+    return become(Rows, rows, nan_rows=nan_rows, position_weight=np.where(unknown, rows.position_weight, 1))
 
 
 def out_of_range_nan_value(rows: Rows, call: Call) -> Rows:

@@ -10,6 +10,10 @@ import numpy as np
 from unixent_conformance.expected import Convention
 from unixent_conformance.model import Call, Case
 
+# The statistics that a target has a share in.
+OF_TARGET = ("log_prob", "correct", "rank")
+LOSSES, STATISTICS, SPARSE = frozenset({"loss"}), frozenset({"statistic"}), frozenset({"sparse"})
+
 
 @dataclass(frozen=True)
 class Dialect(Convention):
@@ -18,7 +22,8 @@ class Dialect(Convention):
     topic: what it is about; an answer follows one dialect of a topic at most. formula: what is computed instead.
     advice: what to do about it. hazard: a plausible number comes out of bad data, or digits are lost, so that it is a
     convention only in that it can be described. applies: whether a case can tell it from ours. probe: of a call, the
-    smallest that can; who answers that as we do follows no such convention.
+    smallest that can; who answers that as we do follows no such convention. about: the calls that it is of: losses of
+    indices and probabilities, statistics, losses of sparse targets.
     """
 
     name: str
@@ -28,6 +33,10 @@ class Dialect(Convention):
     applies: Callable[[Call, Case], bool]
     hazard: bool = False
     probe: Callable[[Call], Call] | None = None
+    about: frozenset[str] = LOSSES
+
+    def is_about(self, call: Call) -> bool:
+        return ("statistic" if call.statistic else "sparse" if call.tail else "loss") in self.about
 
 
 def classes_of(call: Call) -> int:
@@ -47,7 +56,16 @@ def smooths(call: Call, case: Case) -> bool:
     return bool(call.options.get("label_smoothing", 0.0)) and call.has_indices
 
 
+def needs_target(call: Call) -> bool:
+    """Whether the target has a share in what is asked for."""
+    return not call.statistic or call.statistic in OF_TARGET
+
+
 def out_of_range(call: Call, case: Case) -> bool:
+    return needs_target(call) and has_bad_index(call)
+
+
+def has_bad_index(call: Call) -> bool:
     if not call.has_indices:
         return False
     y = np.asarray(call.target)

@@ -148,21 +148,20 @@ class Absolute(Rows):
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * abs(self.coefs).sum(axis=1))
+            return np.asarray(super().loss_magnitudes() + abs(self.position_weight) * self.total_coefs())
 
     def gradient_roundings(self) -> Array:
         """Of p - t, which is a difference of the two, and of a softcap's derivative as 1 - tanh^2."""
         with np.errstate(all="ignore"):
-            total = abs(self.coefs).sum(axis=1, keepdims=True)
+            total = self.total_coefs()[:, None]
             if self.z_loss:
                 total = total + 2 * abs(self.z_loss * self.lse)[:, None]
             flow = self.settled(abs(self.position_weight)[:, None] * (self.p_roundings * total + abs(self.coefs)))
-            return np.asarray(flow * (self.transform_grad + self.cap_ratio.any() * self.inverse_temperature))
+            flow = flow * (self.transform_grad + self.cap_ratio.any() * self.inverse_temperature)
+            return np.asarray(flow + super().gradient_roundings())
 
     def target_magnitudes(self) -> Array:
-        return np.asarray(
-            super().target_magnitudes() + abs(self.position_weight)[:, None] * abs(self.target_coef) * self.far
-        )
+        return np.asarray(super().target_magnitudes() + self.target_terms(self.far))
 
     @property
     def p_roundings(self) -> Array:
@@ -170,7 +169,6 @@ class Absolute(Rows):
 
     @property
     def far(self) -> Array:
-        """What a class's roundings are relative to."""
         return np.ones_like(self.logits)
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from unixent_conformance.dialects import changes
 from unixent_conformance.dialects.model import (
+    LOSSES,
+    SPARSE,
+    STATISTICS,
     Dialect,
     averages,
     beside_the_target,
@@ -27,6 +30,7 @@ DIALECTS = (
         "Weights, masks and ignored positions do not enter the denominator: divide a sum by Σ vₙ·w_y yourself.",
         averages,
         rows=changes.denominators(lambda rows, call: 1.0),
+        about=LOSSES | SPARSE,
     ),
     Dialect(
         "mean over counted positions",
@@ -35,6 +39,7 @@ DIALECTS = (
         "Class weights and fractional masks do not enter the denominator: divide a sum by Σ vₙ·w_y yourself.",
         averages,
         rows=changes.denominators(lambda rows, call: rows.position_weight != 0),
+        about=LOSSES | SPARSE,
     ),
     Dialect(
         "mean over the target's mass",
@@ -43,6 +48,7 @@ DIALECTS = (
         "Probability targets are weighed by their sum: ask for the sum and divide by the number of positions.",
         averages,
         rows=changes.denominators(changes.target_sum),
+        about=LOSSES | SPARSE,
     ),
     Dialect(
         "mean over the first axis",
@@ -59,6 +65,7 @@ DIALECTS = (
         "Guard the last, all-padded batch, or use on_empty='zero' here; on_empty='nan' keeps the old behaviour.",
         lambda call, case: averages(call, case) or call.options.get("normalizer") is not None,
         call=lambda call: changes.with_options(call, on_empty="nan"),
+        about=LOSSES | SPARSE,
     ),
     Dialect(
         "smoothing over the other classes",
@@ -108,6 +115,7 @@ DIALECTS = (
         out_of_range,
         call=changes.retarget(lambda y, classes: np.clip(y, 0, classes - 1)),
         hazard=True,
+        about=LOSSES | STATISTICS,
     ),
     Dialect(
         "index out of range: counted from the end",
@@ -117,6 +125,7 @@ DIALECTS = (
         out_of_range,
         call=changes.retarget(lambda y, classes: np.where((y < 0) & (y >= -classes), y + classes, y)),
         hazard=True,
+        about=LOSSES | STATISTICS,
     ),
     Dialect(
         "index out of range: no target",
@@ -152,6 +161,7 @@ DIALECTS = (
         "Here the result has the dtype of the logits; ask for dtype='float32' to keep this.",
         lambda call, case: call.result_dtype != "float32",
         result_dtype=lambda call, dtype: "float32",
+        about=LOSSES | SPARSE | STATISTICS,
     ),
     Dialect(
         "result in float64",
@@ -160,6 +170,7 @@ DIALECTS = (
         "Here the result has the dtype of the logits; ask for dtype='float64' to keep this.",
         lambda call, case: call.result_dtype != "float64",
         result_dtype=lambda call, dtype: "float64",
+        about=LOSSES | SPARSE | STATISTICS,
     ),
     Dialect(
         "targets taken to sum to 1",
@@ -186,6 +197,7 @@ DIALECTS = (
         "Class weights change the loss against the z-loss: scale z by the mean weight.",
         lambda call, case: averages(call, case) and bool(call.options.get("z_loss")),
         rows=changes.z_loss_by_count,
+        about=LOSSES | SPARSE,
     ),
     Dialect(
         "log-probability clipped below",

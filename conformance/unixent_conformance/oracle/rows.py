@@ -104,6 +104,15 @@ class Rows:
                 grad = grad + 2 * self.z_loss * (abs(self.shift) + self.lse_minus_shift)[:, None] * self.p
             return self.settled(abs(self.position_weight)[:, None] * grad)
 
+    def total_coefs(self) -> Array:
+        """The sum of the magnitudes of all coefficients, (N,)."""
+        return np.asarray(abs(self.coefs).sum(axis=1))
+
+    @property
+    def far(self) -> Array:
+        """What the roundings of L_c are relative to beside L_c itself: nothing, but in a dialect's arithmetic."""
+        return np.zeros_like(self.p)
+
     def gradient_roundings(self) -> Array:
         """What an entry's roundings are relative to beside those magnitudes: nothing, but in a dialect's arithmetic."""
         return np.zeros(())
@@ -128,6 +137,10 @@ class Rows:
     def target_magnitudes(self) -> Array:
         """The magnitudes of dl_n/dq_c."""
         return np.asarray(abs(self.target_gradients()))
+
+    def target_terms(self, nll: Array) -> Array:
+        """What numbers in the place of each L_c, (N, C), come to in the magnitudes of dl_n/dq_c."""
+        return np.asarray(abs(self.position_weight)[:, None] * abs(self.target_coef) * nll)
 
     def from_shape(self, array: Any) -> Array:
         """An array in the layout of the logits as rows (N, C), in extended precision."""

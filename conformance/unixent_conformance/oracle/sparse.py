@@ -58,6 +58,9 @@ class SparseRows(Rows):
             rest = abs(self.position_weight)[:, None] * product(self.rest[:, None], abs(self.rest_grad))
             return np.asarray(super().gradient_magnitudes() + self.settled(rest))
 
+    def total_coefs(self) -> Array:
+        return np.asarray(super().total_coefs() + self.rest)
+
     def loss_roundings(self) -> Array:
         with np.errstate(all="ignore"):
             terms = product(abs(self.factor) * self.share * self.share_roundings, self._selected_nll())
@@ -97,6 +100,13 @@ class SparseRows(Rows):
 
     def target_magnitudes(self) -> Array:
         return np.asarray(abs(self._target_gradients(-1)))
+
+    def target_terms(self, nll: Array) -> Array:
+        own = abs(self.factor) * np.take_along_axis(nll, self.index, axis=1)
+        mean = (self.share * own).sum(axis=1, keepdims=True) if self.tail == "renormalize" else 0
+        terms = (own + mean) / self.total + self.rest_factor * nll.max(axis=1, keepdims=True)
+        terms = terms * (self.q if self.logarithmic else 1)
+        return np.where(self.padding, 0, abs(self.position_weight)[:, None] * terms)
 
     def _target_gradients(self, sign: int) -> Array:
         """With the sign -1, the sum of its terms' magnitudes."""

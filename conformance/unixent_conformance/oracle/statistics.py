@@ -93,19 +93,25 @@ class _Solved:
         """-L of one class of each position, or of K."""
         wide = index.reshape(len(self.n), *(index.shape[1:] or (1,)))
         nll = np.take_along_axis(self.rows.nll, wide, axis=1)
+        far = np.take_along_axis(self.rows.far, wide, axis=1)
         own = np.take_along_axis(self.sizes, wide, axis=1) * np.take_along_axis(self.rows.one_minus_p, wide, axis=1)
         others = self.mean_size[:, None] - np.take_along_axis(self.rows.p * self.sizes, wide, axis=1)
-        nll, moved = nll.reshape(index.shape), (own + others).reshape(index.shape)
-        return -nll, nll, moved
+        nll, far, moved = (each.reshape(index.shape) for each in (nll, far, own + others))
+        return -nll, nll + far, moved
 
     def log_prob(self) -> tuple[Array, Array, Array]:
         return self._nll(self.index)
 
     def log_prob_gradient(self) -> tuple[Array, Array]:
         own = np.arange(self.rows.logits.shape[1]) == self.index[:, None]
-        size = np.where(own, self.rows.one_minus_p, self.rows.p)
+        each = np.where(own, self.rows.one_minus_p, self.rows.p)
         up = self.upstream[:, None]
-        return up * np.where(own, size, -size), abs(up) * size
+        return up * np.where(own, each, -each), abs(up) * (each + self._far_p(own))
+
+    def _far_p(self, own: Array) -> Array:
+        """What the roundings of [c = y] - p_c are relative to beside itself."""
+        p, far = self.rows.p, self.rows.far
+        return np.asarray(product(p, far) + np.where(own, product(p, np.minimum(far, 1)), 0))
 
     def _selected(self) -> tuple[Array, Array, Array]:
         given = np.asarray(self.call.selected).reshape(len(self.n), np.shape(self.call.selected)[-1])
@@ -125,12 +131,13 @@ class _Solved:
             own = np.arange(grad.shape[1]) == index[:, j, None]
             each = np.where(own, self.rows.one_minus_p, self.rows.p)
             up = np.where(padding[:, j], 0, np.where(outside[:, j], np.nan, self.upstream[:, j]))[:, None]
-            grad, size = grad + up * np.where(own, each, -each), size + abs(up) * each
+            grad, size = grad + up * np.where(own, each, -each), size + abs(up) * (each + self._far_p(own))
         return grad, size
 
     def entropy(self) -> tuple[Array, Array, Array]:
         terms, moved = product(self.rows.p, self.rows.nll), self._entropy_gradient()[0]
-        return terms.sum(axis=1), (terms * (1 + self._gaps())).sum(axis=1), (abs(moved) * self.sizes).sum(axis=1)
+        size = (terms + product(self.rows.p, self.rows.far)) * (1 + self._gaps())
+        return terms.sum(axis=1), size.sum(axis=1), (abs(moved) * self.sizes).sum(axis=1)
 
     def _gaps(self) -> Array:
         """m - x', 0 for a class of probability 0."""
@@ -148,7 +155,8 @@ class _Solved:
         value = np.where(is_pivot, -p * mean, product(p, gaps - mean))
         size = np.where(is_pivot, p * product(p, gaps * (1 + gaps)).sum(axis=1, keepdims=True), 0)
         size = size + np.where(is_pivot, 0, product(p, (gaps + mean) * (1 + gaps)))
-        return value, size
+        far = product(p, self.rows.far)
+        return value, size + (far + p * far.sum(axis=1, keepdims=True)) * (1 + gaps)
 
     def change(self, moved: Array) -> tuple[Array, Array]:
         """How the gradient changes where x' moves, and the magnitudes of the terms."""
@@ -171,8 +179,8 @@ class _Solved:
         return self.rows.lse, abs(self.rows.shift) + self.rows.lse_minus_shift, self.mean_size
 
     def logsumexp_gradient(self) -> tuple[Array, Array]:
-        up = self.upstream[:, None]
-        return up * self.rows.p, abs(up) * self.rows.p
+        up, p = self.upstream[:, None], self.rows.p
+        return up * p, abs(up) * (p + product(p, self.rows.far))
 
     def log_sum_sq(self) -> tuple[Array, Array, Array]:
         others = np.arange(self.rows.p.shape[1]) != self.pivot[:, None]
@@ -180,12 +188,14 @@ class _Solved:
         of_pivot, rest = 2 * self.rows.lse_minus_shift, np.log1p(ratios.sum(axis=1))
         moved_ratios = (ratios * (1 + self._gaps())).sum(axis=1) / (1 + ratios.sum(axis=1))
         p = self.rows.p
-        moved = 2 * abs(p**2 / (p**2).sum(axis=1, keepdims=True) - p) * self.sizes
-        return rest - of_pivot, of_pivot + rest + moved_ratios, moved.sum(axis=1)
+        square = p**2 / (p**2).sum(axis=1, keepdims=True)
+        moved = 2 * abs(square - p) * self.sizes
+        far = 2 * product(square, self.rows.far).sum(axis=1)
+        return rest - of_pivot, of_pivot + rest + moved_ratios + far, moved.sum(axis=1)
 
     def max_prob(self) -> tuple[Array, Array, Array]:
         largest, moved = self.rows.p[self.n, self.pivot], self._nll(self.pivot)[2]
-        return largest, largest, largest * moved
+        return largest, largest * (1 + self.rows.far[self.n, self.pivot]), largest * moved
 
     def prediction(self) -> tuple[Array, Array, Array]:
         return self._exactly(self.pivot)

@@ -41,11 +41,11 @@ class RightStats(Plain):
             logits: Array, target: Array, outputs: tuple[str, ...], grad_output: Any = None, **options: Any
         ) -> tuple[PositionStats, Array]:
             given, y, rest = self.given(logits, target, options)
-            stats, grad = unixent.position_stats_and_grad(given, y, outputs=outputs, grad_output=grad_output, **rest)
+            _, grad = unixent.position_stats_and_grad(given, y, outputs=outputs, grad_output=grad_output, **rest)
             up = getattr(grad_output, outputs[0])
             with np.errstate(all="ignore"):
                 changed = self.change_gradient(outputs[0], grad, logits, target, {**options, "up": up})
-            return stats, changed
+            return position_stats(logits, target, outputs, **options), changed
 
         return replace(
             super().implementation(name), position_stats=position_stats, position_stats_and_grad=stats_and_grad
