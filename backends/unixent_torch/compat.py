@@ -139,6 +139,14 @@ def serves_host(group: Any) -> bool:
     return not devices or any(device.type == "cpu" for device in devices)
 
 
+def float32_matmul_precision() -> str:
+    """What float32 products keep, "highest", "high" or "medium", whichever of torch's two ways it was set by."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer one has been used
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
+
+
 def traced_all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:
     """A reduction over a group as a functional operation of the graph that is being traced."""
     try:

@@ -179,6 +179,18 @@ def test_groups_tell_whether_they_exchange_host_memory(group: Any, monkeypatch: 
     assert compat.serves_host(group)
 
 
+def test_the_precision_of_products_is_read_however_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compat.float32_matmul_precision() == torch.get_float32_matmul_precision()
+
+    def mixed() -> str:
+        raise RuntimeError("you have used mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    for setting, due in (("ieee", "highest"), ("tf32", "high")):
+        monkeypatch.setattr(type(torch.backends.cuda.matmul), "fp32_precision", setting, raising=False)
+        assert compat.float32_matmul_precision() == due
+
+
 def test_traced_reductions_fall_back_to_those_of_groups(group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.distributed._functional_collectives", None)
     assert compat.traced_all_reduce(torch.ones(2), "sum", group).tolist() == [1, 1]

@@ -2,7 +2,7 @@
 
 One buffer holds a chunk of logits in the accumulation dtype, whatever the dtype of the inputs; the pass over the logits
 turns it into the chunk's gradient in place, and two more products turn that into a slice of the gradient of the hidden
-states and an addend to the classifier's, which is accumulated over the chunks.
+states and an addend to the classifier's, which is accumulated over the chunks in the accumulation dtype.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.chunking import linear_chunk
+from unixent.chunking import MIN_CHUNK, MIN_DEVICE_CHUNK, linear_chunk
 from unixent_torch.kernel import row_losses
 from unixent_torch.kernel.blocks import on_huge_pages
+from unixent_torch.linear.products import products_of, widen
 from unixent_torch.logits.reduction import LossSpec
-
-# Classes whose widened copy of the classifier exists at a time, where its dtype is not that of the accumulation.
-_TILE = 4096
 
 # What a gradient may be asked of, in the order of `LinearOperands`.
 NAMES = ("hidden", "classifier", "bias", "target")
@@ -54,13 +52,19 @@ class LinearSpec:
     product_dtype: torch.dtype | None
 
     def widen(self, x: Tensor) -> Tensor:
-        """``x`` as it enters a product: rounded if it has to be, then in the accumulation dtype."""
-        return (x if self.product_dtype is None else x.to(self.product_dtype)).to(self.loss.kernel.acc_dtype)
+        """``x`` as it enters a wide product."""
+        return widen(x, self.loss.kernel.acc_dtype, self.product_dtype)
+
+    def chunk_of(self, hidden: Tensor, num_classes: int) -> int:
+        """How many positions' logits of ``num_classes`` classes exist at a time."""
+        count, width, itemsize = hidden.shape[:-1].numel(), hidden.shape[-1], self.loss.kernel.acc_dtype.itemsize
+        least = MIN_CHUNK if hidden.is_cpu else MIN_DEVICE_CHUNK
+        return linear_chunk(count, num_classes, width, itemsize, self.chunk, least)
 
     def chunks(self, operands: LinearOperands) -> list[slice]:
         """The chunks of the flattened positions."""
-        count, (classes, width) = operands.hidden.shape[:-1].numel(), operands.classifier.shape
-        step = linear_chunk(count, classes, width, self.loss.kernel.acc_dtype.itemsize, self.chunk)
+        count = operands.hidden.shape[:-1].numel()
+        step = self.chunk_of(operands.hidden, operands.classifier.shape[0])
         starts = range(0, count, step)
         return list(map(slice, starts, (*starts[1:], count)))
 
@@ -99,8 +103,7 @@ class LinearPass:
         self._target = target.reshape(self._count, self._classes) if target.is_floating_point() else target.reshape(-1)
         self._position_weight = None if position_weight is None else position_weight.reshape(-1)
         self._bias = None if bias is None else bias.to(self._acc_dtype)
-        # A classifier that enters the products as it is needs no tiles.
-        self._as_is = classifier.dtype == self._acc_dtype and spec.product_dtype is None
+        self._products = products_of(hidden, classifier, self._acc_dtype, spec.product_dtype)
         self._grads: dict[str, Tensor] = {}
         for name in wrt:
             self._grads[name] = self._new_gradient(name)
@@ -132,39 +135,36 @@ class LinearPass:
             count = rows.stop - rows.start
             if logits is None:
                 logits = torch.empty(count, self._classes, dtype=self._acc_dtype, device=self._hidden.device)
-            states = self._spec.widen(self._hidden[rows])
+            states = self._products.states(self._hidden[rows])
             inactive = None
             if self._position_weight is not None:
                 # 0 times a NaN of an inactive position would reach the classifier's gradient.
                 inactive = (self._position_weight[rows] == 0).unsqueeze(1)
                 states = states.masked_fill(inactive, 0)
-            block = self._product(states, logits[:count])
+            block = logits[:count]
+            self._products.logits(states, block)
+            if self._bias is not None:
+                block.add_(self._bias)
             yield rows, block
-            if "hidden" in grads:
-                self._to_hidden(block, grads["hidden"][rows], inactive)
-            if "classifier" in grads:
-                grads["classifier"].addmm_(block.t(), states)
             if "bias" in grads:
                 grads["bias"] += block.sum(0)
+            if not grads.keys() & {"hidden", "classifier"}:
+                continue
+            gradient = self._products.gradient(block)
+            if "hidden" in grads:
+                to_hidden = grads["hidden"][rows]
+                self._products.to_hidden(gradient, to_hidden)
+                if inactive is not None:
+                    # 0 times a NaN of the classifier, likewise.
+                    to_hidden.masked_fill_(inactive, 0)
+            if "classifier" in grads:
+                self._products.add_to_classifier(gradient, states, grads["classifier"])
         for name in grads:
             grads[name] = grads[name].view(getattr(self._operands, name).shape)
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Those asked for, once all chunks have been worked."""
         return tuple(self._grads.values())
-
-    def _tiles(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, self._classes, _TILE):
-            tile = slice(start, start + _TILE)
-            yield tile, self._spec.widen(self._operands.classifier[tile])
-
-    def _product(self, states: Tensor, out: Tensor) -> Tensor:
-        if self._as_is:
-            torch.mm(states, self._operands.classifier.t(), out=out)
-        else:
-            for tile, classifier in self._tiles():
-                torch.mm(states, classifier.t(), out=out[:, tile])
-        return out if self._bias is None else out.add_(self._bias)
 
     def _row_losses(self, block: Tensor, rows: slice, grad_scale: Tensor | float | None) -> Tensor:
         """The losses of a chunk, whose logits become their gradient if any is asked for."""
@@ -181,14 +181,3 @@ class LinearPass:
             self._kernel_wrt,
             out,
         )[0]
-
-    def _to_hidden(self, block: Tensor, out: Tensor, inactive: Tensor | None) -> None:
-        if self._as_is:
-            torch.mm(block, self._operands.classifier, out=out)
-        else:
-            out.zero_()
-            for tile, classifier in self._tiles():
-                out.addmm_(block[:, tile], classifier)
-        if inactive is not None:
-            # 0 times a NaN of the classifier, likewise.
-            out.masked_fill_(inactive, 0)

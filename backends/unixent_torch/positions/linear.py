@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent.chunking import linear_chunk
 from unixent_torch.collectives import all_reduce
 from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, only_plain_backward
 from unixent_torch.linear.chunks import LinearOperands, LinearPass, LinearSpec, without_autocast
@@ -37,9 +36,7 @@ def linear_stats(
     flat, parts, keep = columns.flattened(count), [], shard is not None and kept is None
     if shard is not None:
         # As many chunks on every process, however many classes it holds.
-        width, itemsize = operands.hidden.shape[-1], spec.kernel.acc_dtype.itemsize
-        step = linear_chunk(count, shard.max_local_classes, width, itemsize, chunked.chunk)
-        chunked = replace(chunked, chunk=step)
+        chunked = replace(chunked, chunk=chunked.chunk_of(operands.hidden, shard.max_local_classes))
     above = {name: each.reshape(count, *each.shape[axes:]) for name, each in (upstream or {}).items()}
     with without_autocast(operands.hidden.device):
         work = LinearPass(operands, chunked, wrt)

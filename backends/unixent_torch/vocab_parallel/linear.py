@@ -9,7 +9,6 @@ from the statistics of the forward pass.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from unixent.chunking import linear_chunk
 from unixent_torch import compat
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, only_plain_backward
@@ -41,9 +39,8 @@ def shard_linear_losses(
 
     With ``stats`` nothing is communicated and no loss comes out; "hidden" is then not to be asked for.
     """
-    (*positions, width), itemsize = operands.hidden.shape, spec.loss.kernel.acc_dtype.itemsize
     # As many chunks on every process, however many classes it holds.
-    chunk = linear_chunk(math.prod(positions), shard.max_local_classes, width, itemsize, spec.chunk)
+    chunk = spec.chunk_of(operands.hidden, shard.max_local_classes)
     with torch.autocast(operands.hidden.device.type, enabled=False):
         work = _ShardLinearPass(operands, replace(spec, chunk=chunk), wrt, shard, stats)
         losses, grads = work.run(grad_scale)
