@@ -1,0 +1,1 @@
+"""This loss with the signatures of JAX libraries: `optax`, `maxtext` and `tunix`. None of them is imported."""

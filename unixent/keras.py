@@ -1,0 +1,107 @@
+"""This loss for Keras 3, on its backends torch and JAX."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.backend import get_keras_mask  # what a custom loss has no public way to ask
+
+from unixent.functions import cross_entropy
+from unixent.options import DEFAULT_IGNORE_INDEX, Reduction
+
+_REDUCTIONS: dict[str | None, Reduction] = {
+    "sum": "sum",
+    "mean": "mean",
+    "sum_over_batch_size": "mean",
+    "mean_with_sample_weight": "mean",
+    "none": "none",
+    None: "none",
+}
+
+
+@keras.saving.register_keras_serializable("unixent")
+class CrossEntropy(keras.losses.Loss):
+    """Cross-entropy of logits, for ``model.compile(loss=CrossEntropy())`` and for loops of one's own.
+
+    .. code-block:: text
+
+        "sum_over_batch_size"      sum of s_n m_n l_n / sum of m_n          s_n: sample_weight, m_n: Keras mask, and 0
+        "mean_with_sample_weight"  sum of s_n m_n l_n / sum of s_n m_n           where the target is ignored
+
+    A position of weight 0 adds nothing, whatever its logits hold; a mean over nothing is 0. Logits in half precision
+    are taken as they are, and the loss is computed in float32, where Keras converts all logits first.
+
+    Args:
+        reduction: "sum_over_batch_size" (or "mean"), "mean_with_sample_weight", "sum", or None for each position's.
+        name: of the loss in logs.
+        options: label_smoothing, z_loss, scale, softcap, temperature, num_classes, ignore_index and weight, as in
+            `unixent.cross_entropy`.
+
+    Raises:
+        UnixentError: when it is called, as `unixent.cross_entropy`.
+
+    Example:
+        >>> import numpy as np
+        >>> from unixent.keras import CrossEntropy
+        >>> loss = CrossEntropy("sum")
+        >>> round(float(loss(np.array([0, 1]), np.zeros((2, 4), np.float32), sample_weight=np.array([1, 0]))), 6)
+        1.386294
+    """
+
+    def __init__(
+        self, reduction: str | None = "sum_over_batch_size", name: str = "cross_entropy", **options: Any
+    ) -> None:
+        super().__init__(name=name, reduction=reduction)
+        self.options = options
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """The loss in nats, float32.
+
+        Args:
+            y_true: class indices P, or P + (1,), of any dtype; or probabilities of the shape of y_pred.
+            y_pred: logits P + (C,).
+            sample_weight: P, or the first axes of it.
+        """
+        mask = get_keras_mask(y_pred)
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        if y_true.ndim == y_pred.ndim and y_true.shape[-1] == 1 != y_pred.shape[-1]:
+            y_true = ops.squeeze(y_true, -1)
+        counted = None if mask is None else _as_weight(mask, y_pred)
+        if y_true.ndim < y_pred.ndim:
+            y_true = ops.cast(y_true, "int32")
+            known = ops.cast(y_true != self.options.get("ignore_index", DEFAULT_IGNORE_INDEX), "float32")
+            counted = known if counted is None else counted * known
+        normalizer = None
+        if self.reduction in ("sum_over_batch_size", "mean"):
+            normalizer = float(math.prod(y_pred.shape[:-1])) if counted is None else ops.sum(counted)
+        weight = counted
+        if sample_weight is not None:
+            sample_weight = _as_weight(sample_weight, y_pred)
+            weight = sample_weight if counted is None else counted * sample_weight
+        return cross_entropy(
+            y_pred,
+            y_true,
+            mask=weight,
+            normalizer=normalizer,
+            reduction=_REDUCTIONS[self.reduction],
+            dtype="float32",
+            **self.options,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """What a saved model remembers."""
+        return {"name": self.name, "reduction": self.reduction, **self.options}
+
+
+def _as_weight(weight: Any, logits: Any) -> Any:
+    """Weights of positions with the axes of logits but the last, in float32."""
+    weight = ops.cast(ops.convert_to_tensor(weight), "float32")
+    positions = logits.ndim - 1
+    if weight.ndim == positions + 1 and weight.shape[-1] == 1:
+        weight = ops.squeeze(weight, -1)
+    while weight.ndim < positions:
+        weight = ops.expand_dims(weight, -1)
+    return ops.broadcast_to(weight, logits.shape[:-1])
