@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from unixent import PositionStats
 from unixent_conformance import vectors
 from unixent_conformance.cases import catalogue
 from unixent_conformance.model import Tier
@@ -64,13 +65,32 @@ def test_every_feature_of_single_calls_has_small_vectors(folder: Path, manifest:
     assert len(dtypes["confident rows"]) == 4
 
 
-def test_only_cases_of_several_calls_statistics_and_sparse_targets_have_no_vector() -> None:
+def test_only_cases_of_several_calls_have_no_vector() -> None:
     for case in catalogue():
         if case.feature in selection.NO_VECTOR:
             strided, twice = case.feature == "memory layout", case.quantity == "second derivatives"
-            # The format has losses of one array of targets so far.
-            no_loss = {"position_stats", "target:sparse"} & case.needs
-            assert strided or twice or no_loss or case.property is not None, case.id
+            assert strided or twice or case.property is not None, case.id
+
+
+def test_every_output_and_every_tail_has_vectors_of_value_and_gradients(manifest: dict[str, Any]) -> None:
+    shown = {(v["output"], v["function"]) for v in manifest["vectors"] if "output" in v}
+    outputs = set(PositionStats._fields) - {"loss"}
+    assert {output for output, _ in shown} == outputs
+    for form in ("position_stats", "linear_position_stats"):
+        assert outputs == {output for output, function in shown if function == form}
+    graded = {"log_prob", "entropy", "logsumexp", "selected_log_prob"}
+    assert {output for output, function in shown if function == "position_stats_and_grad"} == graded
+    sparse = {(v["topk"]["tail"], v["asks"]) for v in manifest["vectors"] if "topk" in v}
+    questions = ("loss", "logits gradient", "target gradient", "linear gradients")
+    assert sparse >= {(tail, asks) for tail in ("drop", "renormalize", "bucket") for asks in questions}
+    assert {v["topk"]["values"] for v in manifest["vectors"] if "topk" in v} == {"probs", "log_probs"}
+
+
+def test_indices_and_what_holds_are_exact(folder: Path) -> None:
+    manifest, arrays = vectors.read(folder)
+    exact = [part for v in manifest["vectors"] for part in v["expected"] if part["dtype"] in ("int64", "bool")]
+    assert {part["name"] for part in exact} == {"prediction", "correct", "rank", "top_index"}
+    assert not any(arrays[part["bound"]].any() for part in exact)
 
 
 def test_every_array_is_used_and_kept_once(folder: Path) -> None:
@@ -134,6 +154,10 @@ WRONG = [
     "MeanOverAllPositions",
     "LogitsInHalf",
     "LastChunkDropped",
+    "EntropyOfLogSoftmax",
+    "RankCountsEqualLogits",
+    "BucketIsDropped",
+    "LogarithmsAsProbabilities",
 ]
 
 

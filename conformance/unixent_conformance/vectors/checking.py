@@ -88,7 +88,7 @@ def _case(vector: dict[str, Any], arrays: dict[str, Array]) -> Case:
 def _call(vector: dict[str, Any], arrays: dict[str, Array]) -> Call:
     """A call of copies, so that nothing an implementation writes reaches the next vector."""
     named = {name: arrays[key].copy() for name, key in vector["inputs"].items()}
-    options = dict(vector["options"])
+    options, topk = dict(vector["options"]), vector.get("topk", {})
     if "normalizer" in named:
         options["normalizer"] = named.pop("normalizer")
     return Call(
@@ -96,5 +96,8 @@ def _call(vector: dict[str, Any], arrays: dict[str, Array]) -> Call:
         named.pop("target"),
         grad_output=named.pop("grad_output", None),
         options=options,
+        statistic=vector.get("output", ""),
+        tail=topk.get("tail", ""),
+        log_probs=topk.get("values") == "log_probs",
         **named,
     )

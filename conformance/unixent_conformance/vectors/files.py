@@ -18,7 +18,7 @@ from unixent_conformance.model import Array
 
 FORMAT = "unixent-vectors"
 # Major: what a field or the loss means. Minor: which vectors there are. docs/vectors.md has the log.
-VERSION = "1.1"
+VERSION = "1.2"
 
 MANIFEST, ARRAYS, SCHEMA = "manifest.json", "arrays.safetensors", "schema.json"
 

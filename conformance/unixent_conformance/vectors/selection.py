@@ -55,17 +55,16 @@ REASONS = {
     "fused linear chunks": "The answer does not depend on how positions are cut into chunks.",
     "fused linear half precision": "Half inputs are accumulated in float32 over features, classes and chunks.",
     "fused linear special values": "Infinities and NaN through hidden and bias; uncounted positions add nothing.",
+    "statistics": "Each output of a position by itself: what is small keeps its digits, equal logits have an order.",
+    "fused linear statistics": "The same through hidden, classifier and bias, a chunk of logits at a time.",
+    "sparse targets": "A teacher's best classes, and what becomes of the rest: a bucket is a sum of its own, never 1 - p.",
+    "fused linear sparse targets": "The same through hidden, classifier and bias, without the logits.",
     "fused linear bad input": "Shapes, dtypes and chunks that cannot mean anything are refused.",
 }
 
 # About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
-# vector could hold. The format has losses of one array of targets, so far: no statistics and no sparse targets.
-NO_VECTOR = frozenset(
-    {
-        *("memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"),
-        *("statistics", "fused linear statistics", "sparse targets", "fused linear sparse targets"),
-    }
-)
+# vector could hold.
+NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"})
 
 # Bytes of input arrays. A feature that has nothing as small (many classes, many positions) is shown by its smallest.
 SMALL = 16 << 10
@@ -90,9 +89,10 @@ def selected(features: Sequence[str] = ()) -> list[Case]:
     return [case for case in known if case.id in chosen]
 
 
-def _shown(case: Case) -> Iterator[tuple[str, str, str]]:
+def _shown(case: Case) -> Iterator[tuple[str, ...]]:
     """What a feature should be shown in: each dtype of the logits, and each question."""
-    yield (case.feature, case.build().dtype, "raises" if case.raises else case.quantity)
+    call = case.build()
+    yield (case.feature, call.dtype, "raises" if case.raises else case.quantity, call.statistic, call.tail)
 
 
 def _fits(call: Call) -> bool:

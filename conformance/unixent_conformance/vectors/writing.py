@@ -11,7 +11,7 @@ import numpy as np
 
 from unixent_conformance.expected import Part, expected
 from unixent_conformance.model import Array, Call, Case
-from unixent_conformance.tolerance import Format
+from unixent_conformance.tolerance import FORMATS, Format
 from unixent_conformance.vectors import files
 from unixent_conformance.vectors.selection import REASONS, selected
 
@@ -29,9 +29,9 @@ DEFAULTS = {
     "on_empty": "zero",
     "dtype": None,
     "validate": "auto",
+    "k": 0,
     "chunk": None,
 }
-FUNCTIONS = {"loss": "cross_entropy", "terms": "loss_terms", "linear gradients": "linear_value_and_grad"}
 
 
 def export(folder: str | Path, features: Sequence[str] = ()) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def export(folder: str | Path, features: Sequence[str] = ()) -> dict[str, Any]:
     manifest = {
         "format": files.FORMAT,
         "version": files.VERSION,
-        "about": "Values and gradients of unixent.cross_entropy and its kin; losses in nats. |result - value| <= bound "
-        "entry by entry; where value is NaN or infinite, so is the result.",
+        "about": "Values and gradients of unixent.cross_entropy, position_stats and their kin, in nats. "
+        "|result - value| <= bound entry by entry; where value is NaN or infinite, so is the result.",
         "arrays": {"file": files.ARRAYS, "sha256": hashlib.sha256(arrays).hexdigest()},
         "defaults": DEFAULTS,
         "reasons": {name: REASONS[name] for name in dict.fromkeys(vector["feature"] for vector in vectors)},
@@ -65,6 +65,10 @@ def _vector(case: Case, store: files.Store) -> dict[str, Any] | None:
         return None
     vector: dict[str, Any] = {"id": case.id, "feature": case.feature, "reason": reason(case), "asks": case.quantity}
     vector["function"] = _function(case, call)
+    if call.statistic:
+        vector["output"] = call.statistic
+    if call.tail:
+        vector["topk"] = {"values": "log_probs" if call.log_probs else "probs", "tail": call.tail}
     vector["inputs"] = {name: store.add(np.asarray(array)) for name, array in call.all_arrays().items()}
     vector["options"] = call.static()
     vector["needs"] = sorted(case.needs)
@@ -82,9 +86,12 @@ def reason(case: Case) -> str:
 
 
 def _function(case: Case, call: Call) -> str:
-    if call.linear and case.quantity == "loss":
-        return "linear_cross_entropy"
-    return FUNCTIONS.get(case.quantity, "value_and_grad")
+    if case.quantity == "terms":
+        return "loss_terms"
+    value, both = (
+        ("position_stats", "position_stats_and_grad") if call.statistic else ("cross_entropy", "value_and_grad")
+    )
+    return ("linear_" if call.linear else "") + (value if case.quantity == "loss" else both)
 
 
 def _expected(part: Part, store: files.Store) -> dict[str, Any]:
@@ -95,8 +102,10 @@ def _expected(part: Part, store: files.Store) -> dict[str, Any]:
 def total_bound(part: Part) -> tuple[Array, Array]:
     """The exact value rounded to float64, and a bound of everything: the error model's, the rounding to the dtype of
     the result, and that of the value itself. 0 where the answer is exact or no number."""
-    form = Format.of(part.dtype)
     exact = np.asarray(part.estimate.value, np.longdouble)
+    if part.dtype not in FORMATS:  # an index, or whether something holds
+        return exact.astype(np.float64), np.zeros(exact.shape)
+    form = Format.of(part.dtype)
     own = np.broadcast_to(np.asarray(part.estimate.bound, np.longdouble), exact.shape)
     with np.errstate(all="ignore"):
         value = exact.astype(np.float64)
@@ -108,6 +117,8 @@ def total_bound(part: Part) -> tuple[Array, Array]:
 
 def _may_overflow(part: Part) -> bool:
     """A finite value so near the end of its dtype that a result within the bound may be infinite."""
+    if part.dtype not in FORMATS:
+        return False
     largest = Format.of(part.dtype).largest
     with np.errstate(all="ignore"):
         reach = abs(part.estimate.value) + part.estimate.bound
