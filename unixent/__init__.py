@@ -38,7 +38,7 @@ from unixent.positions import (
     position_stats,
     position_stats_and_grad,
 )
-from unixent.protocol import ArrayInfo, Backend, Capabilities, LinearProblem, LossTerms, PositionStats, Problem
+from unixent.protocol import ArrayInfo, Backend, Capabilities, Device, LinearProblem, LossTerms, PositionStats, Problem
 from unixent.registry import BackendStatus, backends, get_backend
 from unixent.topk import TopK
 
@@ -60,6 +60,7 @@ __all__ = [
     "Capabilities",
     "CrossEntropyLoss",
     "DTypeError",
+    "Device",
     "EmptyMeanError",
     "LinearProblem",
     "LossOptions",

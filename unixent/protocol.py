@@ -105,6 +105,21 @@ class ArrayInfo(NamedTuple):
     layout: str = ""
 
 
+class Device(NamedTuple):
+    """A device, and what the loss is to expect there.
+
+    Attributes:
+        name: as the framework prints it.
+        kernel: what computes the pass over the logits there, for people ("native, avx2", "Triton", "XLA").
+        batch_invariant: value and gradient of a position have the same bits whatever the other positions are, in every
+            form of the loss.
+    """
+
+    name: str
+    kernel: str
+    batch_invariant: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a backend can do, as data: the checks, the docs table and the suite's expectations are made from it.
@@ -115,7 +130,6 @@ class Capabilities:
         transforms: names of the framework's transforms that the loss goes through: "grad", "jit", "vmap", "jvp", ...
         linear: `unixent.linear_cross_entropy` is served.
         parallel: a `ParallelConfig` of degree above 1 is served.
-        batch_invariant: value and gradient of a position have the same bits whatever the other positions are.
         fast_path: calls without arrays beside logits and target are offered to the backend before they are checked.
         position_stats: `unixent.position_stats` is served, and with ``linear`` `unixent.linear_position_stats`.
         parallel_targets: kinds of target that are taken where positions or classes are split over processes.
@@ -129,7 +143,6 @@ class Capabilities:
     transforms: frozenset[str] = frozenset()
     linear: bool = False
     parallel: bool = False
-    batch_invariant: bool = False
     fast_path: bool = False
     position_stats: bool = False
     parallel_position_stats: bool = False
@@ -282,8 +295,8 @@ class Backend(Protocol):
         """What is served, on the devices of this process: an attribute, or a property where it depends on them."""
         ...
 
-    def devices(self) -> tuple[str, ...]:
-        """The devices that the framework sees, as it prints them."""
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that the framework sees, the one that it computes on by default first."""
         ...
 
     def owns(self, array: object) -> bool:

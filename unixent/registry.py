@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unixent.errors import BackendUnavailableError, UnixentError, UnknownBackendError
-from unixent.protocol import Backend, Capabilities
+from unixent.protocol import Backend, Capabilities, Device
 
 if TYPE_CHECKING:
     from importlib import metadata
@@ -42,7 +42,7 @@ class BackendStatus:
     name: str
     installed: bool
     version: str | None
-    devices: tuple[str, ...] | None
+    devices: tuple[Device, ...] | None
     capabilities: Capabilities | None
     hint: str | None
 
@@ -205,8 +205,8 @@ def backends(*names: str) -> tuple[BackendStatus, ...]:
         >>> import unixent
         >>> [status.name for status in unixent.backends() if status.name == "numpy"]
         ['numpy']
-        >>> unixent.backends("numpy")[0].devices
-        ('cpu',)
+        >>> [device.name for device in unixent.backends("numpy")[0].devices]
+        ['cpu']
     """
     entries = _entry_points()
     for name in names:

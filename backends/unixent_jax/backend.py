@@ -18,6 +18,7 @@ from unixent.options import ParallelConfig
 from unixent.protocol import (
     ArrayInfo,
     Capabilities,
+    Device,
     LinearProblem,
     LossTerms,
     PositionStats,
@@ -35,6 +36,7 @@ from unixent_jax.positions.solve import StatsSpec, local_stats, solve_stats, sta
 from unixent_jax.sparse import SparseSpec, local_sparse_loss, sparse_loss
 from unixent_jax.vocab_parallel.problem import MeshAxes, MeshSpec
 from unixent_jax.vocab_parallel.reduction import over_mesh
+from unixent_native import kernel_name
 
 _PLATFORM = attrgetter("platform")
 
@@ -60,8 +62,11 @@ class JaxBackend:
     )
     along = GATHERS
 
-    def devices(self) -> tuple[str, ...]:
-        return tuple(map(str, jax.devices()))
+    def devices(self) -> tuple[Device, ...]:
+        devices = jax.devices()
+        alone = len(devices) == 1 and devices[0].platform == "cpu"
+        kernel = kernel_name("XLA") if alone else "XLA"
+        return tuple([Device(str(device), kernel) for device in devices])
 
     def owns(self, array: object) -> bool:
         return isinstance(array, jax.Array)

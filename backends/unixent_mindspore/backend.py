@@ -12,6 +12,7 @@ from unixent.options import ParallelConfig
 from unixent.protocol import (
     ArrayInfo,
     Capabilities,
+    Device,
     LinearProblem,
     LossTerms,
     PositionStats,
@@ -37,6 +38,7 @@ from unixent_mindspore.logits.problem import (
 from unixent_mindspore.loss_cell import eager_cell, stats_cell, value_and_grad_cell
 from unixent_mindspore.positions.host import eager_stats
 from unixent_mindspore.positions.problem import named, stats_operands
+from unixent_native import kernel_name
 
 
 def _capabilities(on_host: bool) -> Capabilities:
@@ -46,7 +48,6 @@ def _capabilities(on_host: bool) -> Capabilities:
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
         linear=on_host,
         parallel=True,
-        batch_invariant=on_host,
         position_stats=on_host,
     )
 
@@ -72,8 +73,10 @@ class MindsporeBackend:
         """Of the device that MindSpore computes on: the fused linear form is served in host memory only."""
         return _CAPABILITIES[kernel.on_host()]
 
-    def devices(self) -> tuple[str, ...]:
-        return (str(ms.get_context("device_target")),)
+    def devices(self) -> tuple[Device, ...]:
+        on_host = kernel.on_host()
+        name = kernel_name("NumPy") if on_host else "MindSpore"
+        return (Device(str(ms.get_context("device_target")), name, batch_invariant=on_host),)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, Tensor)

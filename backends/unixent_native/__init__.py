@@ -7,7 +7,7 @@ strides. ``source/`` holds the C, which hatch_build.py compiles.
 
 from unixent_native.call import DTYPES, NUMBERS_PER_THREAD, Strided, packed_call, row_losses
 from unixent_native.cores import available_cores
-from unixent_native.library import MAX_AXES, instruction_set, load
+from unixent_native.library import MAX_AXES, instruction_set, kernel_name, load
 from unixent_native.statistics import KEPT, has_statistics, row_statistics
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "available_cores",
     "has_statistics",
     "instruction_set",
+    "kernel_name",
     "load",
     "packed_call",
     "row_losses",

@@ -98,6 +98,12 @@ def load() -> Library | None:
     return Library(**functions, xla_rows=xla_rows, isas=isas, isa=isas.index(chosen))
 
 
+def kernel_name(instead: str) -> str:
+    """What computes the pass over logits in host memory, for people; ``instead`` of the library where it is not."""
+    isa = instruction_set()
+    return instead if isa is None else f"native, {isa}"
+
+
 def instruction_set() -> str | None:
     """Name of the instruction set that the native kernel uses here; None where there is no such kernel."""
     loaded = load()

@@ -14,6 +14,7 @@ from unixent.options import ParallelConfig
 from unixent.protocol import (
     ArrayInfo,
     Capabilities,
+    Device,
     LinearProblem,
     LossProblem,
     LossTerms,
@@ -21,6 +22,7 @@ from unixent.protocol import (
     Problem,
     StatsProblem,
 )
+from unixent_native import kernel_name
 from unixent_numpy.collectives import group_of
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import row_losses
@@ -47,12 +49,11 @@ class NumpyBackend:
         parallel_position_stats=True,
         parallel_targets=frozenset({"index", "probability", "sparse"}),
         parallel=True,
-        batch_invariant=True,
     )
     along = ALONG
 
-    def devices(self) -> tuple[str, ...]:
-        return ("cpu",)
+    def devices(self) -> tuple[Device, ...]:
+        return (Device("cpu", kernel_name("NumPy"), batch_invariant=True),)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, (np.ndarray, np.generic)) and not isinstance(array, np.ma.MaskedArray)

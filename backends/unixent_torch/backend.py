@@ -18,6 +18,7 @@ from unixent.options import ParallelConfig
 from unixent.protocol import (
     ArrayInfo,
     Capabilities,
+    Device,
     LinearProblem,
     LossProblem,
     LossTerms,
@@ -25,8 +26,10 @@ from unixent.protocol import (
     Problem,
     StatsProblem,
 )
+from unixent_native import kernel_name
 from unixent_torch import compat
 from unixent_torch.collectives import all_gather, is_dtensor
+from unixent_torch.kernel import triton
 from unixent_torch.kernel.mode import is_recorded, is_traced
 from unixent_torch.linear.problem import LinearCall
 from unixent_torch.logits.fast_path import try_fast_cross_entropy
@@ -76,19 +79,20 @@ class TorchBackend:
         parallel_position_stats=True,
         parallel_targets=frozenset({"index", "probability", "sparse"}),
         parallel=True,
-        batch_invariant=True,
         fast_path=True,
         traces_values=True,
     )
     along = ALONG
     try_fast_cross_entropy = staticmethod(try_fast_cross_entropy)
 
-    def devices(self) -> tuple[str, ...]:
-        names = ["cpu"]
+    def devices(self) -> tuple[Device, ...]:
+        devices = [Device("cpu", kernel_name("torch"), batch_invariant=True)]
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if accelerator is not None:
-            names += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
-        return tuple(names)
+            kernel = "Triton" if triton.is_there and accelerator.type in triton.DEVICES else "torch"
+            # Not batch invariant: rows of the Triton programs are, products of matrices and torch's own sums are not.
+            devices += [Device(f"{accelerator.type}:{i}", kernel) for i in range(torch.accelerator.device_count())]
+        return tuple(devices)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, Tensor)

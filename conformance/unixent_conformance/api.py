@@ -158,7 +158,8 @@ class Prepared:
 
 def prepare(task: Task, implementation: Any = None) -> Prepared:
     """The implementation of a task, loaded, and the cases that it means."""
-    tested, harness = find_tested(task.tested if implementation is None else implementation, task.framework)
+    given = task.tested if implementation is None else implementation
+    tested, harness = find_tested(given, task.framework, task.device)
     if task.device is not None:
         harness = harness.on(task.device)
     if task.linear:
@@ -192,14 +193,16 @@ def importable(implementation: Any) -> str | None:
         return None
 
 
-def find_tested(implementation: Any, framework: str | None = None) -> tuple[Implementation, Harness]:
+def find_tested(
+    implementation: Any, framework: str | None = None, device: str | None = None
+) -> tuple[Implementation, Harness]:
     """The implementation and the harness that `run` means."""
     if not isinstance(implementation, str):
         tested = wrap(implementation)
     elif ":" in implementation:
         tested = load(implementation)
     else:
-        return of_backend(implementation), harnesses.load(framework or implementation)
+        return of_backend(implementation, device), harnesses.load(framework or implementation)
     return tested, harnesses.load(framework) if framework else harnesses.of_callable(tested.loss)
 
 

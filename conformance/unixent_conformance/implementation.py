@@ -92,8 +92,8 @@ class Implementation:
         return frozenset() if self.options is None else options - self.options
 
 
-def of_backend(name: str) -> Implementation:
-    """A backend of unixent by name, through the public functions."""
+def of_backend(name: str, device: str | None = None) -> Implementation:
+    """A backend of unixent by name, through the public functions, as it is on a device, or on its first."""
     import unixent
 
     backend = unixent.get_backend(name)
@@ -102,8 +102,11 @@ def of_backend(name: str) -> Implementation:
     names |= {f"target:{target}" for target in declared.targets}
     names |= {f"parallel target:{target}" for target in declared.parallel_targets & declared.targets}
     names |= {f"transform:{transform}" for transform in declared.transforms}
-    flags = ("linear", "parallel", "batch_invariant", "position_stats", "parallel_position_stats")
+    flags = ("linear", "parallel", "position_stats", "parallel_position_stats")
     names |= {flag for flag in flags if getattr(declared, flag)}
+    devices = backend.devices()
+    if next((each for each in devices if each.name == device), devices[0]).batch_invariant:
+        names.add("batch_invariant")
     names |= UNPROMISED
     return Implementation(
         name=name,

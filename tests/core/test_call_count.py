@@ -55,7 +55,7 @@ def test_torch_linear() -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     hidden, classifier = torch.ones(64, 8, requires_grad=True), torch.ones(500, 8, requires_grad=True)
     target = torch.tensor(TARGET)
-    assert calls_of_ours(lambda: unixent.linear_cross_entropy(hidden, classifier, target)) <= 71
+    assert calls_of_ours(lambda: unixent.linear_cross_entropy(hidden, classifier, target)) <= 77
 
 
 def test_jax() -> None:

@@ -123,7 +123,7 @@ class Compiler(MindsporeBackend):
         return TracedTensor((*array.shape[:axis], num_classes, *array.shape[axis + 1 :]), array.dtype)
 
     def describe(self, arrays: tuple[TracedTensor, ...]) -> tuple[ArrayInfo, ...]:
-        device = self.devices()[0]
+        device = self.devices()[0].name
         return tuple(
             [
                 ArrayInfo(array.shape, dtype_name(array.dtype), device, readable=False, concrete=False)

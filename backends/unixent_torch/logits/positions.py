@@ -73,9 +73,12 @@ class Positions(NamedTuple):
         cls, problem: LossProblem, target: Tensor, weight: Tensor | None, acc_dtype: torch.dtype, readable: bool
     ) -> Positions:
         """``target`` has its classes last; where ``readable``, values may be read."""
-        by_index = problem.target_kind == "index" and not problem.all_targets_valid
-        ignored = _as_int64(problem.options.ignore_index, target.dtype) if by_index else 0
-        if by_index and triton.takes_positions(acc_dtype, target, problem.mask, weight):
+        if (
+            target.device.type in triton.DEVICES
+            and problem.target_kind == "index"
+            and triton.takes_positions(acc_dtype, target, problem.mask, weight)
+        ):
+            ignored = _as_int64(problem.options.ignore_index, target.dtype)
             ignore_index = ignored if ignored < 2**63 else None
             return cls(*triton.positions_of(target, problem.mask, weight, problem.num_classes, ignore_index))
         mask = None if problem.mask is None else problem.mask.to(acc_dtype)
@@ -90,6 +93,7 @@ class Positions(NamedTuple):
         out_of_range = None
         if not (problem.all_targets_valid or (readable and _all_valid(index, problem))):
             one = torch.ones((), dtype=acc_dtype, device=target.device)
+            ignored = _as_int64(problem.options.ignore_index, target.dtype)
             index, mask, out_of_range = index_positions(torch, index, mask, one, problem.num_classes, ignored)
         terms = mask
         if weight is not None:

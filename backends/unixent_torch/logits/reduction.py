@@ -39,7 +39,7 @@ def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: b
     where values are ``readable``.
     """
     kept, axes = spec.kept_axes, tuple(range(spec.kept_axes, losses.ndim))
-    if not kept and denominator is not None and _by_triton(losses, denominator):
+    if losses.device.type in triton.DEVICES and not kept and denominator is not None and _by_triton(losses, denominator):
         return triton.mean(losses, denominator, spec.empty)
     total = losses.sum(axes) if axes else losses
     if denominator is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import unixent
-from unixent.protocol import Capabilities
+from unixent.protocol import Capabilities, Device
 from unixent.registry import BackendStatus
 from unixent_native import instruction_set
 
@@ -16,7 +18,6 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLAGS = {
     "linear": "fused linear",
     "parallel": "parallel",
-    "batch_invariant": "batch invariant",
     "position_stats": "statistics",
     "parallel_position_stats": "split statistics",
 }
@@ -40,8 +41,10 @@ def backends() -> None:
             hint = f"not installed: [bold]{escape(loaded.hint or '')}[/bold]"
             table.add_row(f"[dim]{escape(loaded.name)}[/dim]", "[dim]-[/dim]", "[dim]-[/dim]", hint)
         else:
-            name, devices = f"[green]{escape(loaded.name)}[/green]", "\n".join(loaded.devices or ())
-            table.add_row(name, loaded.version, escape(devices), _summary(loaded.capabilities))
+            devices = loaded.devices or ()
+            kernels = "\n".join(f"{escape(device.name)} [dim]by {escape(device.kernel)}[/dim]" for device in devices)
+            does = _summary(loaded.capabilities, devices)
+            table.add_row(f"[green]{escape(loaded.name)}[/green]", loaded.version, kernels, does)
     console.print(table, highlight=False)
     console.print(f"native kernel: {instruction_set() or 'not in use'}", highlight=False)
 
@@ -54,9 +57,13 @@ def _load(name: str) -> BackendStatus | str:
         return f"{type(error).__name__}: {error}"
 
 
-def _summary(capabilities: Capabilities) -> str:
+def _summary(capabilities: Capabilities, devices: Sequence[Device]) -> str:
     dtypes = [dtype for dtype in DTYPES if dtype in capabilities.dtypes]
     targets = [f"{target} targets" for target in sorted(capabilities.targets)]
     flags = [text for name, text in FLAGS.items() if getattr(capabilities, name)]
+    invariant = [escape(device.name) for device in devices if device.batch_invariant]
+    if invariant:
+        everywhere = len(invariant) == len(devices)
+        flags.append("batch invariant" if everywhere else f"batch invariant on {', '.join(invariant)}")
     lines = (dtypes, targets, sorted(capabilities.transforms), flags)
     return "\n".join(", ".join(line) for line in lines if line)

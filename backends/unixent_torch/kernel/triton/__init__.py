@@ -25,12 +25,12 @@ DEVICES = ["cuda"]
 
 _LOGITS = (torch.float16, torch.bfloat16, torch.float32)
 _TARGETS = (torch.int64, *_LOGITS, torch.float64)
-_is_there = torch.version.hip is None and find_spec("triton") is not None
+is_there = torch.version.hip is None and find_spec("triton") is not None
 
 
 def serves(spec: KernelSpec, x: Tensor, target: Tensor) -> bool:
     """Whether the programs serve tensors of such devices and dtypes, at the spec's precision."""
-    if not (_is_there and x.device.type in DEVICES and x.dtype in _LOGITS):
+    if not (is_there and x.device.type in DEVICES and x.dtype in _LOGITS):
         return False
     return spec.acc_dtype is torch.float32 and target.dtype in _TARGETS and x.shape[-1] < 2**30
 
@@ -43,7 +43,7 @@ def takes(spec: KernelSpec, x: Tensor, target: Tensor, *others: object) -> bool:
 def takes_positions(acc_dtype: torch.dtype, *tensors: Tensor | None) -> bool:
     """Whether they serve what there is one of per position: those tensors that there are."""
     first = next(tensor for tensor in tensors if tensor is not None)
-    on_device = _is_there and first.device.type in DEVICES
+    on_device = is_there and first.device.type in DEVICES
     return on_device and acc_dtype is torch.float32 and _are_plain(*tensors)
 
 

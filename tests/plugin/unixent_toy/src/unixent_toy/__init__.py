@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unixent.protocol import ArrayInfo, LinearProblem, LossProblem, LossTerms, Problem
+from unixent.protocol import ArrayInfo, Device, LinearProblem, LossProblem, LossTerms, Problem
 from unixent_numpy import NumpyBackend
 
 P = TypeVar("P", bound=LossProblem)
@@ -58,8 +58,8 @@ class ToyBackend:
     def __init__(self) -> None:
         self._numpy = NumpyBackend()
 
-    def devices(self) -> tuple[str, ...]:
-        return ("toybox",)
+    def devices(self) -> tuple[Device, ...]:
+        return (Device("toybox", "NumPy", batch_invariant=True),)
 
     def owns(self, array: object) -> bool:
         return isinstance(array, Box)
