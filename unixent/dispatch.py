@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -29,7 +30,7 @@ from unixent.protocol import (
 )
 from unixent.registry import backend_of, find_backend, get_backend
 from unixent.sharding import refuse
-from unixent.statistics import StatsRequest, compute, stand_in_target, stats_request
+from unixent.statistics import StatsRequest, compute, stand_in_selection, stand_in_target, stats_request
 from unixent.topk import TopK
 from unixent.validation import CheckedCall, GradRequest, linear_call, logits_call
 
@@ -169,8 +170,9 @@ def logits_stats(
     backend = select_backend(common, ("logits",), logits)
     outputs = _check_stats(backend, request, common, (logits,))
     further = stats_request(backend, request, outputs, options, grads, ("logits",))
-    common, options = _with_target(common, options, logits)
-    return _stats(backend, logits_call(backend, logits, common, options, None, further), options, grads)
+    common, stand_in = _with_target(common, options, logits)
+    call = logits_call(backend, logits, common, stand_in, None, further)
+    return _stats(backend, call, grads, is_padding_alone=stand_in is not options)
 
 
 def linear_stats(
@@ -187,8 +189,9 @@ def linear_stats(
     if grads is not None and grads[1] is None:
         grads = (grads[0], differentiable)
     further = stats_request(backend, request, outputs, options, grads, differentiable)
-    common, options = _with_target(common, options, linear.hidden, linear.classifier)
-    return _stats(backend, linear_call(backend, linear, common, options, None, further), options, grads)
+    common, stand_in = _with_target(common, options, linear.hidden, linear.classifier)
+    call = linear_call(backend, linear, common, stand_in, None, further)
+    return _stats(backend, call, grads, is_padding_alone=stand_in is not options)
 
 
 def _check_stats(
@@ -220,11 +223,15 @@ def _shape_of(array: Any) -> tuple[int, ...]:
 
 
 def _stats(
-    backend: Backend, call: CheckedCall, options: LossOptions, grads: tuple[Any, Any] | None
+    backend: Backend, call: CheckedCall, grads: tuple[Any, Any] | None, *, is_padding_alone: bool
 ) -> tuple[PositionStats, Any]:
-    stats, gradients = compute(backend, call.problem, call.grad_output, call.wrt)
-    if options.num_classes is not None:
-        gradients = pad_gradients(backend, call.problem.call, call.wrt, gradients, call.scores.num_local_classes)
+    """What a call asks for; with ``is_padding_alone``, the only class is ignore_index, and there is no target."""
+    problem = call.problem
+    if is_padding_alone and problem.selected is not None:
+        problem = replace(problem, selected=stand_in_selection(problem.selected))
+    stats, gradients = compute(backend, problem, call.grad_output, call.wrt)
+    if problem.call.options.num_classes is not None:
+        gradients = pad_gradients(backend, problem.call, call.wrt, gradients, call.scores.num_local_classes)
     return stats, gradients[0] if grads is not None and isinstance(grads[1], str) else gradients
 
 

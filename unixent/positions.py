@@ -57,7 +57,8 @@ def position_stats(
         num_classes, validate, backend: as in `cross_entropy`. ``target`` may be None where no output needs it;
             probabilities have a ``loss`` and what needs no target.
         outputs: the fields of `PositionStats` to compute, by name.
-        selected: class indices of shape P + (K,) for ``selected_log_prob``; ``ignore_index`` pads them, and gives 0.
+        selected: class indices of shape P + (K,) for ``selected_log_prob``; ``ignore_index`` pads them, and gives
+            0 whatever the logits hold.
         k: how many classes ``top_log_prob`` and ``top_index`` have.
         dtype: dtype of the floating outputs; None for that of logits. Indices are int64.
         parallel: as in `cross_entropy`, of backends that declare ``parallel_position_stats``: the outputs are those of

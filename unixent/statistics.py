@@ -18,7 +18,8 @@ from unixent.validation import CheckedCall, FurtherRequest, check_wrt, values_as
 
 OUTPUTS = PositionStats._fields
 DIFFERENTIABLE = OUTPUTS[: OUTPUTS.index("log_sum_sq")]
-_NO_INDEX = -(2**63)
+# What `stand_in_selection` has in the place of padding.
+_NO_INDEX = -1
 _OF_TARGET = ("loss", "log_prob", "correct", "rank")
 
 
@@ -52,8 +53,8 @@ def stand_in_target(
 ) -> tuple[np.ndarray[Any, Any], LossOptions]:
     """A target that nothing looks at, for a call without one: of shape P, a class that is not ignored; and its options.
 
-    Where the only class is ignore_index there is no such class. Nothing is ignored then, which changes no number: what
-    ignore_index pads of ``selected`` has the log-probability 0, and so has the only class.
+    Where the only class is ignore_index there is no such class. Another index is ignored then, the options are others
+    than those given, and ``selected`` is to be what `stand_in_selection` makes of it.
 
     Args:
         shape: that of logits, or of hidden.
@@ -71,6 +72,11 @@ def stand_in_target(
     if options.ignore_index == 0 and num_classes == 1:
         options = replace(options, ignore_index=_NO_INDEX)
     return np.full(positions, not options.ignore_index, np.int64), options
+
+
+def stand_in_selection(selected: Array) -> Array:
+    """``selected`` where the only class is ignore_index: all of it is padding, or out of range."""
+    return 2 * (selected != 0) + _NO_INDEX
 
 
 def stats_request(

@@ -174,6 +174,24 @@ def test_the_only_class_may_be_ignore_index_where_there_is_no_target() -> None:
         np.testing.assert_array_equal(stats.selected_log_prob, [[0], [0]])
 
 
+def test_what_pads_the_selection_has_0_whatever_the_logits_hold() -> None:
+    """Also where it is the only class. The gradient of a row of NaN is NaN, as without padding."""
+    both = {"outputs": ("logsumexp", "selected_log_prob"), "ignore_index": 0}
+    for logits in (np.array([[np.nan], [1.0]]), np.array([[np.inf], [1.0]]), np.array([[-np.inf], [1.0]])):
+        one = unixent.position_stats(logits, selected=np.zeros((2, 2), np.uint8), **both)
+        two = unixent.position_stats(np.pad(logits, ((0, 0), (0, 1))), selected=np.zeros((2, 2), int), **both)
+        linear = unixent.linear_position_stats(logits, np.ones((1, 1)), selected=np.zeros((2, 2), int), **both)
+        for stats in (one, two, linear):
+            np.testing.assert_array_equal(stats.selected_log_prob, np.zeros((2, 2)))
+        np.testing.assert_array_equal(np.isnan(one.logsumexp), [True, False])
+    given = {"outputs": "selected_log_prob", "selected": np.array([[0], [0]]), "ignore_index": 0}
+    _, gradient = unixent.position_stats_and_grad(np.array([[np.nan], [1.0]]), **given)
+    np.testing.assert_array_equal(gradient, [[np.nan], [0.0]])
+    given["selected"] = np.array([[0, 1], [1, 0]])
+    stats = unixent.position_stats(np.array([[np.nan], [1.0]]), validate="off", **given)
+    np.testing.assert_array_equal(stats.selected_log_prob, [[0.0, np.nan], [np.nan, 0.0]])
+
+
 def test_beside_the_only_class_all_that_is_selected_is_out_of_range() -> None:
     message = r"selected: expected class indices in \[0, 1\) or ignore_index=0; got 1 at position \(1, 0\)"
     with pytest.raises(unixent.TargetRangeError, match=message):

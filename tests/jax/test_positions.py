@@ -126,3 +126,13 @@ def test_a_tie_at_the_largest_logit_has_second_derivatives(name: str) -> None:
         return of.get(name, jax.nn.logsumexp(x, axis=-1)).sum()
 
     np.testing.assert_allclose(jax.hessian(value)(x), jax.hessian(usual)(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.vmap, jax.jit], ids=["eager", "vmap", "jit"])
+def test_the_only_class_as_padding_has_0_beside_a_logit_that_is_nan(wrap: Any) -> None:
+    def stats(x: Array, selected: Array) -> Array:
+        given: dict[str, Any] = {"outputs": "selected_log_prob", "ignore_index": 0, "validate": "off"}
+        return unixent.position_stats(x, selected=selected, **given).selected_log_prob
+
+    x, selected = jnp.array([[[jnp.nan], [1.0]]]), jnp.array([[[0, 0], [0, 1]]], jnp.int8)
+    np.testing.assert_array_equal(wrap(stats)(x, selected), [[[0, 0], [0, np.nan]]])

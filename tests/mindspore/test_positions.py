@@ -286,6 +286,15 @@ def test_third_derivatives_are_refused():
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_only_class_as_padding_has_0_beside_a_logit_that_is_nan(form):
+    def stats(logits, selected):
+        return unixent.position_stats(logits, outputs="selected_log_prob", selected=selected, ignore_index=0)
+
+    got = in_form(stats, form)(own(np.array([[np.nan], [1.0]])), own(np.zeros((2, 2), np.int64)))
+    assert got[FIELDS.index("selected_log_prob")].asnumpy().tolist() == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_only_class_may_be_ignore_index_where_there_is_no_target(form):
     def stats(logits):
         return unixent.position_stats(logits, outputs=("entropy", "max_prob"), ignore_index=0)

@@ -276,3 +276,15 @@ def test_states_and_classifiers_may_be_transposed() -> None:
     of, operands = ("entropy", "logsumexp"), (hidden, classifier)
     grads = [torch.autograd.grad(sum(getattr(each, name).sum() for name in of), operands) for each in (stats, usual)]
     close(*grads)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, torch.func.vmap, torch.compile], ids=["eager", "vmap", "compile"])
+def test_the_only_class_as_padding_has_0_beside_a_logit_that_is_nan(wrap: Callable[..., Any]) -> None:
+    def stats(x: Tensor, selected: Tensor) -> Tensor:
+        given: dict[str, Any] = {"outputs": "selected_log_prob", "ignore_index": 0, "validate": "off"}
+        return unixent.position_stats(x, selected=selected, **given).selected_log_prob
+
+    x, selected = torch.tensor([[[math.nan], [1.0]]]), torch.tensor([[[0, 0], [0, 1]]])
+    got = wrap(stats)(x, selected)
+    assert torch.equal(got.isnan(), torch.tensor([[[False, False], [False, True]]]))
+    assert torch.equal(got.nan_to_num(), torch.zeros(1, 2, 2))

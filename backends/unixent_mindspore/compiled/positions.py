@@ -13,7 +13,7 @@ from unixent.arguments import CommonArguments
 from unixent.errors import BackendError
 from unixent.options import LossOptions
 from unixent.protocol import PositionStats
-from unixent.statistics import StatsRequest, stand_in_target, stats_request
+from unixent.statistics import StatsRequest, stand_in_selection, stand_in_target, stats_request
 from unixent_mindspore.compiled.checks import (
     Compiler,
     TracedTensor,
@@ -70,6 +70,12 @@ def no_target(shapes: tuple[Any, Any], options: LossOptions, may_split: bool) ->
 
 
 @compile_time
+def is_padding_alone(shapes: tuple[Any, Any], options: LossOptions, may_split: bool) -> bool:
+    """Whether the only class is ignore_index."""
+    return stand_in_target(*shapes, options, may_split)[1] is not options
+
+
+@compile_time
 def places(outputs: Any) -> tuple[int, ...]:
     """Where the fields of `PositionStats` are among the outputs; -1 for those that were not asked for."""
     names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
@@ -96,16 +102,19 @@ def statistics(
     outputs, selected, k = request
     has_target = common[0] is not None
     target, ids, teacher = target_parts(common[0])
+    selection = tensor(selected, "selected")
     if not has_target:
-        classifier_shape = None if names[0] == "logits" else scores[1].shape
-        target = no_target((scores[0].shape, classifier_shape), options, common[4] is not None)
+        shapes = (scores[0].shape, None if names[0] == "logits" else scores[1].shape)
+        target = no_target(shapes, options, common[4] is not None)
+        if selected is not None and is_padding_alone(shapes, options, common[4] is not None):
+            selection = stand_in_selection(chosen)
     tensors = scores + (
         target,
         tensor(common[1], "weight"),
         tensor(common[2], "mask"),
         None,
         ids,
-        tensor(selected, "selected"),
+        selection,
     )
     infos = infos_of(tensors)
     if grads is None:

@@ -57,7 +57,7 @@ REASONS = {
     "fused linear special values": "Infinities and NaN through hidden and bias; uncounted positions add nothing.",
     "statistics": "Each output of a position by itself: what is small keeps its digits, equal logits have an order.",
     "fused linear statistics": "The same through hidden, classifier and bias, a chunk of logits at a time.",
-    "sparse targets": "A teacher's best classes, and what becomes of the rest: a bucket is a sum of its own, never 1 - p.",
+    "sparse targets": "A teacher's best classes, and what becomes of the rest: a bucket is a sum, never 1 - p.",
     "fused linear sparse targets": "The same through hidden, classifier and bias, without the logits.",
     "fused linear bad input": "Shapes, dtypes and chunks that cannot mean anything are refused.",
 }
