@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import corpus
 import digits
 import unixent
 
@@ -89,7 +90,7 @@ def text_stats(steps: int, seed: int, count: int = 256) -> Stats:
 
     import charlm
 
-    chunks, vocabulary = charlm.encode(charlm.text(), 0)
+    chunks, vocabulary = charlm.encode(corpus.text(), 0)
     cut = len(chunks) * 9 // 10
     torch.manual_seed(seed)
     model = charlm.Model(vocabulary)

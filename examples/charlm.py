@@ -12,14 +12,10 @@ materializing all logits, and prints the memory that each form keeps between its
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import unixent
+from corpus import chunk_indices, text
 
-# Their sources are mostly prose: docstrings and comments.
-MODULES = ("argparse", "datetime", "decimal", "difflib", "doctest", "inspect", "logging", "pathlib", "pickletools",
-           "random", "statistics", "subprocess", "tarfile", "threading", "typing", "zipfile")  # fmt: skip
 CONTEXT, WIDTH, BATCH = 64, 128, 32
 
 Loss = Callable[[nn.Linear, Tensor, Tensor], Tensor]  # last layer, its input, targets
@@ -52,20 +46,10 @@ class Run(NamedTuple):
     saved_bytes: int
 
 
-def text() -> str:
-    """The sources of some modules of the standard library."""
-    return "\n".join(inspect.getsource(import_module(name)) for name in MODULES)
-
-
 def encode(source: str, size: int) -> tuple[Tensor, int]:
-    """The text as chunk indices, and the size of the vocabulary: all characters, and frequent groups of them."""
-    chunks = re.findall(r"\w{1,4}|\s+|.", source, re.DOTALL)
-    characters = sorted(set(source))
-    room = max(0, size - len(characters))
-    frequent = [chunk for chunk, _ in Counter(chunk for chunk in chunks if len(chunk) > 1).most_common(room)]
-    number = {chunk: i for i, chunk in enumerate([*characters, *frequent])}
-    pieces = (piece for chunk in chunks for piece in ([chunk] if chunk in number else chunk))
-    return torch.tensor([number[piece] for piece in pieces]), len(number)
+    """The text as chunk indices, and the size of the vocabulary."""
+    indices, vocabulary = chunk_indices(source, size)
+    return torch.tensor(indices), vocabulary
 
 
 class Model(nn.Module):  # type: ignore[misc]

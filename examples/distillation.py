@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import charlm
+import corpus
 import unixent
 
 WIDTH, BATCH, K, EVERY = 32, 16, 20, 15
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, help="where to keep the teacher's log-probabilities")
     parser.add_argument("--plot", type=Path, help="plot to write")
     chosen = parser.parse_args(arguments)
-    chunks, vocabulary = charlm.encode(charlm.text(), chosen.vocabulary)
+    chunks, vocabulary = charlm.encode(corpus.text(), chosen.vocabulary)
     end = len(chunks) * 9 // 10
     torch.manual_seed(chosen.seed)
     teacher = charlm.Model(vocabulary)

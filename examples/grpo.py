@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 import charlm
+import corpus
 import unixent
 
 PROMPT, LENGTH, PROMPTS, GROUP = 16, 32, 8, 16
@@ -101,7 +102,7 @@ class Text(NamedTuple):
 
 
 def load() -> Text:
-    source = charlm.text()
+    source = corpus.text()
     return Text(charlm.encode(source, 0)[0], sorted(set(source)), frozenset(re.findall(r"\b[a-z]{3,}\b", source)))
 
 

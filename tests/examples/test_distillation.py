@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason='needs the extra "torch"')
 import charlm  # noqa: E402
+import corpus  # noqa: E402
 import distillation  # noqa: E402
 
 K = 10
@@ -26,7 +27,7 @@ class Setting(NamedTuple):
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     """A teacher of little training, the best of its log-probabilities on disk, and text to judge students on."""
-    chunks, vocabulary = charlm.encode(charlm.text(), 0)
+    chunks, vocabulary = charlm.encode(corpus.text(), 0)
     torch.manual_seed(0)
     teacher = charlm.Model(vocabulary)
     assert len(list(charlm.fit(teacher, charlm.fused, chunks, 20))) == 20
