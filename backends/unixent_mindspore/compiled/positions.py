@@ -107,7 +107,7 @@ def statistics(
         shapes = (scores[0].shape, None if names[0] == "logits" else scores[1].shape)
         target = no_target(shapes, options, common[4] is not None)
         if selected is not None and is_padding_alone(shapes, options, common[4] is not None):
-            selection = stand_in_selection(chosen)
+            selection = stand_in_selection(selection)
     tensors = scores + (
         target,
         tensor(common[1], "weight"),
