@@ -42,13 +42,16 @@ from unixent_native import kernel_name
 
 
 def _capabilities(on_host: bool) -> Capabilities:
+    targets = frozenset({"index", "probability"} | ({"sparse"} if on_host else set()))
     return Capabilities(
         dtypes=frozenset(FLOATS),
-        targets=frozenset({"index", "probability"} | ({"sparse"} if on_host else set())),
+        targets=targets,
         transforms=frozenset({"grad", "grad_of_grad", "jit", "jvp", "vmap"}),
         linear=on_host,
         parallel=True,
         position_stats=on_host,
+        parallel_position_stats=on_host,
+        parallel_targets=targets,
     )
 
 
@@ -70,7 +73,8 @@ class MindsporeBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """Of the device that MindSpore computes on: the fused linear form is served in host memory only."""
+        """Of the device that MindSpore computes on: only in host memory are the fused linear form, statistics of
+        positions and sparse targets served."""
         return _CAPABILITIES[kernel.on_host()]
 
     def devices(self) -> tuple[Device, ...]:

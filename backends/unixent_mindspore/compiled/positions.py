@@ -58,6 +58,11 @@ def checked_stats(
         classifier_shape = tuple(infos[1][0]) if linear else None
         options = stand_in_target(tuple(infos[0][0]), classifier_shape, options, common[0] is not None)[1]
     problem, scores, *_ = checked_call(compiler, traced, given, options, chunk, linear, None, further)
+    if problem.call.sharding is not None:
+        raise BackendError(
+            "parallel: position_stats is split over processes eagerly on CPU with the mindspore backend; got a call in "
+            "compiled code"
+        )
     dtypes = tuple(None if item is None else dtype_name(item.dtype) for item in traced)
     loss = LossSpec.of(problem.call, dtypes, 0 in scores.positions)
     padding = padding_of(problem.call, problem.call.num_classes, scores)

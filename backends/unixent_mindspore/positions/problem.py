@@ -72,6 +72,11 @@ class StatsSpec(LossSpec):
         return tuple(column for column in self.layout if column.name in DIFFERENTIABLE)
 
     @property
+    def saves_gradient(self) -> bool:
+        """Each output has an upstream gradient of its own: the gradient is formed when they are there."""
+        return False
+
+    @property
     def columns(self) -> tuple[int, ...]:
         return (max(column.stop for column in self.layout),)
 

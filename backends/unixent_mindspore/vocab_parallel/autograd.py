@@ -75,6 +75,7 @@ class SavedGradient(nn.Cell):
     def __init__(self, spec: LossSpec) -> None:
         super().__init__()
         self.axis, self.per_position = spec.axis, spec.per_position
+        self.target_axis = spec.axis if spec.teacher is None else -1
         self.dtypes = tuple(DTYPES[str(spec.dtypes[i])] if i in spec.wrt else None for i in range(4))
         self.cast, self.expand, self.zeros = P.Cast(), P.ExpandDims(), P.ZerosLike()
         self.equal, self.where, self.last = P.Equal(), P.Select(), OnceDifferentiated()
@@ -91,13 +92,15 @@ class SavedGradient(nn.Cell):
         return self.last(self.cast(self.where(vanishes, zeros, grad * upstream), dtype))
 
     def construct(self, grads: tuple[Tensor, ...], grad_output: Tensor, *inputs: Tensor) -> Any:
+        target_upstream = grad_output
         if self.per_position:
+            target_upstream = self.expand(grad_output, self.target_axis)
             grad_output = self.expand(grad_output, self.axis)
         return (
             self.scaled(grads[0], grad_output, inputs[0], self.dtypes[0]),
             self.scaled(grads[1], grad_output, inputs[1], self.dtypes[1]),
             self.scaled(grads[2], grad_output, inputs[2], self.dtypes[2]),
-            self.scaled(grads[3], grad_output, inputs[3], self.dtypes[3]),
+            self.scaled(grads[3], target_upstream, inputs[3], self.dtypes[3]),
         )
 
 

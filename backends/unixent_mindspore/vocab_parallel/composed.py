@@ -184,6 +184,11 @@ def sharded_cell(spec: LossSpec, dtype: str, on_host: bool) -> ShardedLoss:
             f"parallel: linear_cross_entropy splits its classes eagerly on CPU with the mindspore backend; got a call "
             f"{where}, where cross_entropy(hidden @ classifier.T, ...) can be split"
         )
+    if spec.teacher is not None:
+        raise BackendError(
+            "parallel: sparse targets are split over processes eagerly on CPU with the mindspore backend; got a call "
+            "in compiled code"
+        )
     if 0 in spec.sharding.classes_per_rank:
         raise BackendError(
             f"parallel: expected at least 1 class on every process in compiled code and on accelerators with the "

@@ -96,6 +96,15 @@ def test_split_equals_whole_in_compiled_code(tmp_path, data, model):
 
 
 @needs_msrun
+@pytest.mark.parametrize(("data", "model"), [exhaustive(1, 3), exhaustive(3, 1), (2, 2)])
+def test_split_statistics_and_sparse_targets_are_those_of_whole_arrays(tmp_path, data, model):
+    arguments = HERE / "positions_worker.py", data, model
+    status, logs, said = msrun(tmp_path, *arguments, workers=data * model, timeout=400)
+    assert logs.count("every check passed") == data * model, logs[-5000:] + said[-5000:]
+    assert status == 0
+
+
+@needs_msrun
 def test_the_example_trains_as_one_process_does(tmp_path):
     pytest.importorskip("sklearn", reason='needs the extra "examples"')
     script = Path(__file__).resolve().parents[3] / "examples" / "parallel" / "mindspore_2x2.py"
