@@ -39,7 +39,8 @@ def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: b
     where values are ``readable``.
     """
     kept, axes = spec.kept_axes, tuple(range(spec.kept_axes, losses.ndim))
-    if losses.device.type in triton.DEVICES and not kept and denominator is not None and _by_triton(losses, denominator):
+    is_mean = not kept and denominator is not None
+    if is_mean and losses.device.type in triton.DEVICES and _by_triton(losses, denominator):
         return triton.mean(losses, denominator, spec.empty)
     total = losses.sum(axes) if axes else losses
     if denominator is None:
@@ -56,7 +57,7 @@ def reduce(losses: Tensor, denominator: Denominator, spec: LossSpec, readable: b
     return mean if scale is None else mean / scale
 
 
-def _by_triton(losses: Tensor, denominator: Tensor | float) -> bool:
+def _by_triton(losses: Tensor, denominator: Denominator) -> bool:
     if torch.is_grad_enabled() and losses.requires_grad:
         return False
     return triton.takes_positions(losses.dtype, losses, denominator if isinstance(denominator, Tensor) else None)
