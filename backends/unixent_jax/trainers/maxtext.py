@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from unixent.positions import position_stats
+from unixent_jax.trainers.dtypes import wide_dtype
 
 
 def cross_entropy_with_logits(logits: Any, targets: Any, z_loss: float = 0.0) -> tuple[Any, Any]:
@@ -37,6 +38,6 @@ def cross_entropy_with_logits(logits: Any, targets: Any, z_loss: float = 0.0) ->
         [[3.3081064 3.3081064]] [[1.921812 1.921812]]
     """
     logits = jnp.asarray(logits)
-    dtype = "float64" if logits.dtype == jnp.float64 else "float32"
-    stats = position_stats(logits, targets, outputs=("loss", "logsumexp"), z_loss=z_loss, dtype=dtype)
+    outputs = ("loss", "logsumexp")
+    stats = position_stats(logits, targets, outputs=outputs, z_loss=z_loss, dtype=wide_dtype(logits))
     return stats.loss, jax.lax.stop_gradient(z_loss * jnp.square(stats.logsumexp))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from unixent.functions import cross_entropy
 from unixent.positions import position_stats
+from unixent_jax.trainers.dtypes import wide_dtype
 
 
 def loss_fn(
@@ -30,7 +31,7 @@ def loss_fn(
     """
     extra = {} if images is None else {"images": images}
     logits, _ = model(input_tokens, positions, None, attention_mask, **extra)
-    return cross_entropy(logits[:, :-1], input_tokens[:, 1:], mask=input_mask[:, 1:], dtype=_wide_dtype(logits))
+    return cross_entropy(logits[:, :-1], input_tokens[:, 1:], mask=input_mask[:, 1:], dtype=wide_dtype(logits))
 
 
 def selective_log_softmax(logits: Any, input_ids: Any) -> Any:
@@ -49,8 +50,4 @@ def selective_log_softmax(logits: Any, input_ids: Any) -> Any:
         >>> print(selective_log_softmax(jnp.array([[20.0, 0.0]]), jnp.array([0])))  # Tunix: 0
         [-2.0611537e-09]
     """
-    return position_stats(jnp.asarray(logits), input_ids, dtype=_wide_dtype(logits)).log_prob
-
-
-def _wide_dtype(array: Any) -> str:
-    return "float64" if array.dtype == jnp.float64 else "float32"
+    return position_stats(jnp.asarray(logits), input_ids, dtype=wide_dtype(logits)).log_prob
