@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         except unixent.UnixentError as error:
             parser.error(str(error))
         except ModuleNotFoundError as error:
-            parser.error(f'needs {error.name}: pip install "unixent[examples,torch]"')
+            parser.error(f'needs {error.name}: pip install ".[examples,torch]" in the checkout')
         bins[name] = {}
         for temperature in chosen.temperature:
             means, bins[name][temperature] = score(stats(temperature))

@@ -162,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     except unixent.UnixentError as error:
         parser.error(str(error))
     except ModuleNotFoundError as error:
-        parser.error(f'needs {error.name}: pip install "unixent[examples]"')
+        parser.error(f'needs {error.name}: pip install ".[examples]" in the checkout')
 
     def report(epoch: int, point: Epoch) -> None:
         if epoch == 1 or epoch % 5 == 0 or epoch == chosen.epochs:

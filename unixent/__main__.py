@@ -13,7 +13,9 @@ def main() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
             raise
-        print(f'unixent: the command line needs {missing}: pip install "unixent[conformance]"', file=sys.stderr)
+        from unixent.registry import install_command
+
+        print(f"unixent: the command line needs {missing}: {install_command('conformance')}", file=sys.stderr)
         sys.exit(2)
     app(prog_name="unixent")
 

@@ -62,9 +62,26 @@ def _is_ours(entry: metadata.EntryPoint) -> bool:
     return entry.dist is not None and entry.dist.name == "unixent"
 
 
+def install_command(extra: str) -> str:
+    """What installs what one of unixent's extras requires, wherever unixent itself came from.
+
+    Example:
+        >>> print(install_command("jax"))
+        pip install "jax>=0.7.1"
+    """
+    from importlib import metadata
+
+    required: list[str] = []
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        required = metadata.requires("unixent") or []
+    marked = (line.replace("'", '"').partition(";") for line in required)
+    wanted = [f'"{name.strip()}"' for name, _, marker in marked if f'extra == "{extra}"' in marker]
+    return f"pip install {' '.join(wanted) or extra}"
+
+
 def _hint(entry: metadata.EntryPoint) -> str:
     if _is_ours(entry):
-        return f'pip install "unixent[{entry.name}]"'
+        return install_command(entry.name)
     owner = entry.dist.name if entry.dist is not None else entry.module
     return f"see the documentation of {owner}"
 

@@ -1,6 +1,6 @@
 """A small classifier of handwritten digits, split over data x classes: a mesh of four devices, JAX.
 
-    pip install "unixent[jax,examples]"
+    pip install ".[jax,examples]"
     python examples/parallel/jax_2x2.py
 
 The axis "data" of the mesh shards the images, "model" the classifier's classes; the loss gets the mesh once, and the

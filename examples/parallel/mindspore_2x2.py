@@ -1,6 +1,6 @@
 """A small network for handwritten digits, its classifier split over data x classes: four processes of MindSpore.
 
-    pip install "unixent[mindspore,examples]"
+    pip install ".[mindspore,examples]"
     timeout -s INT -k 30 300 msrun --worker_num 4 --local_worker_num 4 --master_addr 127.0.0.1 --master_port 8118 \
         --join True --cluster_time_out 60 --log_dir logs examples/parallel/mindspore_2x2.py
 

@@ -1,6 +1,6 @@
 """Softmax regression on handwritten digits, sharded over data and classes: four processes, NumPy and MPI.
 
-    pip install "unixent[mpi,examples]" mpich
+    pip install ".[mpi,examples]" mpich
     timeout -k 10 120 mpiexec -iface lo -n 4 python -m mpi4py examples/parallel/numpy_2x2.py
 
 Every process holds half of the images and half of the classes, and takes the same steps of gradient descent. It then

@@ -1,6 +1,6 @@
 """A network for handwritten digits, split over data x classes: four processes, PyTorch on gloo.
 
-    pip install "unixent[torch,examples]"
+    pip install ".[torch,examples]"
     timeout -k 10 300 torchrun --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:0 --nproc-per-node=4 \\
         examples/parallel/torch_2x2.py
 

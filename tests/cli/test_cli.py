@@ -182,7 +182,8 @@ def test_without_its_extra_the_command_line_says_what_to_install(missing: str) -
     code = f"import sys; sys.modules[{missing!r}] = None; from unixent.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == f'unixent: the command line needs {missing}: pip install "unixent[conformance]"\n'
+    assert done.stderr.startswith(f"unixent: the command line needs {missing}: pip install ")
+    assert f' "{missing}>=' in done.stderr
 
 
 def test_a_syntax_error_of_the_user_is_no_traceback(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from unixent import UnixentError
+from unixent.registry import install_command
 
 # What a name, a file or an option that cannot be used raises.
 CANNOT_RUN = (UnixentError, ImportError, LookupError, ValueError, TypeError, AttributeError, SyntaxError, OSError)
@@ -56,7 +57,7 @@ def suite_required() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        fail(f'the suite needs {error.name}: pip install "unixent[conformance]"')
+        fail(f"the suite needs {error.name}: {install_command('conformance')}")
 
 
 def import_from_here() -> None:
