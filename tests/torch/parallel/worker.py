@@ -205,6 +205,31 @@ def dtensors(config: unixent.ParallelConfig) -> None:
             value, gradients = both(*arrays, index)
             close(value.full_tensor(), expected)
             close((gradients[0] if form == "linear" else gradients).full_tensor(), whole.grad)
+    sparse_dtensors()
+
+
+def sparse_dtensors() -> None:
+    """Sparse targets that lie otherwise than their positions, in unequal parts: five of them and three classes each."""
+    mesh, rows = init_device_mesh("cpu", (2,)), LOGITS[:5]
+    ids, probs = rows.topk(3).indices, PROBABILITIES[:5, :3] / 4
+    whole, teacher = rows.clone().requires_grad_(), probs.clone().requires_grad_()
+    expected = unixent.cross_entropy(whole, unixent.TopK(ids, probs=teacher, tail="bucket"), label_smoothing=0.1)
+    expected.backward()
+    for of_logits in (Shard(0), Shard(1), Replicate()):
+        for of_ids, of_probs in ((Shard(1), Shard(0)), (Shard(0), Replicate()), (Replicate(), Shard(1))):
+            x = distribute_tensor(rows.clone(), mesh, [of_logits]).requires_grad_()
+            q = distribute_tensor(probs.clone(), mesh, [of_probs]).requires_grad_()
+            target = unixent.TopK(distribute_tensor(ids, mesh, [of_ids]), probs=q, tail="bucket")
+            loss = unixent.cross_entropy(x, target, label_smoothing=0.1)
+            close(loss.full_tensor(), expected)
+            loss.backward()
+            assert q.grad.placements == q.placements
+            close(x.grad.full_tensor(), whole.grad)
+            close(q.grad.full_tensor(), teacher.grad)
+            plain = unixent.TopK(target.ids, probs=q.detach(), tail="bucket")
+            _, grad = unixent.value_and_grad(x.detach(), plain, wrt="target", label_smoothing=0.1)
+            assert grad.placements == q.placements
+            close(grad.full_tensor(), teacher.grad)
 
 
 def accelerators(config: unixent.ParallelConfig) -> None:
