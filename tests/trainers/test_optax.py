@@ -106,6 +106,12 @@ def test_a_class_of_probability_zero_leaves_the_loss_finite():
     np.testing.assert_allclose(ours.softmax_cross_entropy(logits, labels), np.log(2), rtol=1e-6)
 
 
+def test_the_loss_is_infinite_where_the_class_of_the_label_is_excluded():
+    logits, labels, where = jnp.array([[1.0, 2.0, 0.0]]), jnp.array([1]), jnp.array([[True, False, True]])
+    assert original.softmax_cross_entropy_with_integer_labels(logits, labels, where=where) < 0
+    assert jnp.isposinf(ours.softmax_cross_entropy_with_integer_labels(logits, labels, where=where)).all()
+
+
 def test_a_negative_label_is_no_class():
     logits, labels = _logits()[0], jnp.array([0, 1, 2, -1])
     assert jnp.isfinite(original.softmax_cross_entropy_with_integer_labels(logits, labels)).all()  # the last class

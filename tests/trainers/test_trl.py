@@ -110,6 +110,15 @@ def test_log_probabilities_of_half_precision_are_not_rounded_to_it():
     assert original.selective_log_softmax(logits, index).sub(exact).abs().max() > 1e-2
 
 
+def test_logits_of_half_precision_are_not_rounded_before_they_are_summed():
+    hidden, weight = torch.randn(64, 32).bfloat16(), torch.randn(1000, 32).bfloat16()
+    arguments = (None, torch.randint(1000, (64,)), 0.7, 256)
+    exact = ours.ChunkedLogProbFunction.apply(hidden.double(), weight.double(), *arguments)[0]
+    for function, small in ((ours.ChunkedLogProbFunction, True), (original._ChunkedLogProbFunction, False)):
+        error = function.apply(hidden, weight, *arguments)[0].sub(exact).abs().max()
+        assert error < 1e-4 if small else error > 1e-2
+
+
 @pytest.fixture
 def tokenizer():
     words = ["<pad>", "<eos>", "<unk>", *(f"w{index}" for index in range(29))]
@@ -170,15 +179,16 @@ def test_grpo_has_the_same_curve(tmp_path, tokenizer, model, patched):
 
     model().save_pretrained(tmp_path / "model")  # the reference of the penalty is loaded from there
 
-    def train():
+    def train(prepare=lambda policy: policy):
         settings = GRPOConfig(
             str(tmp_path), num_generations=4, max_completion_length=6, temperature=0.7, beta=0.1, **SETTINGS
         )
         policy = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model", dtype="float32")
-        trainer = GRPOTrainer(policy, reward, settings, train_dataset=prompts, processing_class=tokenizer)
+        trainer = GRPOTrainer(prepare(policy), reward, settings, train_dataset=prompts, processing_class=tokenizer)
         return _history(trainer, "loss", "grad_norm", "entropy", "kl", "reward")
 
     expected = train()
     patched("trl")
-    for entry, truth in zip(train(), expected, strict=True):
-        assert entry == pytest.approx(truth, rel=1e-3, abs=1e-6)
+    for curve in (train(), train(use)):
+        for entry, truth in zip(curve, expected, strict=True):
+            assert entry == pytest.approx(truth, rel=1e-3, abs=1e-6)

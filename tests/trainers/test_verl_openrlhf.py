@@ -57,10 +57,21 @@ def test_the_fused_head_is_that_of_verl(assert_same, fused_of_verl, shape, tempe
     assert_same(head(verl.FusedLinearForPPO), head(fused_of_verl), hidden, weight, rtol=2e-6)
 
 
-def test_a_class_of_probability_zero_leaves_the_entropy_finite(of_verl):
+def test_a_class_of_probability_zero_leaves_the_entropy_finite(of_verl, of_openrlhf):
     logits = torch.tensor([[0.0, 0.0, -torch.inf]])
     assert of_verl.entropy_from_logits(logits).isnan()
+    assert of_openrlhf.compute_entropy.__wrapped__(logits).isnan()
     assert verl.entropy_from_logits(logits).item() == pytest.approx(math.log(2))
+    assert openrlhf.compute_entropy(logits).item() == pytest.approx(math.log(2))
+
+
+def test_logits_of_half_precision_are_not_divided_in_it(fused_of_verl):
+    hidden, weight = torch.randn(64, 32).bfloat16(), torch.randn(1000, 32).bfloat16()
+    labels = torch.randint(1000, (64,))
+    exact = verl.FusedLinearForPPO()(hidden.double(), weight.double(), labels, 0.7)[0]
+    for module_class, small in ((verl.FusedLinearForPPO, True), (fused_of_verl, False)):
+        error = module_class()(hidden, weight, labels, 0.7)[0].sub(exact).abs().max()
+        assert error < 1e-4 if small else error > 1e-2
 
 
 def test_the_fused_head_keeps_small_gradients_that_half_precision_sums_lose(fused_of_verl):
