@@ -94,6 +94,11 @@ class LocalLogits:
         return coefs.mul_(self.probability_grad).add_(self.smoothing)
 
 
+def local_weight(weight: Tensor | None, shard: LocalShard, num_local_classes: int) -> Tensor | None:
+    """The class weights of this process's classes."""
+    return None if weight is None else weight[shard.vocab_start : shard.vocab_start + num_local_classes]
+
+
 def put_where(block: Tensor, owned: Tensor, column: Tensor, value: Tensor | float) -> None:
     """Write ``value`` at the given columns of the rows that are ``owned``."""
     block.scatter_(1, column, torch.where(owned, value, block.gather(1, column)))

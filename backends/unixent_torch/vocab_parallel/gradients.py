@@ -8,7 +8,7 @@ from torch import Tensor
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.rows import scale_infinite_, through_transform
-from unixent_torch.vocab_parallel import native
+from unixent_torch.vocab_parallel import native, on_cuda
 from unixent_torch.vocab_parallel.blocks import LocalLogits, put_where
 from unixent_torch.vocab_parallel.statistics import ShardStats, z_loss_grad
 
@@ -37,7 +37,10 @@ def shard_gradients(
     exp_grad = (stats.coef_sum + z_loss_grad(stats.logsumexp, spec)) * stats.exp_scale
     columns = (exp_grad, stats.pivot_logit, stats.shift, stats.pivot_grad, stats.pivot_loss)
     pivot = torch.where(stats.owns_pivot, stats.local_index, -1)
-    done = native.share_gradients(x, target, weight, position_weight, grad_scale, columns, pivot, spec, shard, wrt, out)
+    operands = (x, target, weight, position_weight, grad_scale, columns, pivot, spec, shard, wrt, out)
+    if on_cuda.takes(x, target, weight, spec):
+        return on_cuda.share_gradients(*operands)
+    done = native.share_gradients(*operands)
     if done is not None:
         return done
     local = LocalLogits(x, target, weight, spec, shard)

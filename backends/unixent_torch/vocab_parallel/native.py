@@ -11,7 +11,7 @@ from unixent_native.library import Library
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, native
 from unixent_torch.kernel.native import Share
-from unixent_torch.vocab_parallel.blocks import LocalLogits
+from unixent_torch.vocab_parallel.blocks import LocalLogits, local_weight
 
 
 def _library(num_local_classes: int) -> Library | None:
@@ -58,8 +58,3 @@ def share_gradients(
     weight = local_weight(weight, shard, x.shape[-1])
     done = native.row_losses(library, x, target, weight, position_weight, grad_scale, spec, wrt, out, share)
     return None if done is None else done[1]
-
-
-def local_weight(weight: Tensor | None, shard: LocalShard, num_local_classes: int) -> Tensor | None:
-    """The class weights of this process's classes."""
-    return None if weight is None else weight[shard.vocab_start : shard.vocab_start + num_local_classes]

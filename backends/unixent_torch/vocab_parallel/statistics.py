@@ -27,7 +27,7 @@ from unixent.semantics import ShareStats, not_minus_inf, product, row_stats, two
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import row_sum
-from unixent_torch.vocab_parallel import native
+from unixent_torch.vocab_parallel import native, on_cuda
 from unixent_torch.vocab_parallel.blocks import LocalLogits, put_where, value_where
 
 
@@ -154,10 +154,14 @@ def _mixed_losses(local: LocalLogits) -> tuple[Tensor, ShardStats]:
 
 def _share_stats(local: LocalLogits) -> ShareStats:
     """What this process finds in its share of the classes, a column [N, 1] each."""
+    is_index = local.index is not None
+    target = local.index if local.index is not None else local.probabilities
+    assert target is not None
+    if on_cuda.takes(local.x, target, local.weight, local.spec):
+        return on_cuda.share_stats(local)
     share = native.share_stats(local)
     if share is not None:
         return share
-    is_index = local.index is not None
     if is_index:
         pivot, owned = local.local_index, local.owns_target
     else:

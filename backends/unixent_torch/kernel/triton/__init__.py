@@ -77,6 +77,20 @@ def row_gradients(*operands: Any) -> tuple[Tensor, ...]:
     return launch.row_gradients(*operands)
 
 
+def statistics_of_index_tiles(*operands: Any) -> tuple[Tensor, ...]:
+    """`launch.statistics_of_index_tiles`, of such tensors."""
+    from unixent_torch.kernel.triton import launch
+
+    return launch.statistics_of_index_tiles(*operands)
+
+
+def statistics_of_mixed_tiles(*operands: Any) -> tuple[Tensor, ...]:
+    """`launch.statistics_of_mixed_tiles`, likewise."""
+    from unixent_torch.kernel.triton import launch
+
+    return launch.statistics_of_mixed_tiles(*operands)
+
+
 def positions_of(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`positions.positions_of`, of tensors that `takes_positions` says yes of."""
     from unixent_torch.kernel.triton import positions

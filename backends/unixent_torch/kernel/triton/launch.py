@@ -49,11 +49,62 @@ def layout_of(*tensors: Tensor) -> Layout | None:
     return Layout(outer[0], inner[0], tuple(by_tensor))
 
 
+class IndexTiles(NamedTuple):
+    """What `index_tiles` finds: of each tile [tiles, N], and the target's logit [N], 0 where it is no class here."""
+
+    max_rest: Tensor
+    sum_rest: Tensor
+    pivot_logit: Tensor
+
+
+class MixedTiles(NamedTuple):
+    """What `mixed_tiles` finds: six numbers of each tile [6, tiles, N], and its pivot [tiles, N]."""
+
+    numbers: Tensor
+    pivot: Tensor
+
+
+def statistics_of_index_tiles(x: Tensor, index: Tensor, spec: KernelSpec) -> IndexTiles:
+    """Of every tile of x, P + (C,), with the flat indices of the targets; -1 for one that is no class here."""
+    count, num_classes = index.numel(), x.shape[-1]
+    x, _, layout = _laid_out(x, index)
+    config = configuration.configure(num_classes, _is_adjacent(layout, num_classes), configuration.INDEX_TILE)
+    tiles = -(-num_classes // config.tile)
+    scratch = x.new_empty((2 * tiles + 1, count), dtype=torch.float32)
+    by_tile = IndexTiles(scratch[:tiles], scratch[tiles : 2 * tiles], scratch[2 * tiles])
+    with torch.cuda.device(x.device):
+        index_tiles[_grid(layout, config, tiles)](
+            x, index, *by_tile, *layout.strides[0], layout.outer, layout.inner, num_classes, tiles, *_transform(spec),
+            **_transform_flags(spec), ROWS=config.rows, TILE=config.tile, num_warps=config.num_warps, **_OPTIONS,
+        )  # fmt: skip
+    return by_tile
+
+
+def statistics_of_mixed_tiles(
+    x: Tensor, target: Tensor, index: Tensor, weight: Tensor | None, spec: KernelSpec, all_classes: int
+) -> MixedTiles:
+    """The same with a coefficient of every class, where ``all_classes`` share the smoothing."""
+    count, num_classes = x.shape[:-1].numel(), x.shape[-1]
+    x, target, layout = _laid_out(x, target)
+    config = configuration.configure(num_classes, _is_adjacent(layout, num_classes), configuration.MIXED_TILE)
+    tiles = -(-num_classes // config.tile)
+    numbers = x.new_empty((6, tiles, count), dtype=torch.float32)
+    pivot = x.new_empty((tiles, count), dtype=torch.int32)
+    with torch.cuda.device(x.device):
+        mixed_tiles[_grid(layout, config, tiles)](
+            x, index, target, _or(weight, x), numbers, pivot, *layout.strides[0], *layout.strides[-1], layout.outer,
+            layout.inner, num_classes, tiles, *_transform(spec), *_smoothing(spec, all_classes),
+            PROBABILITIES=target.is_floating_point(), WEIGHTED=weight is not None, **_transform_flags(spec),
+            ROWS=config.rows, TILE=config.tile, num_warps=config.num_warps, **_OPTIONS,
+        )  # fmt: skip
+    return MixedTiles(numbers, pivot)
+
+
 def row_statistics(
     x: Tensor, target: Tensor, weight: Tensor | None, position_weight: Tensor | None, spec: KernelSpec
 ) -> tuple[Tensor, RowColumns]:
     """Losses P, and what `row_gradients` takes: one read of the logits."""
-    shape, count, num_classes = x.shape[:-1], x.shape[:-1].numel(), x.shape[-1]
+    shape, count = x.shape[:-1], x.shape[:-1].numel()
     quantities = num_columns(target, spec)
     mixed = quantities == 5
     losses = x.new_empty(shape, dtype=torch.float32)
@@ -62,40 +113,23 @@ def row_statistics(
     pivot = x.new_empty(count, dtype=torch.int64) if mixed else index
     if not count:
         return losses, RowColumns(columns, pivot)
-    x, target, layout = _laid_out(x, target)
-    widest = configuration.MIXED_TILE if mixed else configuration.INDEX_TILE
-    config = configuration.configure(num_classes, _is_adjacent(layout, num_classes), widest)
-    tiles = -(-num_classes // config.tile)
-    grid = (layout.outer * -(-layout.inner // config.rows) * tiles,)
-    combined = (-(-count // configuration.COMBINED_ROWS),)
+    grid = (-(-count // configuration.COMBINED_ROWS),)
     v = None if position_weight is None else position_weight.reshape(-1).contiguous()
     weight = None if weight is None else weight.contiguous()
-    sizes = (layout.outer, layout.inner, num_classes, tiles, *_transform(spec))
-    flags = {**_transform_flags(spec), "ROWS": config.rows, "TILE": config.tile}
-    row_flags: dict[str, Any] = {"POSITION_WEIGHT": v is not None, "Z_LOSS": spec.z_loss != 0}
-    row_flags["ROWS"] = configuration.COMBINED_ROWS
-    with torch.cuda.device(x.device):
-        if mixed:
-            scratch = x.new_empty((6, tiles, count), dtype=torch.float32)
-            tile_pivot = x.new_empty((tiles, count), dtype=torch.int32)
-            mixed_tiles[grid](
-                x, index, target, _or(weight, x), scratch, tile_pivot, *layout.strides[0], *layout.strides[-1],
-                *sizes, *_smoothing(spec, num_classes), PROBABILITIES=target.is_floating_point(),
-                WEIGHTED=weight is not None, num_warps=config.num_warps, **flags, **_OPTIONS,
-            )  # fmt: skip
-            combine_mixed[combined](
-                scratch, tile_pivot, _or(v, x), losses, columns, pivot, count, tiles, float(spec.z_loss),
-                num_warps=4, **row_flags, **_OPTIONS,
-            )  # fmt: skip
-        else:
-            scratch = x.new_empty((2 * tiles + 1, count), dtype=torch.float32)
-            parts = (scratch[:tiles], scratch[tiles : 2 * tiles], scratch[2 * tiles])
-            index_tiles[grid](
-                x, index, *parts, *layout.strides[0], *sizes, num_warps=config.num_warps, **flags, **_OPTIONS
-            )
-            combine_index[combined](
-                *parts, index, _or(weight, x), _or(v, x), losses, columns, count, tiles, float(spec.z_loss),
-                WEIGHTED=weight is not None, num_warps=4, **row_flags, **_OPTIONS,
+    flags: dict[str, Any] = {"POSITION_WEIGHT": v is not None, "Z_LOSS": spec.z_loss != 0, "num_warps": 4, **_OPTIONS}
+    flags["ROWS"] = configuration.COMBINED_ROWS
+    if mixed:
+        of_tiles = statistics_of_mixed_tiles(x, target, index, weight, spec, x.shape[-1])
+        tiles = len(of_tiles.pivot)
+        with torch.cuda.device(x.device):
+            combine_mixed[grid](*of_tiles, _or(v, x), losses, columns, pivot, count, tiles, float(spec.z_loss), **flags)
+    else:
+        by_tile = statistics_of_index_tiles(x, index, spec)
+        tiles = len(by_tile.max_rest)
+        with torch.cuda.device(x.device):
+            combine_index[grid](
+                *by_tile, index, _or(weight, x), _or(v, x), losses, columns, count, tiles, float(spec.z_loss),
+                WEIGHTED=weight is not None, **flags,
             )  # fmt: skip
     return losses, RowColumns(columns, pivot)
 
@@ -110,8 +144,12 @@ def row_gradients(
     rows: RowColumns,
     wrt: tuple[str, ...],
     out: tuple[Tensor, ...] | None = None,
+    all_classes: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``sum(grad_scale * losses)`` for each of ``wrt``: one more read of the logits, and the write."""
+    """The gradients of ``sum(grad_scale * losses)`` for each of ``wrt``: one more read of the logits, and the write.
+
+    ``all_classes`` share the smoothing, where x holds only some of them.
+    """
     sources = {"logits": x, "target": target}
     grads = tuple([torch.empty_like(sources[name]) for name in wrt]) if out is None else out
     shape, count, num_classes = x.shape[:-1], x.shape[:-1].numel(), x.shape[-1]
@@ -127,17 +165,17 @@ def row_gradients(
     strides = dict(zip(wrt, layout.strides[-len(wrt) :], strict=True))
     config = configuration.configure(num_classes, _is_adjacent(layout, num_classes), configuration.GRADIENT_TILE)
     tiles = -(-num_classes // config.tile)
-    grid = (layout.outer * -(-layout.inner // config.rows) * tiles,)
     scale = _scale_column(grad_scale, shape, x)
     probabilities = target.is_floating_point()
     with torch.cuda.device(x.device):
-        gradient_tiles[grid](
+        gradient_tiles[_grid(layout, config, tiles)](
             x, rows.pivot, index, target, _or(weight, x), _or(position_weight, x), scale, rows.columns,
             by_name.get("logits", x), by_name.get("target", x), *layout.strides[0],
             *layout.strides[1 if probabilities else 0], *strides.get("logits", (0, 0, 0)),
             *strides.get("target", (0, 0, 0)), 1 if scale.ndim else 0, layout.outer, layout.inner, num_classes, tiles,
-            *_transform(spec), *_smoothing(spec, num_classes), MIXED=probabilities or spec.label_smoothing > 0,
-            PROBABILITIES=probabilities, WEIGHTED=weight is not None, POSITION_WEIGHT=position_weight is not None,
+            *_transform(spec), *_smoothing(spec, all_classes or num_classes),
+            MIXED=probabilities or spec.label_smoothing > 0, PROBABILITIES=probabilities,
+            WEIGHTED=weight is not None, POSITION_WEIGHT=position_weight is not None,
             **_transform_flags(spec), FOR_LOGITS="logits" in wrt, FOR_TARGET="target" in wrt,
             ROWS=config.rows, TILE=config.tile, num_warps=config.num_warps, **_OPTIONS,
         )  # fmt: skip
@@ -145,6 +183,10 @@ def row_gradients(
         if grad is not values:
             grad.copy_(values)
     return grads
+
+
+def _grid(layout: Layout, config: configuration.Configuration, tiles: int) -> tuple[int]:
+    return (layout.outer * -(-layout.inner // config.rows) * tiles,)
 
 
 def _laid_out(x: Tensor, target: Tensor, *grads: Tensor) -> tuple[Tensor, Tensor, Layout]:
