@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax import Array
+from jax._src.interpreters import mlir
 
-from unixent_jax.kernel import class_axis
+from unixent_jax.kernel import by_platform, class_axis, native, one_pass
+from unixent_jax.kernel.rows import RowSpec
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -20,18 +26,57 @@ def wide() -> Iterator[None]:
     jax.config.update("jax_enable_x64", False)
 
 
-@pytest.fixture(scope="module", params=["single device", "many devices"])
+@pytest.fixture(scope="module", params=["single device", "many devices", "gpu"])
 def formulation(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The tests twice: as in a process of one device, and as where logits may be sharded.
+    """The tests thrice: as in a process of one device, as where logits may be sharded, and in the form for GPUs.
 
     All of a module's, one formulation after the other, so that they share what is compiled.
     """
-    is_single = request.param == "single device"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(class_axis, "is_on_one_device", lambda x: is_single)
+        if request.param == "gpu":
+            compute_as_on_a_gpu(patched)
+        else:
+            is_single = request.param == "single device"
+            patched.setattr(class_axis, "is_on_one_device", lambda x: is_single)
         jax.clear_caches()
         yield request.param
     jax.clear_caches()
+
+
+@pytest.fixture
+def gpu_form() -> Iterator[list[str]]:
+    """The form for GPUs; what is yielded grows by the dtype of each pass that is traced."""
+    with pytest.MonkeyPatch.context() as patched:
+        yield compute_as_on_a_gpu(patched)
+    jax.clear_caches()
+
+
+def compute_as_on_a_gpu(patched: pytest.MonkeyPatch) -> list[str]:
+    """Has the CPU compute what a single GPU would be given; the dtypes of the passes that are traced from now on."""
+    traced: list[str] = []
+
+    def on_gpu(x: Array, *operands: Array, forms: by_platform.Forms, spec: RowSpec) -> Any:
+        traced.append(x.dtype.name)
+        return forms.gpu(spec, x, *operands)
+
+    patched.setattr(class_axis, "is_on_one_device", lambda x: True)
+    patched.setattr(native, "takes", lambda x, spec: False)
+    patched.setitem(mlir._platform_specific_lowerings["cpu"], by_platform.rows_p, None)  # taken back at the end
+    mlir.register_lowering(by_platform.rows_p, mlir.lower_fun(on_gpu, multiple_results=True), platform="cpu")
+    patched.setattr(one_pass, "reduce_parts", partial(_by_blocks, one_pass.reduce_parts))
+    jax.clear_caches()
+    return traced
+
+
+def _by_blocks(reduce_parts: Callable[..., Any], parts: tuple[Array, Array], axis: int, size: int = 64) -> Any:
+    """A row a block at a time, as the threads of a GPU have parts of it; XLA on the CPU adds it up in sequence."""
+    before, (classes, *after) = parts[0].shape[:axis], parts[0].shape[axis:]
+    if classes <= size:
+        return reduce_parts(parts, axis)
+    padding = [(0, -classes % size if i == axis else 0) for i in range(parts[0].ndim)]
+    padded = jnp.pad(parts[0], padding, constant_values=-jnp.inf), jnp.pad(parts[1], padding)
+    blocks = tuple(part.reshape(*before, -(-classes // size), size, *after) for part in padded)
+    return _by_blocks(reduce_parts, reduce_parts(blocks, axis + 1), axis)
 
 
 @pytest.fixture

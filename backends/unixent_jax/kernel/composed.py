@@ -12,7 +12,7 @@ from unixent.semantics import LogitTransform
 from unixent_jax.collectives import local_slice
 from unixent_jax.kernel import index_rows, mixed_rows
 from unixent_jax.kernel.class_axis import along_classes, class_indices, is_class, target_weight, where_or_zero
-from unixent_jax.kernel.rows import RowSpec
+from unixent_jax.kernel.rows import RowSpec, opaque
 from unixent_jax.kernel.spec import KernelSpec, is_index
 from unixent_jax.kernel.transform import apply_transform, transform_grad
 
@@ -46,7 +46,9 @@ def row_losses(
         if weight is not None:
             coef = jnp.expand_dims(target_weight(weight, target, x, spec.class_axis), axis)
         if wrt:
-            loss, grads["logits"] = index_rows.loss_and_grad(rows, logits, index, coef, active)
+            # XLA on a GPU would keep the capped logits from its first reading to its second, were they one expression.
+            again = logits if transform.softcap is None else apply_transform(transform, opaque(x))
+            loss, grads["logits"] = index_rows.loss_and_grad(rows, logits, again, index, coef, active)
         else:
             loss = index_rows.loss(rows, logits, index, coef, active)
     else:

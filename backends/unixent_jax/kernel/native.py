@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
 
 from unixent_jax.kernel import class_axis, composed
+from unixent_jax.kernel.by_platform import differentiate_as
 from unixent_jax.kernel.spec import KernelSpec, is_index
 from unixent_native import DTYPES, Strided, available_cores, load, packed_call
 from unixent_native.library import Library
@@ -73,17 +74,6 @@ def _composed(*arrays: Array, present: tuple[bool, ...], spec: KernelSpec, wrt: 
     given = iter(arrays)
     losses, grads = _composed_losses(spec, wrt, [next(given) if is_there else None for is_there in present])
     return [losses, *grads]
-
-
-def _jvp(arrays: Any, given: Any, **params: Any) -> tuple[list[Array], list[Array]]:
-    """A rule of the primitive itself: JAX inlines that of a function where it linearizes a scan which calls it."""
-    moving = {i: tangent for i, tangent in enumerate(given) if not isinstance(tangent, ad.Zero)}
-
-    def of(moved: dict[int, Array]) -> list[Array]:
-        return _composed(*[moved.get(i, array) for i, array in enumerate(arrays)], **params)
-
-    _, tangents = jax.jvp(of, ({i: arrays[i] for i in moving},), (moving,))
-    return _rows_p.bind(*arrays, **params), tangents
 
 
 def _results(x: Any, *_: Any, present: tuple[bool, ...], spec: KernelSpec, wrt: tuple[str, ...]) -> list[Any]:
@@ -159,7 +149,7 @@ _rows_p = Primitive("native_row_losses")
 _rows_p.multiple_results = True
 _rows_p.def_abstract_eval(_results)
 _rows_p.def_impl(_composed)  # under `jax.disable_jit`
-ad.primitive_jvps[_rows_p] = _jvp
+differentiate_as(_rows_p, _composed)
 batching.primitive_batchers[_rows_p] = _batch
 _lower_composed = mlir.lower_fun(_composed, multiple_results=True)
 mlir.register_lowering(_rows_p, _lower_composed)

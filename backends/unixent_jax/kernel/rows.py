@@ -29,7 +29,7 @@ from unixent_jax.kernel.class_axis import (
 
 # A row whose pivot holds the maximum by far would push every other exponential into the subnormals, which XLA flushes
 # to zero; its shift is lowered by this much, which still cannot overflow a sum.
-_HEADROOM = {"float32": 60.0, "float64": 600.0}
+HEADROOM = {"float32": 60.0, "float64": 600.0}
 
 
 class RowSpec(NamedTuple):
@@ -51,12 +51,15 @@ class RowStats(NamedTuple):
 
 def shift_below(top: Array) -> Array:
     """The shift of a row whose pivot holds its maximum."""
-    return opaque(jnp.floor(top) - jnp.asarray(_HEADROOM[top.dtype.name], top.dtype))
+    return opaque(jnp.floor(top) - jnp.asarray(HEADROOM[top.dtype.name], top.dtype))
 
 
-def opaque(shift: Array) -> Array:
-    """The shift, never a constant to XLA: it would reorder the sums that find the rounding error of a difference."""
-    return shift + lax.optimization_barrier(jnp.zeros((), shift.dtype))
+def opaque(x: Array) -> Array:
+    """x, never a constant to XLA, nor the same as another expression.
+
+    Of a constant shift it would reorder the sums that find the rounding error of a difference.
+    """
+    return x + lax.optimization_barrier(jnp.zeros((), x.dtype))
 
 
 def shifted_exp(x: Array, shift: Array) -> Array:

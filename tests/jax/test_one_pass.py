@@ -1,0 +1,131 @@
+"""The form for GPUs, computed on the CPU: the catalogue, and what is delicate in its reduction."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import unixent
+from unixent_conformance.api import find_tested, subject
+from unixent_conformance.cases import catalogue
+from unixent_conformance.model import Case
+from unixent_conformance.runner import run_case
+from unixent_jax.kernel import by_platform, native, one_pass
+
+# Features whose cases are compared with the oracle, and whose positions have one class.
+FEATURES = """class indices, class weights, ignore_index, mask, z-loss, softcap, temperature, axis and shape,
+result dtype, minus infinity, plus infinity, NaN, uncounted rows, ends of the number line, confident rows, large inputs,
+num_classes, upstream gradient, combinations, second derivatives, minus infinity padding, confident softcap,
+extreme options, tile edges, fused linear special values""".replace("\n", " ").split(", ")
+QUANTITIES = {"loss", "logits gradient", "linear gradients", "second derivatives"}
+
+
+def cases(of_each: int | None) -> list[Case]:
+    """So many of each feature and quantity; None for all."""
+    implementation, _ = find_tested("jax")
+    groups: dict[tuple[str, str], list[Case]] = defaultdict(list)
+    for case in catalogue():
+        is_asked = case.feature in FEATURES and case.quantity in QUANTITIES and "target:probability" not in case.needs
+        if is_asked and implementation.answers(case):
+            groups[case.feature, case.quantity].append(case)
+    assert {feature for feature, *_ in groups} == set(FEATURES)
+    return [case for group in groups.values() for case in group[:: max(1, len(group) // (of_each or len(group)))]]
+
+
+def match(asked: list[Case]) -> None:
+    under_test = subject("jax")
+    for case in asked:
+        result = run_case(case, under_test)
+        assert result.verdict.ok, (result.id, result.detail)
+
+
+def test_cases_of_every_feature_match(gpu_form: list[str]) -> None:
+    gpu_form.clear()
+    asked = cases(of_each=2)
+    dtypes = {f"dtype:{name}" for name in ("float16", "bfloat16", "float32", "float64")}
+    assert dtypes <= {need for case in asked for need in case.needs}
+    match(asked)
+    assert len(gpu_form) >= len(asked) / 2
+
+
+@pytest.mark.exhaustive
+def test_all_cases_match(gpu_form: list[str]) -> None:
+    match(cases(of_each=None))
+
+
+def reduced(x: np.ndarray, combine: Callable[..., Any]) -> tuple[float, float]:
+    """The maximum of a row and the sum of its exponentials, of parts joined in pairs, neighbours first."""
+    top, below = jnp.asarray(x), jnp.zeros_like(x)
+    while len(top) > 1:
+        odd = (0, len(top) % 2)
+        top, below = jnp.pad(top, odd, constant_values=-jnp.inf), jnp.pad(below, odd)
+        top, below = combine((top[::2], below[::2]), (top[1::2], below[1::2]))
+    return float(top[0]), float(below[0] + jnp.exp(top[0] - one_pass.nearest_step(top[0])))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
+def test_parts_of_a_row_joined_in_any_order_keep_the_sum_accurate(wide: None, order: str, dtype: str) -> None:
+    """One class after the other, as a thread of a GPU takes the hundreds that are its part of a row."""
+    x = np.sort(np.random.default_rng(0).uniform(-30, 3, 600)).astype(dtype)
+    x = {"rising": x, "falling": x[::-1], "shuffled": np.random.default_rng(1).permutation(x)}[order]
+    parts = (jnp.asarray(x), jnp.zeros_like(x))
+
+    def step(carried: Any, part: Any) -> Any:
+        return one_pass.combine(carried, part), None
+
+    start = (jnp.asarray(-jnp.inf, dtype), jnp.zeros((), dtype))
+    (top, below), _ = jax.jit(lambda parts: jax.lax.scan(step, start, parts))(parts)
+    exact = np.exp(np.longdouble(x) - x.max()).sum()
+    ours = np.longdouble(below + jnp.exp(top - one_pass.nearest_step(top))) * np.exp(
+        np.longdouble(one_pass.nearest_step(top)) - x.max()
+    )
+    assert top == x.max()
+    assert abs(ours - exact) <= 16 * np.finfo(dtype).epsneg * exact
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", range(9))
+def test_nan_and_infinity_reach_the_sum_from_everywhere(value: float, place: int) -> None:
+    x = np.arange(9, dtype=np.float32)
+    x[place] = value
+    top, total = reduced(x, one_pass.combine)
+    assert np.isnan(total) or np.isnan(top)
+
+
+@pytest.mark.parametrize("largest", [-np.inf, np.finfo(np.float32).min, -5.0, 0.0, np.finfo(np.float32).max])
+def test_infinitely_low_classes_add_nothing(largest: float) -> None:
+    x = np.full(7, -np.inf, np.float32)
+    assert reduced(x, one_pass.combine) == (-np.inf, 0)
+    x[4] = largest
+    top, total = reduced(x, one_pass.combine)
+    assert top == largest
+    exact = np.exp(largest - float(one_pass.nearest_step(jnp.float32(largest))))
+    assert total == pytest.approx(exact if largest > -np.inf else 0, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 30.0}, {"z_loss": 0.1, "num_classes": 500}])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_programs_for_the_cpu_stay_what_they_are(
+    single_device: None, monkeypatch: pytest.MonkeyPatch, dtype: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(native, "takes", lambda x, spec: False)
+
+    def program() -> str:
+        jax.clear_caches()
+        loss = jax.value_and_grad(lambda x, y: unixent.cross_entropy(x, y, **options))
+        operands = (jax.ShapeDtypeStruct((64, 512), dtype), jax.ShapeDtypeStruct((64,), "int32"))
+        hlo = jax.jit(loss).lower(*operands).compile().as_text()
+        # Without the counters behind names.
+        return re.sub(r", metadata=\{[^}]*\}|(?<=[a-z_])(\.\d+)+", "", hlo[hlo.index("\n%") :])
+
+    chosen = program()
+    monkeypatch.setattr(by_platform, "rows", lambda forms, spec, *arrays: forms.default(spec, *arrays))
+    assert chosen == program()
