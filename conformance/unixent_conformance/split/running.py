@@ -31,17 +31,22 @@ SAMPLE = 4
 
 def run_here(request: Request) -> Report | None:
     """The report, on the first process; the others run the same cases in step with it."""
+    # First: what a backend says of its devices fixes how many JAX has.
+    mesh = ENGINES[request.engine].join(request.data, request.model)
+    try:
+        return _report(request, mesh)
+    finally:
+        mesh.leave()
+
+
+def _report(request: Request, mesh: ProcessMesh) -> Report | None:
     tested, harness = find_tested(request.implementation, request.framework)
     cases = catalogue(Tier.QUICK if request.quick else Tier.FULL, features=request.features or ())
-    mesh = ENGINES[request.engine].join(request.data, request.model)
     parallel, modes = with_config(tested, mesh.config), [mode for mode in harness.modes if can_run(mode, mesh)]
     subject = Subject(harness, parallel) if mesh.is_global else ShardedSubject(harness, parallel, mesh=mesh)
     sampled = request.quick and not request.features
     split = [case for case in cases if can_be_split(case) and can_answer(case, tested, sampled)]
-    try:
-        results = tuple(run_cases(select(split, modes), subject))
-    finally:
-        mesh.leave()
+    results = tuple(run_cases(select(split, modes), subject))
     if mesh.rank != (0, 0):
         return None
     name = f"{tested.name}, {request.data}x{request.model}"
