@@ -133,3 +133,24 @@ def check(form: str, target_kind: str, dtype: str) -> None:
         rounding = 2.0**-8 if dtype == "bfloat16" else 0
         error = abs(np.asarray(grad.astype("float32"), float) - grad_exact)
         assert np.all(error <= (bound + 4 * cap * U + rounding) * abs(grad_exact) + 1e-37)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"scale": 1e6}], ids=str)
+@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("gap", [0.0, 2.0**-20, 4000.0])
+def test_second_derivatives_of_large_products_are_those_of_rounded_ones(
+    formulation: str, kind: str, gap: float, options: dict[str, float]
+) -> None:
+    """Fused with the difference that follows, the largest scaled logit would lie above the maximum by up to 128."""
+    x = np.array([-970, -126, 71, 0.29, 2982 - gap, 2982], np.float32)
+    target = np.array(4) if kind == "index" else np.full(6, 1 / 6, np.float32)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return unixent.cross_entropy(x, target, **options)
+
+    hessian = np.asarray(jax.jit(jax.hessian(loss))(jnp.asarray(x)), float)
+    wide = np.float32(1e6) * x
+    p = np.exp(wide.astype(float) - wide.max())
+    p /= p.sum()
+    exact = (np.diag(p) - np.outer(p, p)) * 1e12
+    np.testing.assert_allclose(hessian, exact, rtol=1e-5, atol=1e-5 * 1e12 * np.finfo(np.float32).eps)

@@ -114,8 +114,13 @@ def row_stats(shift: Array, pivot_logit: Array, sum_rest: Array) -> RowStats:
 
 
 def softmax_and_logsumexp(x: Array, active: Array, classes: ClassAxis) -> tuple[Array, Array]:
-    """p and lse for derivatives of higher order; inactive rows hold numbers, so that zeros pass through them."""
+    """p and lse for derivatives of higher order; inactive rows hold numbers, so that zeros pass through them.
+
+    A row with +inf is NaN. Its selection also lies between a product that x may be and the difference with the maximum,
+    which compilers would join to one operation that does not round the product: the largest would lie above itself.
+    """
     x = jnp.where(active, x, 0)
+    x = jnp.where(x == jnp.inf, jnp.nan, x)
     if not classes.is_sharded:
         return jax.nn.softmax(x, classes.axis), jax.nn.logsumexp(x, classes.axis, keepdims=True)
     top = max_over_classes(x, classes)
