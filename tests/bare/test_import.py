@@ -64,5 +64,5 @@ def test_only_numpy_is_required() -> None:
 def test_command_line_says_what_it_needs() -> None:
     done = subprocess.run([sys.executable, "-m", "unixent", "backends"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith('unixent: the command line needs typer: pip install "pytest>=8" ')
-    assert '"typer>=' in done.stderr
+    assert done.stderr.startswith("unixent: the command line needs typer: pip install ")
+    assert ' "typer>=' in done.stderr

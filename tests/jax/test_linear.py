@@ -296,3 +296,14 @@ def test_compiled_program_never_holds_all_logits(single_device: None) -> None:
     assert temporaries(unfused) > 1
     for options in ({}, {"reduction": "none"}, {"label_smoothing": 0.1}, {"z_loss": 0.1, "softcap": 5.0}):
         assert temporaries(fused, chunk=128, **options) < 0.5, options
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_product_names_its_precision(dtype: str) -> None:
+    """What a GPU or a TPU would round by default."""
+    hidden, classifier = jnp.asarray(HIDDEN, dtype), jnp.asarray(CLASSIFIER, dtype)
+    loss = jax.value_and_grad(lambda h, w: unixent.linear_cross_entropy(h, w, INDEX, chunk=4), argnums=(0, 1))
+    lines = jax.jit(loss).lower(hidden, classifier).as_text().splitlines()
+    products = [line for line in lines if "dot_general" in line]
+    assert len(products) >= 3
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products), products

@@ -136,14 +136,14 @@ def check(form: str, target_kind: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"scale": 1e6}], ids=str)
-@pytest.mark.parametrize("kind", ["index", "probability"])
+@pytest.mark.parametrize("target_kind", ["index", "probability"])
 @pytest.mark.parametrize("gap", [0.0, 2.0**-20, 4000.0])
 def test_second_derivatives_of_large_products_are_those_of_rounded_ones(
-    formulation: str, kind: str, gap: float, options: dict[str, float]
+    formulation: str, target_kind: str, gap: float, options: dict[str, float]
 ) -> None:
     """Fused with the difference that follows, the largest scaled logit would lie above the maximum by up to 128."""
     x = np.array([-970, -126, 71, 0.29, 2982 - gap, 2982], np.float32)
-    target = np.array(4) if kind == "index" else np.full(6, 1 / 6, np.float32)
+    target = np.array(4) if target_kind == "index" else np.full(6, 1 / 6, np.float32)
 
     def loss(x: jax.Array) -> jax.Array:
         return unixent.cross_entropy(x, target, **options)

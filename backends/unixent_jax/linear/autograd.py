@@ -22,7 +22,7 @@ from unixent_jax import kernel
 from unixent_jax.collectives import sum_scalars
 from unixent_jax.kernel import ClassAxis
 from unixent_jax.kernel.rows import inner_with_tangent, is_known
-from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, split_rows
+from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, product, split_rows
 from unixent_jax.linear.problem import LinearRows, LinearSpec
 from unixent_jax.logits.reduction import sums_of
 
@@ -101,7 +101,7 @@ def _scan_chunks(
         if "hidden" in wrt:
             # A selection again: 0 times a NaN in the classifier.
             is_active = (chunk.position_weight != 0)[:, None]
-            by_row["hidden"] = jnp.where(is_active, logits_grad @ rows.classifier, 0)
+            by_row["hidden"] = jnp.where(is_active, product(logits_grad, rows.classifier), 0)
         if "target" in wrt:
             (by_row["target"],) = target_grad
         sums = dict(sums)
@@ -138,10 +138,10 @@ def _add_product(sums: tuple[Array, Array], logits_grad: Array, hidden: Array) -
     size = parts.shape[1]
 
     def add(i: Array, parts: Array) -> Array:
-        product = lax.dynamic_slice_in_dim(logits_grad, i * size, size, 1).T @ hidden
-        return lax.dynamic_update_index_in_dim(parts, parts[i] + product, i, 0)
+        part = product(lax.dynamic_slice_in_dim(logits_grad, i * size, size, 1).T, hidden)
+        return lax.dynamic_update_index_in_dim(parts, parts[i] + part, i, 0)
 
-    remainder = remainder + logits_grad[:, _NUM_PARTS * size :].T @ hidden
+    remainder = remainder + product(logits_grad[:, _NUM_PARTS * size :].T, hidden)
     return lax.fori_loop(0, _NUM_PARTS, add, parts), remainder
 
 

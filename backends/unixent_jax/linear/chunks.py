@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from unixent.chunking import linear_chunk
 from unixent_jax.kernel import KernelSpec
@@ -50,8 +50,13 @@ def join_rows(chunks: Array, rows: LinearRows) -> Array:
     return chunks.reshape(num_chunks * size, *row)[: rows.hidden.shape[0]]
 
 
+def product(a: Array, b: Array) -> Array:
+    """``a @ b`` in the accumulation dtype itself: by default a GPU multiplies float32 as TF32, a TPU as bfloat16."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
 def chunk_logits(rows: LinearRows, chunk: Chunk) -> Array:
-    logits = chunk.hidden @ rows.classifier.T
+    logits = product(chunk.hidden, rows.classifier.T)
     return logits if rows.bias is None else logits + rows.bias[None]
 
 
