@@ -28,7 +28,7 @@ ROOT = HERE.parent
 
 
 def make_importable() -> None:
-    """Put a checkout that is not installed on the path, with the entry points by which backends are found."""
+    """Put a checkout that is not installed on the path, with the entry points of its backends."""
     try:
         metadata.version("unixent")
         return

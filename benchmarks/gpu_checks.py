@@ -1,4 +1,4 @@
-"""The checks of `gpu.py`: each a function of the device that returns what it found, or raises AssertionError."""
+"""The checks of `gpu.py`: each a function of the device that returns a detail, or raises AssertionError."""
 
 from __future__ import annotations
 
