@@ -136,6 +136,14 @@ def test_the_catalogue_matches(dtype: str, rounded: list[torch.dtype]) -> None:
     assert len(rounded) > 100
 
 
+@pytest.mark.parametrize("precision", ["medium"], indirect=True)
+def test_one_term_of_bfloat16_would_break_the_bounds(precision: str, rounded: list[torch.dtype]) -> None:
+    """So it is for who asks for it: gradients that cancel are off by more than a hundred times their bound."""
+    report = unixent_conformance.run("torch", features=["fused linear"], dtypes=["bfloat16"], modes=["eager"])
+    assert max(case.units for case in report.cases) > 100
+    assert all("gradients" in case.id for case in report.failures)
+
+
 def test_torch_has_the_products_that_a_gpu_is_asked() -> None:
     """Only the device is missing: the names and the arguments are those of torch."""
     a, b, out = torch.ones(4, 4).half(), torch.ones(4, 4).half(), torch.zeros(4, 4)
