@@ -281,6 +281,10 @@ def main() -> None:
     {check.__name__: check for check in checks}[sys.argv[1]](config)
     print(f"every check passed on rank {dist.get_rank()}", flush=True)
     dist.destroy_process_group()
+    # torch's functional collectives keep the group, and so its threads, beyond this line. One that still ends its last
+    # call while the interpreter goes down aborts the process ("terminate called without an active exception").
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
