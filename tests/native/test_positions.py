@@ -11,6 +11,9 @@ from unixent_numpy.kernel import KernelSpec
 from unixent_numpy.positions import native
 
 PLAIN = LogitTransform()
+# What losses of sparse targets ask for: the exponentials of a row are stored for its gradient.
+LOSS = ("selected_log_prob", "rest_log_prob", "regularizer")
+ABSENT = ["rest_log_prob", "entropy", "all but a loss"]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -20,7 +23,7 @@ def test_every_instruction_set_computes_the_statistics_that_numpy_does(each_isa,
 
 
 def a_call(rng, shape, transform=PLAIN, absent="rest_log_prob"):
-    """All outputs but one: the library has not both entropy and rest_log_prob."""
+    """All outputs but one, since the library has not both entropy and rest_log_prob, or those of a loss."""
     count = int(np.prod(shape[:-1]))
     x = rng.normal(size=shape).astype(np.float32) * 5
     selected, k = rng.integers(shape[-1], size=(count, 3)), min(5, shape[-1])
@@ -28,7 +31,8 @@ def a_call(rng, shape, transform=PLAIN, absent="rest_log_prob"):
     upstream = {name: rng.normal(size=(count, 3) if "selected" in name else count).astype("f4") for name in graded}
     smoothing = rng.random(shape[-1]).astype("f4")
     target, spec = rng.integers(shape[-1], size=count), KernelSpec(np.dtype("f4"), 0.0, 1e-3, transform)
-    outputs = tuple(name for name in OUTPUTS if name != absent)
+    outputs = LOSS if absent == "all but a loss" else tuple(name for name in OUTPUTS if name != absent)
+    upstream = {name: each for name, each in upstream.items() if name in outputs}
     return Call(x, target, selected, None, smoothing, None, upstream, outputs, k, spec)
 
 
@@ -40,7 +44,7 @@ def bits(library, call, threads):
 
 @pytest.mark.parametrize("shape", [(300, 2049), (7, 40001), (3000, 100), (5000, 3)])
 @pytest.mark.parametrize("classes_first", [False, True])
-@pytest.mark.parametrize("absent", ["rest_log_prob", "entropy"])
+@pytest.mark.parametrize("absent", ABSENT)
 def test_bits_of_a_position_do_not_depend_on_threads_layout_or_other_positions(
     native_library, shape, classes_first, absent
 ):
@@ -57,9 +61,10 @@ def test_bits_of_a_position_do_not_depend_on_threads_layout_or_other_positions(
         assert each == alone[name][size : 4 * size], name
 
 
-@pytest.mark.parametrize("absent", ["rest_log_prob", "entropy"])
-def test_the_gradient_may_take_the_place_of_the_logits(native_library, absent):
-    call = a_call(np.random.default_rng(7), (50, 3000), LogitTransform(20.0, 0.7), absent)
+@pytest.mark.parametrize("absent", ABSENT)
+@pytest.mark.parametrize("transform", [PLAIN, LogitTransform(20.0, 0.7)])
+def test_the_gradient_may_take_the_place_of_the_logits(native_library, absent, transform):
+    call = a_call(np.random.default_rng(7), (50, 3000), transform, absent)
     grad, buffer = np.empty_like(call.x), call.x.copy()
     due, done = natively(native_library, call, grad), natively(native_library, call._replace(x=buffer), buffer)
     assert buffer.tobytes() == grad.tobytes()
@@ -74,6 +79,25 @@ def test_rows_of_every_order_have_their_largest_classes(native_library):
         for name in EXACT:
             np.testing.assert_array_equal(done[name], due[name], err_msg=name)
         np.testing.assert_allclose(done["log_sum_sq"], due["log_sum_sq"], rtol=1e-13)
+
+
+@pytest.mark.parametrize("outputs", [LOSS, ("selected_log_prob", "regularizer"), ("logsumexp", "selected_log_prob")])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_rows_whose_largest_class_changes_in_every_chunk(each_isa, outputs, dtype):
+    rng, count = np.random.default_rng(3), 5000
+    rising = np.linspace(-30, 30, count)
+    low = np.where(np.arange(count) < 2048, -np.inf, rising)
+    rows = [rising, -rising, np.round(rising), low, 200 * rising, np.where(rising < 29, -900, rising)]
+    x = np.stack(rows).astype(dtype)
+    acc = "f8" if dtype == "f8" else "f4"
+    selected = rng.integers(count, size=(len(x), 6))
+    selected[:, :3] = 2047, 4095, 2047  # the largest of its chunk, twice
+    widths = {"selected_log_prob": selected.shape}
+    upstream = {name: rng.normal(size=widths.get(name, len(x))).astype(acc) for name in outputs}
+    spec, smoothing = KernelSpec(np.dtype(acc), 0.0, 1e-3, PLAIN), rng.random(count).astype(acc)
+    call = Call(x, np.zeros(len(x), int), selected, None, smoothing, None, upstream, outputs, 0, spec)
+    check(each_isa, call)
+    check(each_isa, call._replace(smoothing=None, spec=KernelSpec(np.dtype(acc), 0.0, 0.0, LogitTransform(None, 3.0))))
 
 
 def test_what_the_library_does_not_compute_is_numpys_work(native_library):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import unixent
 from unixent import TopK
@@ -134,14 +135,69 @@ def test_a_probability_of_an_impossible_class_has_an_infinite_derivative() -> No
     assert for_x.isfinite().all()
 
 
-def test_nothing_but_the_logits_is_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_nothing_is_kept_for_the_backward_pass_but_logits_and_a_scalars_gradient(reduction: Any) -> None:
     x = torch.randn(64, 1000, requires_grad=True)
     ids, q = torch.randint(1000, (64, 5)), torch.rand(64, 5)
     for tail in ("drop", "bucket"):
         kept: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda each, kept=kept: kept.append(each) or each, lambda x: x):
-            unixent.cross_entropy(x, TopK(ids, probs=q, tail=tail))  # type: ignore[arg-type]
-        assert {each.data_ptr() for each in kept if each.numel() >= 64_000} == {x.data_ptr()}
+            loss = unixent.cross_entropy(x, TopK(ids, probs=q, tail=tail), reduction=reduction)  # type: ignore[arg-type]
+        large = {each.data_ptr() for each in kept if each.numel() >= 64_000}
+        assert large > {x.data_ptr()} if reduction == "mean" else large == {x.data_ptr()}
+        assert len(large) == 1 + (reduction == "mean")
+        (grad,) = torch.autograd.grad(loss.sum(), x)
+        assert grad.data_ptr() in large or reduction == "none"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("form", ["logits", "linear"])
+def test_the_gradient_formed_early_serves_every_backward_pass(form: str, tail: Any, dtype: torch.dtype) -> None:
+    hidden, classifier = torch.randn(5, 4, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    leaves = [
+        each.to(dtype, copy=True).requires_grad_() for each in ((X,) if form == "logits" else (hidden, classifier))
+    ]
+    q, tolerance = Q.to(dtype, copy=True).requires_grad_(), 2e-2 if dtype == torch.bfloat16 else 1e-5
+    function = unixent.cross_entropy if form == "logits" else unixent.linear_cross_entropy
+    rest: dict[str, Any] = {"mask": MASK, "weight": WEIGHT, **OPTIONS}
+
+    def each_gradient(scale: float) -> Any:
+        """By statistics, whose gradient waits for the upstream one: without a reduction."""
+        losses = function(*leaves, TopK(IDS, probs=q, tail=tail), reduction="none", **rest)
+        return torch.autograd.grad(losses.sum() / MASK.sum() * scale, (*leaves, q))
+
+    loss = function(*leaves, TopK(IDS, probs=q, tail=tail), **rest)
+    for scale in (1.0, -3.0, 0.0, 1.0):
+        upstream = torch.tensor(scale, dtype=loss.dtype)
+        got = torch.autograd.grad(loss, (*leaves, q), upstream, retain_graph=True)
+        for one, due in zip(got, each_gradient(scale), strict=True):
+            torch.testing.assert_close(one, due, rtol=tolerance, atol=tolerance / 10)
+    batch = torch.tensor([1.0, 2.0], dtype=loss.dtype)
+    got = torch.autograd.grad(loss, (*leaves, q), batch, is_grads_batched=True, retain_graph=True)
+    for one, due in zip(got, each_gradient(2.0), strict=True):
+        torch.testing.assert_close(one[1], due, rtol=tolerance, atol=tolerance / 10)
+    (loss * loss).backward()
+    for leaf, due in zip((*leaves, q), each_gradient(2 * loss.item()), strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, due, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_the_linear_form_multiplies_three_times() -> None:
+    """Logits, and two products with their gradient: what is formed in the forward pass is not formed again."""
+
+    class Products(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += "mm" in function.__name__
+            return function(*args, **(kwargs or {}))
+
+    hidden, classifier = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    target = TopK(torch.randint(9, (6, 3)), probs=torch.rand(6, 3) / 3, tail="bucket")
+    with Products() as products:
+        unixent.linear_cross_entropy(hidden, classifier, target, chunk=6).backward()
+    assert products.count == 3
 
 
 def test_modules_take_them() -> None:

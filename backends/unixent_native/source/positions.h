@@ -56,6 +56,17 @@ static void OF(sum_inside_grads)(const OF(Task) *w, int64_t p) {
     }
 }
 
+/* The n e_c of a chunk become e_c exp(m_i - shift) factor, and pivots that are no longer get theirs. */
+static void OF(scale_stored)(const OF(Task) *w, T *restrict e, int64_t start, int64_t n, double factor, double shift) {
+    double level = w->chunk_shifts[start / CHUNK];
+    T f = (T)(level == shift ? factor : factor * exp(level - shift));
+    for (int64_t i = 0; i < n; i++) e[i] = e[i] == 0 ? 0 : e[i] * f;
+    for (int64_t i = 0; i < w->num_former; i++) {
+        int64_t c = w->former[i];
+        if (c >= start && c < start + n) e[c - start] = (T)(factor * exp(w->former_logits[i] - shift));
+    }
+}
+
 /* Stores the gradient of position p at out, a chunk at a time: at the classes c != k
 
        e_c exp_scale (A + g_H (x_k - x_c - D)) + what is asked of the class itself
@@ -106,18 +117,22 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
     const VECTOR m = none + (T)shift, level = none + s->pivot_logit;
     const int64_t size = w->step;
     T *cap = call->softcap ? w->softcap_grad : NULL;
+    const int on_row = w->stored == w->row;
     for (int64_t start = 0, next = 0; start < call->num_classes; start += CHUNK) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK, whole = OF(whole)(n);
-        int in_place = w->direct_grad && whole == n;
-        T *grad = in_place ? (T *)(out + start * step) : w->grad;
+        int is_stored = w->stored && active && known, in_place = w->direct_grad && (is_stored ? !on_row : whole == n);
+        T *grad = in_place ? (T *)(out + start * step) : is_stored ? w->stored + start : w->grad;
+        int64_t first = next;
+        for (; next < w->num_inside && w->inside[next] < start + n;) next++;
         if (!active || !known) {
             for (int64_t i = 0; i < whole; i++) grad[i] = active ? (T)NAN : 0;
+        } else if (is_stored) {
+            OF(scale_stored)(w, grad, start, n, factor * chain, shift);
+            for (int64_t i = 0; smoothing && i < n; i++) grad[i] -= of_smoothing * smoothing[start + i];
         } else {
             const T *x = OF(chunk)(w, row, start, n, cap), *coefs = smoothing ? OF(smoothing)(w, start, n) : NULL;
             const char *ahead = row + (start + CHUNK) * size;
-            int64_t first = next;
-            for (; next < w->num_inside && w->inside[next] < start + n; next++)
-                w->inside_logits[next] = x[w->inside[next] - start];
+            for (int64_t i = first; i < next; i++) w->inside_logits[i] = x[w->inside[i] - start];
             for (int64_t i = 0; i < whole; i += LANES) {
                 VECTOR v = OF(load)(x + i), e = OF(exp)(v - m), g = e * (a + b * (level - v));
                 __builtin_prefetch(ahead + i * size);
@@ -125,6 +140,8 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
                 if (coefs) g -= of_smoothing * OF(load)(coefs + i);
                 OF(store)(grad + i, cap ? g * OF(load)(cap + i) : g);
             }
+        }
+        if (active && known) {
 #define OWN(c, value) (T)((value) * chain * (cap ? cap[(c) - start] : 1))
             for (int64_t i = first; i < (has_list ? next : first); i++) {
                 int64_t c = w->inside[i];
@@ -153,6 +170,7 @@ static void OF(work_position)(OF(Task) *w, const char *row, char *out, int64_t s
     int active = v != 0, given = out && call->columns, has_rest = asked->rest_log_prob || asked->rest_grad;
     double *kept = call->columns ? call->columns + p : NULL;
     OF(Solved) r = {0};
+    w->stored = !w->can_store ? NULL : w->direct_grad && !w->row ? (T *)out : w->row;
     if (active) {
         if (has_rest) OF(list_inside)(w, p);
         if (given) {
@@ -218,23 +236,30 @@ static int OF(statistics_work)(const Call *call, Queue *queue) {
     const Statistics *asked = &((const StatisticsCall *)call)->asked;
     int tiled = is_tiled(call);
     int64_t tile = tiled ? tile_size(call) : 1, parts = 2 * (call->num_classes / CHUNK + 1);
-    int64_t inside = asked->rest_log_prob || asked->rest_grad ? asked->num_selected : 0;
+    int64_t inside = asked->rest_log_prob || asked->rest_grad ? asked->num_selected : 0, chunks = parts / 2 + 1;
     parts += inside;
     OF(Task) w = {.call = call, .asked = asked, .step = tiled ? (int64_t)sizeof(T) : call->x.class_stride};
     w.type = tiled ? call->acc_type : call->x.type, w.pitch = OF(whole)(call->num_classes);
     w.direct = !call->softcap && call->inverse_temperature == 1 && (tiled || OF(is_direct)(&call->x));
     w.direct_grad = tiled || (call->x_grad.data && OF(is_direct)(&call->x_grad));
+    const int has_rest = asked->rest_log_prob || asked->rest_grad, in_place = call->x.data == call->x_grad.data;
     w.has_terms = asked->entropy || asked->entropy_grad || asked->log_sum_sq;
-    size_t numbers = (size_t)(4 * CHUNK + (tiled ? tile * w.pitch : 0) + OF(whole)(asked->k) + OF(whole)(inside));
-    char *memory = malloc(sizeof(double) * (size_t)(4 * parts + asked->k + 2 * inside) + sizeof(T) * numbers + 64);
+    w.can_store = call->x_grad.data && !call->columns && !call->softcap && !w.has_terms && (!has_rest || asked->rest_grad);
+    int64_t row = w.can_store && (tiled || in_place || !w.direct_grad) ? w.pitch : 0;
+    size_t numbers = (size_t)(4 * CHUNK + (tiled ? tile * w.pitch : 0) + OF(whole)(asked->k) + OF(whole)(inside) + row);
+    size_t scalars = (size_t)(4 * parts + asked->k + 2 * inside + 2 * chunks);
+    char *memory = malloc(sizeof(double) * scalars + sizeof(T) * (numbers + (size_t)OF(whole)(chunks)) + 64);
     if (!memory) return -1;
     w.chunk = (T *)(((uintptr_t)memory + 63) & ~(uintptr_t)63);
     w.grad = w.chunk + CHUNK, w.softcap_grad = w.grad + CHUNK, w.coefs = w.softcap_grad + CHUNK;
     w.panel = w.coefs + CHUNK, w.top_logits = w.panel + (tiled ? tile * w.pitch : 0);
     w.inside_logits = w.top_logits + OF(whole)(asked->k);
-    w.shifts = (double *)(w.inside_logits + OF(whole)(inside)), w.sums = w.shifts + parts, w.gaps = w.sums + parts;
+    w.row = row ? w.inside_logits + OF(whole)(inside) : NULL;
+    w.former_logits = w.inside_logits + OF(whole)(inside) + row;
+    w.shifts = (double *)(w.former_logits + OF(whole)(chunks)), w.sums = w.shifts + parts, w.gaps = w.sums + parts;
     w.squares = w.gaps + parts, w.top = (int64_t *)(w.squares + parts), w.inside = w.top + asked->k;
-    w.inside_grads = (double *)(w.inside + inside);
+    w.inside_grads = (double *)(w.inside + inside), w.chunk_shifts = w.inside_grads + inside;
+    w.former = (int64_t *)(w.chunk_shifts + chunks);
     if (asked->smoothing) OF(total_smoothing)(&w);
     for (int64_t first = 0, end = 0, n; (n = next_tile(call, queue, tile, &first, &end)); first += n)
         OF(work_tile)(&w, first, n, tiled);

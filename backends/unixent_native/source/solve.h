@@ -5,23 +5,35 @@
        S_i = sum of e_c,   G_i = sum of e_c (m_i - x_c),   Q_i = sum of e_c^2,   e_c = exp(x_c - m_i)
 
    Where a later chunk has a larger logit, the pivot so far joins the rest as a chunk of its own. Where the classes that
-   are not selected count as one, their sum comes first, and each class selected joins as a chunk of its own. */
+   are not selected count as one, their sum comes first, and each class selected joins as a chunk of its own.
+
+   Where the gradient needs of the logits no more than e_c, the e_c of a row are stored as they are summed, 0 at classes
+   that were left out of their chunk: pivots so far, and the classes selected where the others count as one. */
 
 typedef struct {
     const Call *call;
     const Statistics *asked;
     int64_t step, type;        /* of the classes of a row */
     int direct, direct_grad;   /* whole vectors are worked, and the gradient put, where they are */
-    int has_terms;             /* G and Q are asked for */
+    int has_terms, can_store;  /* G and Q are asked for; the gradient is made of stored e_c */
     int64_t taken;             /* classes in the list of the largest, in order */
     T *chunk, *grad, *softcap_grad, *coefs, *panel, *top_logits, *inside_logits;
     int64_t *top, pitch;
     double *shifts, *sums, *gaps, *squares;
     int64_t *inside, num_inside;                   /* the classes selected, each once, in order */
     double *inside_grads;                          /* what is asked of each */
+    T *stored, *row;                               /* where this row's e_c go, or NULL; room for them elsewhere */
+    double *chunk_shifts;                          /* m_i of each chunk */
+    int64_t *former, num_former;                   /* the pivots so far that are no longer, */
+    T *former_logits;
     double smoothing_total, smoothing_of_others;   /* sums of b_c; the heaviest class left out */
     int64_t heaviest;
 } OF(Task);
+
+/* A class that was the pivot and is no longer. */
+static inline void OF(set_aside)(OF(Task) *w, int64_t c, T x) {
+    w->former[w->num_former] = c, w->former_logits[w->num_former++] = x;
+}
 
 /* The classes selected and the others: their largest logits, their sums relative to these; what follows. */
 typedef struct {
@@ -215,13 +227,17 @@ static void OF(join_inside)(OF(Task) *w, int64_t parts, OF(Solved) *r) {
     double largest = -INFINITY, sum = 0;
     r->rest.top_outside = r->stats.pivot_logit, r->rest.sum_outside = 1;
     if (r->stats.shift > -INFINITY) r->rest.sum_outside += r->stats.sum_rest * exp(r->stats.shift - r->rest.top_outside);
+    int64_t outside = r->pivot;
     for (int64_t i = 0; i < w->num_inside; i++) largest = w->inside_logits[i] > largest ? w->inside_logits[i] : largest;
     for (int64_t i = 0; i < w->num_inside; i++) {
         T x = w->inside_logits[i];
         if (x == -(T)INFINITY) continue;
         sum += x == largest ? 1 : exp(x - largest);
         if (x > r->stats.pivot_logit || (x == r->stats.pivot_logit && w->inside[i] < r->pivot)) {
-            if (r->stats.pivot_logit != -(T)INFINITY) OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
+            if (r->stats.pivot_logit != -(T)INFINITY) {
+                OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
+                if (r->pivot == outside) OF(set_aside)(w, outside, r->stats.pivot_logit);
+            }
             r->pivot = w->inside[i], r->stats.pivot_logit = x;
         } else {
             OF(push)(w, &parts, x, 1, 0, 1);
@@ -239,7 +255,7 @@ static void OF(solve)(OF(Task) *w, const char *row, int64_t target, OF(Solved) *
     OF(Sum) smoothing_gaps = {0, 0}, smoothing_total = {0, 0};
     T own = asked->rank ? OF(logit)(w, row, target) : 0;
     *r = (OF(Solved)){.stats.pivot_logit = -(T)INFINITY};
-    w->taken = 0;
+    w->taken = w->num_former = 0;
     for (int64_t start = 0; start < call->num_classes; start += CHUNK) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK, whole = OF(whole)(n);
         const T *in = OF(chunk)(w, row, start, n, NULL);
@@ -252,7 +268,10 @@ static void OF(solve)(OF(Task) *w, const char *row, int64_t target, OF(Solved) *
         T shift = OF(largest)(in, whole);
         if (start == 0 || shift > r->stats.pivot_logit) {
             int64_t at = OF(find)(in, n, shift);
-            if (r->stats.pivot_logit != -(T)INFINITY) OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
+            if (r->stats.pivot_logit != -(T)INFINITY) {
+                OF(push)(w, &parts, r->stats.pivot_logit, 1, 0, 1);
+                OF(set_aside)(w, r->pivot, r->stats.pivot_logit);
+            }
             r->pivot = start + at, r->stats.pivot_logit = shift;
             if (in != w->chunk) copy(w->chunk, in, (size_t)n * sizeof(T)), in = w->chunk;
             w->chunk[at] = -(T)INFINITY;
@@ -261,8 +280,12 @@ static void OF(solve)(OF(Task) *w, const char *row, int64_t target, OF(Solved) *
         T level = shift == -(T)INFINITY ? 0 : shift;
         const char *ahead = row + (start + CHUNK) * size;
         double sums[3] = {0};
+        T *e = w->stored ? w->stored + start : NULL, *into = whole == n ? e : w->grad; /* no room for the last vector */
+        w->chunk_shifts[start / CHUNK] = level;
         if (w->has_terms) OF(sum_terms)(in, whole, level, ahead, size, sums);
+        else if (e) sums[0] = OF(sum_exp)(in, into, whole, level, ahead, size);
         else sums[0] = OF(sum_exp)(in, NULL, whole, level, ahead, size);
+        if (e && into != e) copy(e, into, (size_t)n * sizeof(T));
         OF(push)(w, &parts, shift, sums[0], sums[1], sums[2]);
     }
     OF(join)(w, parts, r);

@@ -17,7 +17,8 @@ from unixent_torch.logits.gradient import in_order, needed
 from unixent_torch.positions.kernel import row_statistics
 from unixent_torch.positions.rows import Columns, RowResults, StatsSpec, row_gradient, row_stats
 
-_NAMES = ("hidden", "classifier", "bias")
+#: What gradients may be asked of, in the order of the operands.
+NAMES = ("hidden", "classifier", "bias")
 
 
 def linear_stats(
@@ -70,7 +71,7 @@ class LinearStatistics(Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
-        saved, spec, chunked, wrt = ctx.saved_tensors, ctx.spec, ctx.chunked, needed(ctx, _NAMES)
+        saved, spec, chunked, wrt = ctx.saved_tensors, ctx.spec, ctx.chunked, needed(ctx, NAMES)
         operands, columns, kept = LinearOperands(*saved[:6]), Columns(*saved[6:-1]), saved[-1]
         upstream = spec.upstream(grad_outputs)
         if not upstream:
@@ -87,7 +88,7 @@ class LinearStatistics(Function):
         if is_split and torch.is_grad_enabled():
             inputs = (only_plain_backward(), *upstream.values(), *operands)
             grads = tuple(NoDoubleBackward.apply(grad, *inputs) for grad in grads)
-        return in_order(wrt, grads, 6, _NAMES)
+        return in_order(wrt, grads, 6, NAMES)
 
 
 def whole_logits(operands: LinearOperands, spec: LinearSpec) -> Tensor:

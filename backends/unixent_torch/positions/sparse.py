@@ -19,6 +19,15 @@ from unixent_torch.logits.positions import safe_selection
 from unixent_torch.logits.problem import LogitsCall, LossCall
 from unixent_torch.logits.reduction import reduce
 from unixent_torch.positions.call import of_hidden, of_logits
+from unixent_torch.positions.early import (
+    EarlyLoss,
+    Form,
+    LinearForm,
+    LogitsForm,
+    SparseSpec,
+    position_losses,
+    stats_upstream,
+)
 from unixent_torch.positions.rows import ALONG, Columns, StatsSpec
 
 
@@ -63,28 +72,44 @@ class _SparseCall(LossCall):
                 kernel.label_smoothing / problem.num_classes
             )
         columns = Columns(None, index, known, v, smoothing)
-        scores = tuple(name for name in wrt if name != "target")
-        above: dict[str, Tensor] = {}
-        if scores:
-            above = sparse_targets.upstream(shares, factor, one_minus_smoothing, scale, outputs)
-            above = {name: each if name in WIDE else each.squeeze(-1) for name, each in above.items()}
-        rest: Any = (columns, StatsSpec(kernel, outputs, 0, self.shard), above, scores)
+        scores, stats_spec = tuple(name for name in wrt if name != "target"), StatsSpec(kernel, outputs, 0, self.shard)
         call: Any = self
+        form = self._early_form() if scale is None else None
+        if form is not None:
+            spec = SparseSpec(stats_spec, self.spec, one_minus_smoothing)
+            scores = call.operands[: len(form.names)]
+            constants = (factor, columns, spec, self.denominator, form)
+            return EarlyLoss.apply(shares.q, shares.rest, *constants, *scores), ()
+        above: dict[str, Tensor] = {}
+        if scale is not None and scores:
+            above = stats_upstream(shares, factor, one_minus_smoothing, scale, outputs)
+        rest: Any = (columns, stats_spec, above, scores)
         stats, grads = of_logits(call, *rest) if isinstance(call, LogitsCall) else of_hidden(call, *rest)
-        stats = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
-        losses = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, stats).squeeze(-1)
+        losses = position_losses(shares, factor, one_minus_smoothing, stats)
         losses = losses if v is None else torch.where(v == 0, 0, v * losses)
         by_name = dict(zip(scores, grads, strict=True))
         if "target" in wrt:
+            stats = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
             by_name["target"] = sparse_targets.values_gradient(
                 ALONG, teacher, shares, factor, one_minus_smoothing, scale, stats, padding
             ).to(target.dtype)
         loss = reduce(losses, self.denominator, self.spec, self._readable)
         return loss, tuple(by_name[name] for name in wrt)
 
+    def _early_form(self) -> Form | None:
+        """What the gradient of the scores is formed by in the forward pass, if it is."""
+        plain = self.mode is Mode.EAGER and not self.spec.kept_axes and self.shard is None
+        return self._form() if plain and torch.is_grad_enabled() else None
+
+    def _form(self) -> Form | None:
+        raise NotImplementedError
+
 
 class SparseLogits(_SparseCall, LogitsCall):
-    """The loss of logits."""
+    """The loss of logits. On accelerators their gradient costs no less in the forward pass, and would be held."""
+
+    def _form(self) -> Form | None:
+        return LogitsForm() if self._readable and self.operands[0].requires_grad else None
 
 
 class SparseLinear(_SparseCall, LinearCall):
@@ -95,6 +120,9 @@ class SparseLinear(_SparseCall, LinearCall):
         # The pass over chunks cuts a target into rows, and looks at none.
         nothing = torch.zeros(self._shape, dtype=torch.int64, device=self._device)
         self.operands = self.operands._replace(target=nothing)
+
+    def _form(self) -> Form | None:
+        return LinearForm(self.operands, self.linear_spec) if self.is_differentiated() else None
 
 
 def sparse_call(problem: Problem | LinearProblem, shard: LocalShard | None = None) -> SparseLogits | SparseLinear:
