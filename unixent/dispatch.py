@@ -74,7 +74,9 @@ def select_backend(common: CommonArguments, names: tuple[str, ...], *scores: Any
                 raise option_error("backend", "None or a name", name)
             return get_backend(name)
         selected: tuple[str, Any, Backend] | None = None
-        arguments, arrays = (*names, "target", "weight", "mask", "normalizer"), (*scores, *common[:4])
+        arguments = (*names, "target", "weight", "mask", "normalizer")
+        # No slice of `common`: the compiler of torch 2.6 knows none of a NamedTuple.
+        arrays = (*scores, common.target, common.weight, common.mask, common.normalizer)
         if isinstance(common.target, TopK):
             of_target = common.target.arguments()
             arguments, arrays = (*arguments, *of_target), (*arrays, *of_target.values())
@@ -128,7 +130,7 @@ def logits_loss(logits: Any, common: CommonArguments, options: LossOptions) -> A
 
 def linear_loss(linear: LinearArguments, common: CommonArguments, options: LossOptions) -> Any:
     """The loss of the fused linear form."""
-    backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
+    backend = select_backend(common, ("hidden", "classifier", "bias"), linear.hidden, linear.classifier, linear.bias)
     return backend.linear_cross_entropy(linear_call(backend, linear, common, options).problem)
 
 
@@ -149,7 +151,7 @@ def linear_value_and_grad(
     linear: LinearArguments, common: CommonArguments, options: LossOptions, grad_output: Any, wrt: Wrt | None
 ) -> tuple[Array, Any]:
     """The loss of the fused linear form, and the gradient for ``wrt`` or the tuple of them."""
-    backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
+    backend = select_backend(common, ("hidden", "classifier", "bias"), linear.hidden, linear.classifier, linear.bias)
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     grads = GradRequest(differentiable if wrt is None else wrt, (*differentiable, "target"), grad_output)
     call = linear_call(backend, linear, common, options, grads)
@@ -183,8 +185,8 @@ def linear_stats(
     grads: tuple[Any, Wrt | None] | None = None,
 ) -> tuple[PositionStats, Any]:
     """The same of the fused linear form."""
-    backend = select_backend(common, ("hidden", "classifier", "bias"), *linear[:3])
-    outputs = _check_stats(backend, request, common, linear[:3])
+    backend = select_backend(common, ("hidden", "classifier", "bias"), linear.hidden, linear.classifier, linear.bias)
+    outputs = _check_stats(backend, request, common, (linear.hidden, linear.classifier, linear.bias))
     differentiable = ("hidden", "classifier") if linear.bias is None else ("hidden", "classifier", "bias")
     if grads is not None and grads[1] is None:
         grads = (grads[0], differentiable)

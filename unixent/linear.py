@@ -97,7 +97,7 @@ def linear_cross_entropy(
     """
     common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    checked = dispatch.make_options(common, linear[:3], axis=-1, **options)
+    checked = dispatch.make_options(common, (hidden, classifier, bias), axis=-1, **options)
     return dispatch.linear_loss(linear, common, checked)
 
 
@@ -196,5 +196,5 @@ def linear_value_and_grad(
     """
     common = dispatch.CommonArguments(target, weight, mask, normalizer, parallel, False, backend)
     linear = dispatch.LinearArguments(hidden, classifier, bias, chunk)
-    checked = dispatch.make_options(common, linear[:3], axis=-1, **options)
+    checked = dispatch.make_options(common, (hidden, classifier, bias), axis=-1, **options)
     return dispatch.linear_value_and_grad(linear, common, checked, grad_output, wrt)

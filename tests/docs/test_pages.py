@@ -4,6 +4,7 @@ Every ```python block runs: the blocks of a page one after another in one namesp
 Words after the language say what a block needs or how it runs:
 
     ```python torch       needs the framework torch; skipped where it is not installed
+    ```python msrun       run by `test_quickstart`, on several processes
     ```bash run           the command runs in a copy of the checkout, with this environment's Python
     ```bash fresh         the same, with a new virtual environment in which nothing is installed
 

@@ -1,7 +1,8 @@
 """The libraries' own functions, from packages that are installed without what they depend on.
 
 `load` executes one file of a package, without the package's ``__init__``, which would import what is not installed
-(ray, deepspeed, flash_attn). Modules that the file imports and does not need for these functions are empty stand-ins.
+(ray, deepspeed, flash_attn). Modules that the file imports and does not need for these functions are empty stand-ins;
+of others, a mapping has the names that it does need.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -17,7 +19,7 @@ from unittest import mock
 import pytest
 
 
-def load(package: str, path: str, stand_ins: tuple[str, ...] = ()) -> Any:
+def load(package: str, path: str, stand_ins: Iterable[str] | dict[str, dict[str, Any]] = ()) -> Any:
     """The file ``path`` of a package as a module; skips where the package is not installed."""
     try:
         files = importlib.metadata.files(package) or []
@@ -28,7 +30,10 @@ def load(package: str, path: str, stand_ins: tuple[str, ...] = ()) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, {name: _StandIn(name) for name in stand_ins}):
+    modules = {name: _StandIn(name) for name in stand_ins}
+    for name, members in stand_ins.items() if isinstance(stand_ins, dict) else ():
+        vars(modules[name]).update(members)
+    with mock.patch.dict(sys.modules, modules):
         spec.loader.exec_module(module)
     return module
 
