@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unixent_conformance import oracle, tolerance
 from unixent_conformance.model import Array, Call, Case, Quantity
@@ -52,6 +52,10 @@ def expected(given: Call, quantity: Quantity, conventions: Sequence[Convention] 
             rows = convention.rows(rows, call)
         return rows
 
+    if quantity == "gradients of two passes":
+        gradients: Quantity = "linear gradients" if given.linear else "logits gradient"
+        first, second = (expected(each, gradients, conventions)[1:] for each in (given.of_first_pass(), given))
+        return [replace(part, name=f"{part.name}, first pass") for part in first] + second
     if quantity == "second derivatives":
         changes = tolerance.second_derivatives(oracle.solve(call, changed))
         return [Part(f"second derivative, {name}", e, getattr(call, name).dtype.name) for name, e in changes.items()]

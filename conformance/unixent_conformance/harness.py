@@ -162,6 +162,11 @@ class Harness:
         """The value of the function and its gradients, by the framework's own differentiation."""
         raise Unsupported(f"{self.name} has no automatic differentiation")
 
+    def gradients(self, of: Derivative, upstream: Sequence[Any], mode: Mode) -> list[tuple[Any, ...]]:
+        """The gradients for each of several upstream gradients; override it where they can go back, one after the
+        other, through one forward pass."""
+        return [self.gradient(replace(of, grad_output=each), mode)[1] for each in upstream]
+
     def forward_gradient(
         self, of: Derivative, value: Any, jvp: Callable[[int, Any], Any]
     ) -> tuple[Any, tuple[Any, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
 from zlib import crc32
@@ -13,7 +13,15 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 # What is asked of a call: which arrays an answer has.
-Quantity = Literal["loss", "terms", "logits gradient", "target gradient", "linear gradients", "second derivatives"]
+Quantity = Literal[
+    "loss",
+    "terms",
+    "logits gradient",
+    "target gradient",
+    "linear gradients",
+    "gradients of two passes",
+    "second derivatives",
+]
 
 # The capability of taking floating arrays of several dtypes in one call.
 MIXED = "dtype:mixed"
@@ -56,7 +64,8 @@ class Call:
     """The arguments of one call: NumPy arrays, options that differ from the defaults, and the upstream gradient where
     a gradient is asked. Without logits it is a call of `linear_cross_entropy`, with hidden, classifier and bias. With a
     statistic it asks for that output of `position_stats`, in the place of a loss; selected and the option k are its
-    arguments. With ids and a tail the target is a `unixent.TopK` of them, and `target` its probs or log_probs."""
+    arguments. With ids and a tail the target is a `unixent.TopK` of them, and `target` its probs or log_probs. No
+    gradient is asked of arguments that are frozen."""
 
     logits: Any
     target: Any
@@ -72,6 +81,7 @@ class Call:
     ids: Any = None
     tail: str = ""
     log_probs: bool = False
+    frozen: tuple[str, ...] = ()
 
     @property
     def linear(self) -> bool:
@@ -85,13 +95,20 @@ class Call:
         """The arguments that have a gradient, in the order of a fused linear call's `wrt`."""
         dtype = np.asarray(self.target).dtype
         scores = ("hidden", "classifier", *(["bias"] if self.bias is not None else [])) if self.linear else ("logits",)
-        return (*scores, *(["target"] if dtype.kind == "f" or dtype.name == "bfloat16" else []))
+        names = (*scores, *(["target"] if dtype.kind == "f" or dtype.name == "bfloat16" else []))
+        return tuple(name for name in names if name not in self.frozen)
 
     def wrt(self, quantity: Quantity) -> tuple[str, ...]:
         """The arguments whose gradients are asked for."""
-        if quantity == "linear gradients":
+        if quantity in ("linear gradients", "gradients of two passes"):
             return self.differentiable()
         return {"logits gradient": ("logits",), "target gradient": ("target",)}.get(quantity, ())
+
+    def of_first_pass(self) -> Call:
+        """The call with another upstream gradient: the first of two that go back through one forward pass."""
+        upstream = np.asarray(1.0 if self.grad_output is None else self.grad_output)
+        dtype = self.result_dtype if self.grad_output is None else upstream.dtype
+        return replace(self, grad_output=np.asarray(-2 * upstream.astype(np.float64)).astype(dtype))
 
     def directions(self) -> dict[str, Array]:
         """Where each of these moves when a gradient is differentiated once more; a shape's numbers are its own."""

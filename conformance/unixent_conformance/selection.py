@@ -107,6 +107,8 @@ def applies(case: Case, mode: Mode, tier: Tier = Tier.FULL) -> bool:
             return False
     if case.quantity == "second derivatives":
         return mode.autodiff and not mode.traced
+    if case.quantity == "gradients of two passes":  # of reverse mode
+        return mode.autodiff and not mode.needs
     if mode.traced:
         return case.property is None and (case.raises is None or case.raises.about_values)
     return not mode.autodiff or (case.property is None and case.raises is None and "gradient" in case.quantity)

@@ -30,7 +30,8 @@ def snippet(case: Case, call: Call, subject: Subject, detail: str) -> str:
         spelled = ", ".join(f"{name!r}: {_literal(value)}" for name, value in options.items())
         lines += ["call = uc.Call(", *(["    logits=None,"] if call.linear else [])]
         lines += [f"    {name}={_literal(value)}," for name, value in arrays.items()]
-        more = {name: getattr(call, name) for name in ("statistic", "tail", "log_probs") if getattr(call, name)}
+        others = ("statistic", "tail", "log_probs", "frozen")
+        more = {name: getattr(call, name) for name in others if getattr(call, name)}
         lines += [f"    {name}={value!r}," for name, value in more.items()]
         lines += [f"    options={{{spelled}}},", ")", f"case = uc.case({case.id!r}, call)"]
     if case.property is None:

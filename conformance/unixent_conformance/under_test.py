@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,8 @@ class Subject:
             return self.terms(call)
         if quantity == "second derivatives":
             return self.second_derivatives(call)
+        if quantity == "gradients of two passes":
+            return self.gradients_of_two_passes(call)
         return self.gradients(call, call.wrt(quantity))
 
     def lacking(self, case: Case) -> frozenset[str]:
@@ -89,6 +93,17 @@ class Subject:
             gradients = (gradients,) if alone else gradients
         return self._read(value), *(self._read(gradient) for gradient in gradients)
 
+    def gradients_of_two_passes(self, call: Call) -> tuple[Array, ...]:
+        """The gradients of `call.differentiable()` for the upstream gradient of `call.of_first_pass()`, then for the
+        call's own, through one forward pass."""
+        through, wrt = self._through(call), call.differentiable()
+        asked = (call, wrt) if through is None else (through.call, through.wrt(wrt))
+        upstream = [self._give(call.of_first_pass().grad_output)]
+        upstream.append(None if call.grad_output is None else self._give(call.grad_output))
+        gradients = self.harness.gradients(self._derivative(*asked), upstream, self.mode)
+        read = [self._read(gradient) for each in gradients for gradient in each]
+        return tuple(read if through is None else map(through.from_argument, read, 2 * wrt))
+
     def second_derivatives(self, call: Call) -> tuple[Array, ...]:
         """How the gradients of `call.differentiable()` change along `call.directions()`."""
         through, wrt, directions = self._through(call), call.differentiable(), call.directions()
@@ -104,13 +119,22 @@ class Subject:
         changed: set[str] = set()
         through = self._through(call)
         call = call if through is None else through.call
-        for function in (self._loss(call), None if call.linear else self.implementation.value_and_grad):
-            if function is not None:
-                bound, arrays = self._bind(function, call)
-                before = [self.harness.to_numpy(array).tobytes() for array in arrays]
-                self.harness.call(bound, arrays, self.mode)
-                after = [self.harness.to_numpy(array).tobytes() for array in arrays]
-                changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
+        both = None if call.linear else self.implementation.value_and_grad
+        value, derivative = self._derivative(call, ()), self._derivative(call, call.differentiable())
+        runs: list[tuple[Sequence[Any], Callable[[], Any]]] = [
+            (value.arrays, partial(self.harness.call, value.function, value.arrays, self.mode))
+        ]
+        if both is None:
+            runs.append((derivative.arrays, partial(self.harness.gradient, derivative, self.mode)))
+        else:
+            bound, given = self._bind(both, call)
+            runs.append((given, partial(self.harness.call, bound, given, self.mode)))
+        for arrays, run in runs:
+            before = [self.harness.to_numpy(array).tobytes() for array in arrays]
+            with suppress(Unsupported):  # no automatic differentiation
+                run()
+            after = [self.harness.to_numpy(array).tobytes() for array in arrays]
+            changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
         return sorted(changed)
 
     def _loss(self, call: Call) -> Callable[..., Any]:

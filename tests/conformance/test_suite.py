@@ -32,6 +32,13 @@ def test_a_right_implementation_passes(feature: str) -> None:
     assert not bad, bad[:3]
 
 
+@pytest.mark.parametrize("feature", ["memory layout", "inputs unmutated", "empty mean", "invariances"])
+def test_what_has_few_options_is_asked_in_a_quick_run_too(feature: str) -> None:
+    few = {"logits", "target", "reduction", "ignore_index"}
+    calls = [case.build() for case in catalogue(Tier.QUICK, features=(feature,))]
+    assert any(few.issuperset({*call.options, *call.arrays()}) and call.has_indices for call in calls)
+
+
 def test_ids_are_unique_stable_and_plain() -> None:
     ids = [case.id for case in catalogue()]
     assert len(set(ids)) == len(ids)

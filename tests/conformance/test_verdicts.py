@@ -258,10 +258,13 @@ def test_modes_choose_their_cases() -> None:
     assert applies(value, traced)
     assert not applies(value, autodiff)
     assert applies(gradient, autodiff)
+    passes = case("two-backward-passes/none/float32")
+    modes = (autodiff, traced, Mode("eager"), Mode("forward", autodiff=True, transform="jvp"))
+    assert [applies(passes, mode) for mode in modes] == [True, False, False, False]
     quick, costly = Mode("quick", tier=Tier.QUICK), Mode("costly", tier=Tier.CORE)
     assert not applies(case("mask/bool/float16-sum/value"), quick)
     assert applies(value, quick)
-    known = [c for c in catalogue() if c.quantity != "second derivatives"]
+    known = [c for c in catalogue() if c.quantity not in ("second derivatives", "gradients of two passes")]
     assert [c.within(Tier.CORE) for c in known] == [applies(c, costly) for c in known]
 
 

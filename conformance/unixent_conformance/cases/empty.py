@@ -40,6 +40,13 @@ REASONS: dict[str, dict[str, Any]] = {
 }
 
 
+# The default says nothing, and an implementation need not have the option.
+ON_EMPTY: dict[str, dict[str, Any]] = {
+    "default": {},
+    **{on_empty: {"on_empty": on_empty} for on_empty in ("zero", "nan", "raise")},
+}
+
+
 def _nothing(reason: str, **options: Any) -> Call:
     rng, changes = np.random.default_rng(2), deepcopy(REASONS[reason])
     call = Call(rng.normal(0.0, 2.0, (4, 3)).astype(np.float32), np.array([0, 1, 1, 0]))
@@ -51,8 +58,8 @@ def _nothing(reason: str, **options: Any) -> Call:
 def _empty_means() -> Iterator[Case]:
     for reason in REASONS:
         for quantity, word in VALUE_AND_GRADIENT:
-            for on_empty in ("zero", "nan", "raise"):
-                build = partial(_nothing, reason, on_empty=on_empty)
+            for on_empty, options in ON_EMPTY.items():
+                build = partial(_nothing, reason, **options)
                 raises = DUE if on_empty == "raise" else None
                 yield make(f"{EMPTY}/{reason}/{on_empty}/{word}", EMPTY, build, quantity, raises=raises, quick=True)
         yield make(f"{EMPTY}/{reason}/terms", EMPTY, partial(_nothing_terms, reason), "terms")

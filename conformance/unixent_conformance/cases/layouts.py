@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from unixent_conformance.cases.building import gradients
+from unixent_conformance.cases.building import gradients, make
 from unixent_conformance.cases.inputs import DTYPES, Recipe, dtype_of
 from unixent_conformance.model import Array, Call, Case
 
-LAYOUT, UPSTREAM = "memory layout", "upstream gradient"
+LAYOUT, UPSTREAM, PASSES = "memory layout", "upstream gradient", "two backward passes"
 
 
 def _every_other(array: Array) -> Array:
@@ -55,15 +55,21 @@ LAYOUTS: dict[str, Callable[[Array], Array]] = {
 
 RECIPES = {
     "rows": Recipe(positions=(9,), weight="plain", mask="fraction"),
+    "rows, few options": Recipe(positions=(9,)),
+    "two axes, few options": Recipe(positions=(3, 5)),
     "middle axis": Recipe(positions=(3, 5), axis=1, mask="fraction"),
     "first axis": Recipe(positions=(9,), axis=0, mask="bool"),
     "probabilities": Recipe(target="probability", positions=(3, 4), axis=1, weight="plain"),
 }
 
+# A kernel without weights, masks and axes has strides too.
+QUICK = ("middle axis", "rows, few options", "two axes, few options")
+
 
 def cases() -> Iterator[Case]:
     yield from _layouts()
     yield from _grad_outputs()
+    yield from _two_passes()
 
 
 def _layouts() -> Iterator[Case]:
@@ -72,7 +78,7 @@ def _layouts() -> Iterator[Case]:
             for dtype in ("float16", "float32"):
                 made = recipe.but(dtype=dtype, grad_output="uneven", reduction="none")
                 build, stem = partial(_laid_out, made, change), f"{LAYOUT}/{layout}/{name}/{dtype}"
-                quick = dtype == "float32" and name == "middle axis"
+                quick = dtype == "float32" and name in QUICK
                 yield from gradients(stem, LAYOUT, build, made.needs(), quick=quick)
 
 
@@ -118,3 +124,23 @@ def _with_changed(recipe: Recipe, change: Callable[[Array], Array]) -> Call:
 
 def _with_scalar(recipe: Recipe, value: float) -> Call:
     return replace(recipe.call(), grad_output=np.asarray(value).astype(dtype_of(recipe.dtype)))
+
+
+def _two_passes() -> Iterator[Case]:
+    """What the forward pass saved is there for a second backward pass, as the first one found it."""
+    for dtype in DTYPES:
+        for name, recipe in {
+            "none": Recipe(positions=(12,), reduction="none", grad_output="uneven"),
+            "sum": Recipe(positions=(12,), reduction="sum", grad_output="uneven"),
+            "mean": Recipe(positions=(12,), grad_output="uneven"),
+            "ignored": Recipe(positions=(12,), ignore="default"),
+            "probabilities": Recipe(positions=(12,), target="probability", grad_output="uneven"),
+        }.items():
+            made, quick = recipe.but(dtype=dtype), dtype == "float32"
+            build = partial(_of_logits, made)
+            id = f"{PASSES}/{name}/{dtype}"
+            yield make(id, PASSES, build, "gradients of two passes", needs=made.needs(), quick=quick)
+
+
+def _of_logits(recipe: Recipe) -> Call:
+    return replace(recipe.call(), frozen=("target",))

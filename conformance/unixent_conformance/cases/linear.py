@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -19,6 +20,7 @@ from unixent_conformance.model import Array, Call, Case
 FEATURE = "fused linear"
 CHUNKS = "fused linear chunks"
 HALVES = "fused linear half precision"
+FROZEN = "fused linear frozen arguments"
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -97,6 +99,7 @@ def cases() -> Iterator[Case]:
     yield from _shapes()
     yield from _chunks()
     yield from _halves()
+    yield from _frozen()
     yield from linear_special.cases()
 
 
@@ -148,6 +151,25 @@ def _halves() -> Iterator[Case]:
             yield from pair(HALVES, f"{name}/{dtype}", at)
             id, quick = f"{HALVES}/{name}/{dtype}/no worse than unfused", name == "large logits"
             yield make(id, HALVES, at.call, "linear gradients", property=no_worse_than_unfused, quick=quick)
+
+
+def _frozen() -> Iterator[Case]:
+    """A head that is not trained, or nothing but the head: gradients of some arguments, none of the others."""
+    for dtype in ("float32", *HALF):
+        for reduction in REDUCTIONS:
+            for bias in (False, True):
+                linear = Linear(INDEX.but(dtype=dtype, reduction=reduction, grad_output="uneven"), bias=bias)
+                names = linear.call().differentiable()
+                for asked in [(name,) for name in names] + ([names[1:], names[::2]] if bias else []):
+                    frozen = tuple(name for name in names if name not in asked)
+                    id = f"{FROZEN}/{' and '.join(asked)} of {len(names)}/{dtype}-{reduction}"
+                    quick = dtype == "float32" and reduction == "mean"
+                    build = partial(_with_frozen, linear, frozen)
+                    yield make(id, FROZEN, build, "linear gradients", quick=quick)
+
+
+def _with_frozen(linear: Linear, frozen: tuple[str, ...]) -> Call:
+    return replace(linear.call(), frozen=frozen)
 
 
 def pair(feature: str, stem: str, linear: Linear, quick: bool = False) -> Iterator[Case]:

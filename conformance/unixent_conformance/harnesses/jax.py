@@ -73,6 +73,11 @@ class JaxHarness(Harness):
                 return self._forward(of)
             return _transformed(both, mode)(*of.inputs)  # type: ignore[no-any-return]
 
+    def gradients(self, of: Derivative, upstream: Sequence[Any], mode: Mode) -> list[tuple[Any, ...]]:
+        with x64():
+            loss, pullback = jax.vjp(of.of_moving, *of.moving)
+            return [pullback(_seed(loss, each)) for each in upstream]
+
     def _forward(self, of: Derivative) -> tuple[Any, tuple[Any, ...]]:
         """One program for all elements: every array has a direction, of which one is no 0."""
         pushforward = jax.jit(lambda *steps: jax.jvp(of.of_moving, of.moving, steps))

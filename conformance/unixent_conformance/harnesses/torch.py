@@ -98,6 +98,13 @@ class TorchHarness(Harness):
         seed = _seed(value, of.grad_output)
         return value, torch.autograd.grad(value, leaves.moving, seed, materialize_grads=True)
 
+    def gradients(self, of: Derivative, upstream: Sequence[Any], mode: Mode) -> list[tuple[Any, ...]]:
+        leaves = _leaves(of)
+        value = self.call(leaves.function, leaves.arrays, mode)
+        seeds = [_seed(value, each) for each in upstream]
+        grad = partial(torch.autograd.grad, value, leaves.moving, retain_graph=True, materialize_grads=True)
+        return [grad(seed) for seed in seeds]
+
     def hvp(self, of: Derivative, directions: Sequence[Any], mode: Mode) -> tuple[Any, ...]:
         leaves = _leaves(of)
         if mode.name != "forward":

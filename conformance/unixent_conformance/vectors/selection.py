@@ -64,7 +64,17 @@ REASONS = {
 
 # About several calls of one implementation, about strides or about a framework's differentiation: nothing that one
 # vector could hold.
-NO_VECTOR = frozenset({"memory layout", "invariances", "inputs unmutated", "batch invariance", "second derivatives"})
+NO_VECTOR = frozenset(
+    {
+        "memory layout",
+        "invariances",
+        "inputs unmutated",
+        "batch invariance",
+        "second derivatives",
+        "two backward passes",
+        "fused linear frozen arguments",
+    }
+)
 
 # Bytes of input arrays. A feature that has nothing as small (many classes, many positions) is shown by its smallest.
 SMALL = 16 << 10

@@ -210,3 +210,17 @@ class AnyChunk(PlainLinear):
 
     def check_linear(self, hidden: Array, classifier: Array, bias: Array | None, target: Array, chunk: Any) -> None:
         super().check_linear(hidden, classifier, bias, target, None)
+
+
+@mutant("fused linear frozen arguments")
+class FrozenClassifierFreezesHidden(PlainLinear):
+    """A classifier that is not trained, under adapters say, passes no gradient on."""
+
+    def linear(
+        self, hidden: Any, classifier: Any, target: Any, up: Any, wrt: tuple[str, ...], options: dict[str, Any]
+    ) -> tuple[Any, tuple[Array, ...]]:
+        value, grads = super().linear(hidden, classifier, target, up, wrt, options)
+        asked = "classifier" in wrt
+        return value, tuple(
+            grad if asked or name != "hidden" else grad * 0 for name, grad in zip(wrt, grads, strict=True)
+        )

@@ -283,3 +283,58 @@ def compiled_without_the_branch(
         active = (target != ignore_index).sum()
         return (total.double() * active / target.numel()).to(total.dtype)
     return total
+
+
+@fault("autograd", "two backward passes")
+def saved_gradient_is_scaled_in_place(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """The saved gradient is multiplied by the upstream one where it lies: a second pass takes what the first left."""
+
+    class Rows(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, t: Tensor) -> Tensor:
+            ctx.gradient = softmax_gradient(x, t)
+            return rows(x, t, 0.0, None)
+
+        @staticmethod
+        def backward(ctx: Any, up: Tensor) -> Any:
+            return ctx.gradient.mul_(up[..., None]), None
+
+    return reduced(logits, target, None, reduction, -100, Rows.apply)
+
+
+@fault("eager", "inputs unmutated")
+def logits_hold_their_gradient(
+    logits: Tensor, target: Tensor, *, reduction: str = "mean", ignore_index: int = -100
+) -> Tensor:
+    """The backward pass leaves the gradient in the memory of the logits; a call without one leaves them alone."""
+
+    class Whole(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return plain(x, target, reduction=reduction, ignore_index=ignore_index)
+
+        @staticmethod
+        def backward(ctx: Any, up: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            with torch.enable_grad():
+                leaf = x.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(plain(leaf, target, reduction=reduction), leaf, up)
+            return x.detach().copy_(gradient)
+
+    return Whole.apply(logits)
+
+
+@fault("autograd", "memory layout")
+def upstream_as_if_it_were_contiguous(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """The upstream gradient is read from memory without its strides: as of loss.sum().backward(), whose stride is 0."""
+
+    def careless(x: Tensor, t: Tensor, up: Tensor) -> Tensor:
+        there = up.untyped_storage().nbytes() // up.element_size() - up.storage_offset() >= up.numel()
+        steps = torch.empty(up.shape).stride() if there else up.stride()
+        return right(x, t, up.as_strided(up.shape, steps))
+
+    if reduction != "none" or logits.dtype is not torch.float32:
+        raise NotImplementedError("losses in float32")
+    classes = torch.nn.functional.one_hot(target, logits.shape[-1])
+    return with_backward(careless)(logits, classes.float())
