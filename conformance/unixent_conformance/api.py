@@ -95,6 +95,13 @@ def run(
         source = prepare(task, implementation)
     plan, results, end = source.plan, list[Result](), monotonic() + (inf if budget is None else budget)
     reasons = {} if expected_failures is None else xfails.expected(Path(expected_failures), path or plan.name)
+
+    def early() -> list[Result]:
+        """What other workers had judged before its turn."""
+        judged = source.early if isinstance(source, Isolated) else {}
+        return [xfails.judged(judged[pair], reasons.get(pair)) for pair in plan.cases if pair in judged]
+
+    why = ""
     try:
         with closing(iter(source)) as running:
             for result in running:
@@ -102,12 +109,12 @@ def run(
                 if progress is not None:
                     progress(len(results), len(plan.cases))
                 if monotonic() > end and len(results) < len(plan.cases):
-                    return _report(plan, results, why=f"{budget:g} s were over")
+                    why = f"{budget:g} s were over"
+                    break
     except KeyboardInterrupt as stop:
-        early = source.early.values() if isinstance(source, Isolated) else ()
-        results.extend(xfails.judged(result, reasons.get((result.id, result.mode))) for result in early)
+        results += early()
         raise Interrupted(_report(plan, results, str(stop) or "Ctrl-C")) from stop
-    return _report(plan, results)
+    return _report(plan, [*results, *early()], why=why)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -168,6 +168,16 @@ def test_a_callable_is_given_the_arrays_of_the_framework_that_its_module_has_nam
     exec("def loss(logits, target): ...", vars(module))
     monkeypatch.setitem(sys.modules, "somebodys_losses", module)
     monkeypatch.setattr(harnesses, "load", lambda name: name)
+    for name in harnesses.FRAMEWORKS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert harnesses.of_callable(module.loss) == "numpy"
+    # It may leave the arithmetic to modules of its own, which have loaded a framework.
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert harnesses.of_callable(module.loss) == "torch"
+    monkeypatch.setitem(sys.modules, "jax", ModuleType("jax"))
+    with pytest.raises(LookupError, match="somebodys_losses works with one of torch and jax"):
+        harnesses.of_callable(module.loss)
+    vars(module)["np"] = np
     assert harnesses.of_callable(module.loss) == "numpy"
     vars(module)["jnp"] = ModuleType("jax.numpy")
     assert harnesses.of_callable(module.loss) == harnesses.of_callable(partial(module.loss, None)) == "jax"

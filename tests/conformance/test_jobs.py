@@ -42,6 +42,31 @@ def test_each_worker_has_a_share_and_a_death_is_one_workers(tmp_path: Path, monk
     assert all("two-classes/float16" in id for id in died)
 
 
+# The first call of all takes its time.
+SLOW_START = """
+import os, time
+
+def loss(logits, target, **options):
+    try:
+        os.close(os.open(__file__ + ".called", os.O_CREAT | os.O_EXCL))
+        time.sleep(4)
+    except FileExistsError:
+        pass
+    raise NotImplementedError
+"""
+
+
+def test_what_others_judged_meanwhile_is_reported_when_the_budget_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_START, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    report = run("slow:loss", "numpy", features=FEATURES, jobs=2, budget=1.0)
+    assert len(report.cases) > 20
+    assert report.left_out[0].endswith("cases, since 1 s were over")
+    assert len({(r.id, r.mode) for r in report.cases}) == len(report.cases)
+
+
 def test_a_short_run_starts_one() -> None:
     run_ = Isolated(Task("numpy", choice=Choice(quick=True, features=("batch invariance",))), None, jobs=4)
     results = iter(run_)

@@ -42,7 +42,8 @@ def load(name: str) -> Harness:
 
 
 def of_callable(function: Callable[..., Any]) -> Harness:
-    """The harness of the one framework that the callable's module has names of; numpy's where there is none.
+    """The harness of the one framework that the callable's module has names of, or, where it has none of NumPy either,
+    of the one that is loaded; numpy's where there is none.
 
     Raises LookupError where there are several.
 
@@ -59,8 +60,10 @@ def of_callable(function: Callable[..., Any]) -> Harness:
         names.add(path.partition(".")[0] if isinstance(path, str) else "")
     known = {*FRAMEWORKS, *metadata.entry_points(group=GROUP).names}
     frameworks = sorted(known & names)
+    has = "has names of"
+    if not names & {"numpy", *frameworks}:  # it leaves the arithmetic to modules of its own
+        frameworks, has = [name for name in FRAMEWORKS if name in sys.modules], "works with one of"
     if len(frameworks) > 1:
-        raise LookupError(
-            f"framework: {function.__module__} has names of {' and '.join(frameworks)}; say whose arrays it takes"
-        )
+        named = getattr(function, "__module__", None) or type(function).__module__
+        raise LookupError(f"framework: {named} {has} {' and '.join(frameworks)}; say whose arrays it takes")
     return load(frameworks[0] if frameworks else "numpy")
