@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unixent_conformance.results import Report
@@ -18,43 +18,97 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's loss: `path` is its Implementation, `harness` whose arrays it takes, `needs` what must be installed;
-    `linear` says that it is a fused linear form."""
+    """A library's loss: `path` is its Implementation, `harness` whose arrays it takes, `needs` what must be installed,
+    by `install`; `how` says how it is run here, `linear` that it is a fused linear form."""
 
     name: str
     path: str
     harness: str
     needs: tuple[str, ...]
     linear: bool = False
+    how: str = "eager"
+    install: str = ""
 
     def absent(self) -> str:
         """Why it cannot be run here; empty if it can."""
         missing = [module for module in self.needs if find_spec(module) is None]
-        return f"needs {', '.join(missing)}, not installed" if missing else ""
+        how = f": {self.install}" if self.install else ""
+        return f"needs {', '.join(missing)}, not installed{how}" if missing else ""
 
 
-def _peer(name: str, path: str, harness: str, *needs: str, linear: bool = False) -> Peer:
-    return Peer(name, f"{__name__}.{path}", f"{__name__}.arrays_{harness}:harness", (harness, *needs), linear)
+def _peer(name: str, path: str, arrays: str, *needs: str, **more: Any) -> Peer:
+    """arrays: a module of harnesses here, and which of its harnesses if that is another."""
+    framework, _, harness = arrays.partition(":")
+    path, place = f"{__name__}.{path}", f"{__name__}.arrays_{framework}:{harness or 'harness'}"
+    return Peer(name, path, place, (framework, *needs), **more)
 
+
+def _interpreted(name: str, path: str, needs: str, install: str, **more: Any) -> Peer:
+    return _peer(name, path, "torch", needs, "triton", how=INTERPRETED, install=f"{install} triton", **more)
+
+
+INTERPRETED = "Triton's interpreter"
+_NO_DEPS = "pip install --no-deps"
+_FLASH = "FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation flash-attn"
 
 PEERS = (
     _peer("torch cross_entropy", "torch_losses:cross_entropy", "torch"),
+    _peer("torch cross_entropy compiled", "torch_losses:cross_entropy", "torch:compiled", how="torch.compile"),
     _peer("torch linear_cross_entropy", "torch_losses:linear_cross_entropy", "torch", linear=True),
-    _peer("torch loss_parallel", "torch_parallel:loss_parallel", "torch"),
+    _peer("torch loss_parallel", "torch_parallel:loss_parallel", "torch", how="a mesh of one rank"),
     _peer("transformers causal LM loss", "transformers_losses:causal_lm", "torch", "transformers"),
-    _peer("liger-kernel", "liger_losses:cross_entropy", "torch", "liger_kernel", "triton"),
-    _peer("liger-kernel linear", "liger_losses:linear_cross_entropy", "torch", "liger_kernel", "triton", linear=True),
-    _peer("cut-cross-entropy", "cce_losses:linear_cross_entropy", "torch", "cut_cross_entropy", "triton", linear=True),
-    _peer("cut-cross-entropy triton", "cce_losses:triton_kernels", "torch", "cut_cross_entropy", "triton", linear=True),
+    _peer("trl selective_log_softmax", "trl_losses:log_softmax", "torch", "trl", install="pip install trl"),
+    _peer("trl fused head", "trl_losses:fused_head", "torch", "trl", install="pip install trl", linear=True),
+    _peer("verl logprobs_from_logits", "verl_losses:logprobs", "torch", "verl", install=f"{_NO_DEPS} verl"),
+    _peer(
+        "verl FusedLinearForPPO", "verl_losses:fused_linear", "torch", "verl", install=f"{_NO_DEPS} verl", linear=True
+    ),
+    _interpreted("liger-kernel", "liger_losses:cross_entropy", "liger_kernel", f"{_NO_DEPS} liger-kernel"),
+    _interpreted(
+        "liger-kernel linear",
+        "liger_losses:linear_cross_entropy",
+        "liger_kernel",
+        f"{_NO_DEPS} liger-kernel",
+        linear=True,
+    ),
+    _interpreted("flash-attention", "flash_attention_losses:cross_entropy", "flash_attn", _FLASH),
+    _interpreted("unsloth", "unsloth_losses:cross_entropy", "unsloth", f"{_NO_DEPS} unsloth unsloth_zoo"),
+    _peer(
+        "cut-cross-entropy",
+        "cce_losses:linear_cross_entropy",
+        "torch",
+        "cut_cross_entropy",
+        "triton",
+        linear=True,
+        how="torch.compile",
+        install=f"{_NO_DEPS} cut-cross-entropy triton",
+    ),
+    _interpreted(
+        "cut-cross-entropy triton",
+        "cce_losses:triton_kernels",
+        "cut_cross_entropy",
+        f"{_NO_DEPS} cut-cross-entropy",
+        linear=True,
+    ),
     _peer("keras on torch", "keras_losses:on_torch", "torch", "keras"),
     _peer("keras on jax", "keras_losses:on_jax", "jax", "keras"),
     _peer("optax integer", "optax_losses:integer", "jax", "optax"),
     _peer("optax dense", "optax_losses:dense", "jax", "optax"),
     _peer("optax safe", "optax_losses:safe", "jax", "optax"),
-    _peer("mindspore ops", "mindspore_losses:ops_loss", "mindspore"),
-    _peer("mindspore mint", "mindspore_losses:mint_loss", "mindspore"),
-    _peer("scipy log_softmax", "numpy_losses:scipy_loss", "numpy", "scipy"),
-    _peer("scikit-learn log_loss", "numpy_losses:sklearn_loss", "numpy", "sklearn"),
+    _peer("mindspore ops", "mindspore_losses:ops_loss", "mindspore", how="PyNative mode"),
+    _peer("mindspore mint", "mindspore_losses:mint_loss", "mindspore", how="PyNative mode"),
+    _peer("tensorflow softmax_cross_entropy", "tensorflow_losses:softmax", "tensorflow"),
+    _peer("paddle cross_entropy", "paddle_losses:cross_entropy", "paddle", install="pip install paddlepaddle"),
+    _peer("mlx cross_entropy", "mlx_losses:cross_entropy", "mlx", install="pip install 'mlx[cpu]'"),
+    _peer("tinygrad cross_entropy", "tinygrad_losses:cross_entropy", "tinygrad", install="pip install tinygrad, clang"),
+    _peer(
+        "tinygrad sparse_categorical_crossentropy",
+        "tinygrad_losses:sparse",
+        "tinygrad",
+        install="pip install tinygrad, clang",
+    ),
+    _peer("scipy log_softmax", "scipy_losses:log_softmax", "numpy", "scipy"),
+    _peer("scikit-learn log_loss", "sklearn_losses:of_softmax", "numpy", "sklearn"),
 )
 
 # unixent's own backends, which a reader wants beside them.

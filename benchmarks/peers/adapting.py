@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from importlib import metadata
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.implementation import Implementation, wrap
@@ -43,3 +47,40 @@ def only(argument: str, value: Any, *known: Any) -> None:
     """Refuse a value of an option that the library does not have."""
     if value not in known:
         raise Unsupported(f"{argument} has no {value!r}")
+
+
+def nll_reduced(log_p: Any, reduction: str) -> Any:
+    """The loss of log-probabilities, where mean and sum are the caller's."""
+    only("reduction", reduction, "none", "sum", "mean")
+    return -log_p if reduction == "none" else -getattr(log_p, reduction)()
+
+
+def load_file(distribution: str, path: str, stand_ins: Iterable[str] | dict[str, dict[str, Any]] = ()) -> Any:
+    """One file of a distribution as a module, without the ``__init__`` of its package, which would import what is not
+    installed. Modules that the file imports and does not need for what is tested are empty stand-ins; of others, a
+    mapping has the names that it does need."""
+    (file,) = [each for each in metadata.files(distribution) or [] if str(each) == path]
+    # Triton's interpreter looks a kernel's source up by its module.
+    spec = spec_from_file_location(path.removesuffix(".py").replace("/", "."), file.locate())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{distribution} has no {path}")
+    module = module_from_spec(spec)
+    modules = {name: StandIn(name) for name in stand_ins}
+    for name, members in stand_ins.items() if isinstance(stand_ins, dict) else ():
+        vars(modules[name]).update(members)
+    with mock.patch.dict(sys.modules, modules):
+        spec.loader.exec_module(module)
+    return module
+
+
+class StandIn(ModuleType):
+    """A module that has every name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__ = []  # a package, too
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return mock.MagicMock(name=name)

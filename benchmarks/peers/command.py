@@ -12,10 +12,9 @@ from rich.console import Console
 
 import peers
 from unixent_conformance import report
-from unixent_conformance.api import Interrupted
 from unixent_conformance.cli import options
 from unixent_conformance.cli.prompt import print_error
-from unixent_conformance.cli.runs import run_one, write_reports
+from unixent_conformance.cli.runs import STOPPED, run_one, terminated_as_interrupted, write_reports
 from unixent_conformance.report import terminal
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,6 +34,7 @@ def main(
     ] = None,
     out: options.Out = None,
     timeout: options.Timeout = 60,
+    budget: options.Budget = None,
     jobs: options.Jobs = None,
 ) -> None:
     """Run the conformance catalogue on the cross-entropies of other libraries, beside unixent's backends, and make one
@@ -50,6 +50,7 @@ def main(
         quick=quick,
         strict=strict,
         timeout=timeout,
+        budget=budget,
         jobs=jobs or options.cores(),
     )
     raise typer.Exit(code)
@@ -66,7 +67,8 @@ def study(
     """Run the peers of these names, or all that are installed here, and write the reports. Returns the exit code.
 
     merge are JSON reports, or folders of them, from other environments: they join the page, and a report made now takes
-    the place of one of the same name. A peer that differs is a result, not a failure.
+    the place of one of the same name. A peer that differs is a result, not a failure. What Ctrl-C or SIGTERM ends is
+    written as far as it came.
     """
     console = console or Console()
     try:
@@ -75,26 +77,28 @@ def study(
     except (LookupError, ValueError, OSError) as error:
         print_error(console, error)
         return 2
-    code = 0
-    for peer in chosen:
-        absent = peer.absent()
-        if absent:
-            console.print(f"[dim]{peer.name}: {absent}[/dim]", highlight=False)
-            code = 2 if names else code
-            continue
-        try:
-            current = run_one(
-                console, peer.name, peer.path, peer.harness, linear=peer.linear, isolate=True, **run_options
-            )
-        except Interrupted:  # a peer half judged is none
-            code = 130
-            break
-        if current is None:
-            code = 2 if names else code
-            continue
-        current = replace(current, implementation=peer.name)
-        reports[peer.name] = current
-        console.print(terminal.line(current), highlight=False)
+    code, name = 0, ""
+    try:
+        with terminated_as_interrupted():
+            for peer in chosen:
+                name, absent = peer.name, peer.absent()
+                if absent:
+                    console.print(f"[dim]{name}: {absent}[/dim]", highlight=False)
+                    code = 2 if names else code
+                    continue
+                current = run_one(
+                    console, name, peer.path, peer.harness, linear=peer.linear, isolate=True, **run_options
+                )
+                if current is None:
+                    code = 2 if names else code
+                    continue
+                reports[name] = replace(current, implementation=name)
+                console.print(terminal.line(reports[name]), highlight=False)
+    except KeyboardInterrupt as stop:
+        half = getattr(stop, "report", None)
+        code = STOPPED.get(half.stopped if half else str(stop), 130)
+        if half is not None and half.cases:  # half a report takes no whole one's place
+            reports.setdefault(name, replace(half, implementation=name))
     if out is not None and reports:
         write_reports(console, out, peers.in_order(reports.values()), "Cross-entropy across frameworks")
     return code

@@ -93,7 +93,8 @@ def run(
         source = Isolated(task, timeout if isolate else None, jobs)
     else:
         source = prepare(task, implementation)
-    plan, results, end = source.plan, list[Result](), monotonic() + (inf if budget is None else budget)
+    plan, results, start = source.plan, list[Result](), monotonic()
+    end = start + (inf if budget is None else budget)
     reasons = {} if expected_failures is None else xfails.expected(Path(expected_failures), path or plan.name)
 
     def early() -> list[Result]:
@@ -113,8 +114,8 @@ def run(
                     break
     except KeyboardInterrupt as stop:
         results += early()
-        raise Interrupted(_report(plan, results, str(stop) or "Ctrl-C")) from stop
-    return _report(plan, [*results, *early()], why=why)
+        raise Interrupted(_report(plan, results, start, str(stop) or "Ctrl-C")) from stop
+    return _report(plan, [*results, *early()], start, why=why)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -125,10 +126,11 @@ class Interrupted(KeyboardInterrupt):
         self.report = report
 
 
-def _report(plan: Plan, results: Sequence[Result], stopped: str = "", why: str = "") -> Report:
+def _report(plan: Plan, results: Sequence[Result], start: float, stopped: str = "", why: str = "") -> Report:
     why, not_run = why or (f"the run was stopped by {stopped}" if stopped else ""), len(plan.cases) - len(results)
     left_out = (f"{not_run} cases, since {why}", *plan.left_out) if why else plan.left_out
-    return Report(plan.name, plan.framework, plan.version, settle(results), left_out, now(), machine(), stopped)
+    about = (left_out, now(), machine(), stopped, round(monotonic() - start, 1))
+    return Report(plan.name, plan.framework, plan.version, settle(results), *about)
 
 
 def now() -> str:

@@ -79,7 +79,7 @@ class Report:
     ok: something matches, nothing is silently wrong, nothing crashed. counts: how many cases got each verdict. cases: a
     `Result` each, with id, feature, mode, verdict, detail, units (the largest error over its bound) and repro (lines to
     paste). left_out: what a larger run would ask too, a line each. date: when it ended, in UTC. machine: where.
-    stopped: what ended it before its last case, empty if nothing did.
+    stopped: what ended it before its last case, empty if nothing did. seconds: how long it took.
     """
 
     implementation: str
@@ -90,6 +90,7 @@ class Report:
     date: str = field(default="", compare=False)
     machine: str = ""
     stopped: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -141,6 +142,7 @@ class Report:
                 "date": self.date,
                 "machine": self.machine,
                 "stopped": self.stopped,
+                "seconds": self.seconds,
                 "ok": self.ok,
                 "counts": {verdict.value: n for verdict, n in self.counts.items()},
                 "dialects": self.dialects,
@@ -160,7 +162,7 @@ class Report:
                 raise ValueError(f"expected a report of version {VERSION}; got {data['version']}")
             cases = tuple(Result.from_record(record) for record in data["cases"])
             left_out = tuple(data.get("left_out", ()))
-            about = {name: data.get(name, "") for name in ("date", "machine", "stopped")}
+            about = {name: data[name] for name in ("date", "machine", "stopped", "seconds") if name in data}
             return cls(data["implementation"], data["framework"], data["environment"], cases, left_out, **about)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no report of unixent conformance: {error}") from error

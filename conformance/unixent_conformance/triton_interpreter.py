@@ -61,6 +61,7 @@ def enable() -> None:
     interpreter._unixent = True
     _give_floats_as_float32(interpreter)
     _compute_in_bfloat16(interpreter)
+    _know_functions_by_other_names(interpreter)
     _refuse_what_it_lacks(interpreter)
     for name in MODULES:
         module = import_module(name)
@@ -128,6 +129,28 @@ def _compute_in_bfloat16(interpreter: Any) -> None:
 
 def _width(dtype: Any) -> int:
     return int(dtype.scalar.primitive_bitwidth) // 8
+
+
+def _know_functions_by_other_names(interpreter: Any) -> None:
+    """The language's functions that a kernel's module has under names of its own: `cast = tl.cast`. The interpreter
+    gives its state to those alone that are called as attributes of `tl`."""
+    patch = interpreter._patch_lang
+
+    def patch_with_names(function: Any) -> Any:
+        names = function.__globals__
+        for name, member in list(names.items()):
+            if interpreter.tl.core.is_builtin(member):
+                names[name] = _with_semantic(interpreter, member)
+        return patch(function)
+
+    interpreter._patch_lang = patch_with_names
+
+
+def _with_semantic(interpreter: Any, member: Any) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        return member(*arguments, **{**options, "_semantic": interpreter.interpreter_semantic})
+
+    return call
 
 
 def _refuse_what_it_lacks(interpreter: Any) -> None:

@@ -12,7 +12,13 @@ from unixent_conformance.api import find_tested
 from unixent_conformance.results import Verdict
 
 # Compiled for each shape and dtype, or interpreted, which takes minutes; `python benchmarks/peers` has the time.
-SLOW = {"cut-cross-entropy", "cut-cross-entropy triton", "liger-kernel", "liger-kernel linear"}
+SLOW = {
+    "torch cross_entropy compiled",
+    "cut-cross-entropy",
+    "cut-cross-entropy triton",
+    "liger-kernel",
+    "liger-kernel linear",
+}
 
 
 @pytest.fixture(params=PEERS, ids=lambda peer: peer.name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,68 @@ def test_unixents_own_backends_are_among_the_columns(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"name":"unixent numpy"' in (tmp_path / "out" / "index.html").read_text("utf-8")
     assert [peer.name for peer in peers.OWN] == [f"unixent {name}" for name in ("numpy", "torch", "jax", "mindspore")]
+
+
+SLOW = """
+import time
+import numpy as np
+
+def loss(logits, target, **options):
+    time.sleep(0.05)
+    open("called", "a").write("x")
+    return np.asarray(7, logits.dtype)
+"""
+
+STUDY = """
+import sys
+from pathlib import Path
+
+import peers
+from peers.command import study
+
+peers.OWN = tuple(peers.Peer(name, "mine:loss", "numpy", ("numpy",)) for name in ("slow", "whole", "another"))
+sys.exit(study(sys.argv[1:], merge=[Path("whole.json")], out=Path("out"), jobs=2))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
+@pytest.mark.parametrize("first", ["slow", "whole"])
+def test_a_study_that_is_stopped_writes_what_it_has(
+    tmp_path: Path, number: signal.Signals, name: str, code: int, first: str
+) -> None:
+    """The peer under way as far as it came, unless a whole report of it is there, and none after it."""
+    whole = Report("whole", "numpy", "1", (Result("a/b/value", "a", "eager", Verdict.MATCHES),))
+    for file, text in {"mine.py": SLOW, "run.py": STUDY, "whole.json": whole.to_json()}.items():
+        (tmp_path / file).write_text(text, "utf-8")
+    paths = [str(tmp_path), str(Path(peers.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    process = subprocess.Popen(
+        [sys.executable, "run.py", first, "another"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Where these tests run in a shell's background, Ctrl-C is ignored, and so it would be by what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    called = tmp_path / "called"
+    for _ in range(1200):
+        if called.exists() and called.stat().st_size > 20:
+            break
+        time.sleep(0.05)
+    if number is signal.SIGTERM:
+        process.terminate()  # a supervisor signals the command alone, a terminal the whole group
+    else:
+        os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert (process.returncode, "Traceback" in output) == (code, False), output
+    reports = {path.stem: Report.from_json(path.read_text("utf-8")) for path in (tmp_path / "out").glob("*.json")}
+    assert sorted(reports) == sorted({first, "whole"})
+    assert reports["whole"] == whole
+    if first == "slow":
+        assert reports["slow"].stopped == name
+        assert len(reports["slow"].cases) > 3
+        assert not reports["slow"].counts[Verdict.CRASHED]
+    assert f'"name":"{first}"' in (tmp_path / "out" / "index.html").read_text("utf-8")

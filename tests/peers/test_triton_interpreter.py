@@ -44,6 +44,12 @@ def test_tanh_and_log1p_are_numpys(kernel: Any) -> None:
     np.testing.assert_array_equal(out.numpy(), expected)
 
 
+def test_a_function_of_the_language_is_known_by_another_name() -> None:
+    out = torch.zeros(4, dtype=torch.int32)
+    kernels.by_another_name[(1,)](torch.tensor([0.5, 1.5, -2.5, 7.0]), out, 4)
+    assert out.tolist() == [0, 1, -2, 7]
+
+
 def test_a_store_in_bfloat16_rounds_to_the_nearest() -> None:
     values = np.random.default_rng(0).normal(size=8).astype(np.float32)
     values[:3] = 1 + 2.0**-8, 1 + 3 * 2.0**-8, 3.4e38  # two ties, which go to even, and an overflow

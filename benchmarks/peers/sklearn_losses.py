@@ -1,4 +1,4 @@
-"""What there is for NumPy: scipy's `log_softmax`, picked at the target, and scikit-learn's `log_loss` of softmax."""
+"""scikit-learn's `log_loss` of softmax."""
 
 from __future__ import annotations
 
@@ -6,29 +6,17 @@ from typing import Any
 
 import numpy as np
 import scipy.special
+from sklearn.metrics import log_loss
 
 from peers.adapting import flat, only, peer
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.model import Array
 
 
-def _scipy(logits: Array, target: Array, *, axis: int = -1, reduction: str = "mean") -> Any:
-    """-log_softmax(logits)[target], or -sum(target * log_softmax(logits))."""
-    only("reduction", reduction, "none", "sum", "mean")
-    log_p = scipy.special.log_softmax(logits, axis=axis)
-    if target.dtype.kind == "f":
-        loss = -(target * log_p).sum(axis=axis)
-    else:
-        loss = -np.take_along_axis(log_p, np.expand_dims(target, axis), axis=axis).squeeze(axis)
-    return np.asarray(loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean())
-
-
-def _sklearn(
+def _log_loss(
     logits: Array, target: Array, *, mask: Array | None = None, axis: int = -1, reduction: str = "mean"
 ) -> Any:
     """It takes probabilities, of rows (N, C), and clips them; a mask is its sample_weight."""
-    from sklearn.metrics import log_loss
-
     only("reduction", reduction, "sum", "mean")
     only("axis", axis, -1, logits.ndim - 1)
     if target.dtype.kind == "f":
@@ -45,5 +33,4 @@ def _sklearn(
     )
 
 
-scipy_loss = peer("scipy log_softmax", _scipy, "scipy")
-sklearn_loss = peer("scikit-learn log_loss", _sklearn, "scikit-learn")
+of_softmax = peer("scikit-learn log_loss", _log_loss, "scikit-learn", "scipy")
