@@ -6,12 +6,14 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.src.backend import get_keras_mask  # what a custom loss has no public way to ask
 
 from unixent.functions import cross_entropy
-from unixent.options import DEFAULT_IGNORE_INDEX, Reduction
+from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions, Reduction
 
+_OPTIONS = ("ignore_index", "label_smoothing", "z_loss", "scale", "softcap", "temperature", "num_classes")
 _REDUCTIONS: dict[str | None, Reduction] = {
     "sum": "sum",
     "mean": "mean",
@@ -37,10 +39,13 @@ class CrossEntropy(keras.losses.Loss):
     Args:
         reduction: "sum_over_batch_size" (or "mean"), "mean_with_sample_weight", "sum", or None for each position's.
         name: of the loss in logs.
-        options: label_smoothing, z_loss, scale, softcap, temperature, num_classes, ignore_index and weight, as in
+        weight: of each class (C,), None for 1.
+        options: label_smoothing, z_loss, scale, softcap, temperature, num_classes and ignore_index, as in
             `unixent.cross_entropy`.
 
     Raises:
+        TypeError: another option. Predictions are logits, always, and the loss is float32.
+        OptionError: an option with a wrong value.
         UnixentError: when it is called, as `unixent.cross_entropy`.
 
     Example:
@@ -52,9 +57,18 @@ class CrossEntropy(keras.losses.Loss):
     """
 
     def __init__(
-        self, reduction: str | None = "sum_over_batch_size", name: str = "cross_entropy", **options: Any
+        self,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "cross_entropy",
+        *,
+        weight: Any = None,
+        **options: Any,
     ) -> None:
         super().__init__(name=name, reduction=reduction)
+        if unknown := sorted(set(options) - set(_OPTIONS)):
+            raise TypeError(f"{', '.join(unknown)}: expected options of {', '.join(_OPTIONS)}, or weight")
+        LossOptions(**options)
+        self.weight = None if weight is None else np.asarray(ops.convert_to_numpy(weight), np.float32)
         self.options = options
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -84,6 +98,7 @@ class CrossEntropy(keras.losses.Loss):
         return cross_entropy(
             y_pred,
             y_true,
+            weight=self.weight,
             mask=weight,
             normalizer=normalizer,
             reduction=_REDUCTIONS[self.reduction],
@@ -93,7 +108,8 @@ class CrossEntropy(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """What a saved model remembers."""
-        return {"name": self.name, "reduction": self.reduction, **self.options}
+        classes = {} if self.weight is None else {"weight": self.weight.tolist()}
+        return {"name": self.name, "reduction": self.reduction, **classes, **self.options}
 
 
 def _as_weight(weight: Any, logits: Any) -> Any:

@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras", reason="needs keras")
 
+import unixent  # noqa: E402
 from unixent.keras import CrossEntropy  # noqa: E402
 
 RANDOM = np.random.default_rng(0)
@@ -133,6 +134,59 @@ def test_a_saved_model_loads_with_its_loss(tmp_path):
     loss = keras.saving.load_model(tmp_path / "model.keras").loss
     assert isinstance(loss, CrossEntropy)
     assert loss.get_config() == {"name": "cross_entropy", "reduction": "sum", "label_smoothing": 0.1}
+
+
+@pytest.mark.parametrize("weight", [np.array([1, 2, 0, 4, 5], np.float32), [1, 2, 0, 4, 5], "tensor"])
+def test_a_saved_model_keeps_the_weights_of_classes(tmp_path, weight):
+    weight = keras.ops.convert_to_tensor([1.0, 2, 0, 4, 5]) if isinstance(weight, str) else weight
+    loss = CrossEntropy(weight=weight, z_loss=0.01)
+    model = _model("float32")
+    model.compile("adam", loss)
+    model.fit(LABELS + 1, LABELS, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.loss.get_config() == loss.get_config()
+    evaluated = [each.evaluate(LABELS + 1, LABELS, verbose=0) for each in (model, loaded)]
+    assert evaluated[0] == evaluated[1] > 0
+    loaded.fit(LABELS + 1, LABELS, verbose=0)
+
+
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", None])
+def test_a_loss_comes_back_from_its_configuration(reduction):
+    loss = CrossEntropy(reduction, "mine", ignore_index=0, softcap=5.0)
+    for again in (CrossEntropy.from_config(loss.get_config()), keras.losses.deserialize(keras.losses.serialize(loss))):
+        assert isinstance(again, CrossEntropy)
+        assert again.get_config() == loss.get_config()
+        np.testing.assert_array_equal(_loss(again), _loss(loss))
+
+
+@pytest.mark.parametrize("option", ["from_logits", "ignore_class", "label_smooting", "axis", "dtype"])
+def test_an_unknown_option_raises_where_it_is_written(option):
+    with pytest.raises(TypeError, match=f"^{option}: expected options of ignore_index, label_smoothing"):
+        CrossEntropy(**{option: 1})
+
+
+def test_a_wrong_value_raises_where_it_is_written():
+    with pytest.raises(unixent.OptionError, match="label_smoothing: expected"):
+        CrossEntropy(label_smoothing=2)
+
+
+def test_class_weights_of_fit_are_those_of_keras(original):
+    features, labels = LOGITS[:, 0], LABELS[:, 0]
+
+    def curve(loss, target):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.layers.Dense(5)])
+        model.compile("adam", loss)
+        weights = {0: 1.0, 1: 2.0, 2: 0.5, 3: 0.0, 4: 1.0}
+        return model.fit(features, target, class_weight=weights, epochs=3, verbose=0).history["loss"]
+
+    for target, theirs in (
+        (labels, original()),
+        (labels[:, None], original()),
+        (np.eye(5)[labels], keras.losses.CategoricalCrossentropy(from_logits=True)),
+    ):
+        np.testing.assert_allclose(curve(CrossEntropy(), target), curve(theirs, target), rtol=1e-5)
 
 
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="runs on torch")
