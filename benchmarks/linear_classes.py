@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,10 @@ import numpy as np
 
 from measuring import resident_peak
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
 CLASSES = (8192, 32768, 131072, 262144)
 PASSES = 3
-# One colour a library, distinct in both themes and for the colour-blind (Okabe and Ito); markers tell its forms apart.
-COLOURS = {"unixent": "#0072b2", "torch": "#d55e00", "jax": "#009e73", "numpy": "#cc79a7"}
-MARKERS = "osD^v"
 
 
 def arrays(positions: int, width: int, classes: int) -> tuple[Any, Any, Any]:
@@ -151,41 +147,35 @@ def measure(form: str, shape: tuple[int, int, int]) -> dict[str, float]:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    # The same bytes from the same results, and letters as text rather than as outlines.
-    matplotlib.rcParams.update({"svg.hashsalt": "unixent", "svg.fonttype": "none"})
-    from matplotlib import pyplot as plt
+    sys.path.append(str(EXAMPLES))
+    from plotting import colour, markers, panels
 
     positions, width = results["positions"], results["width"]
-    figure, (memory, seconds) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    drawn: Counter[str] = Counter()
-    for name, points in results["forms"].items():
-        library = re.split(r"\W", name)[0]
-        marker = MARKERS[drawn[library]]
-        drawn[library] += 1
-        classes = sorted(map(int, points))
-        ours = name.startswith("unixent")
-        line = {"linewidth": 2.2, "linestyle": "-"} if ours else {"linewidth": 1.2, "linestyle": "--"}
-        style = {"marker": marker, "color": COLOURS[library], "label": name, **line}
-        seconds.plot(classes, [points[str(c)]["seconds"] for c in classes], **style)
-        if "products" not in name:
-            memory.plot(classes, [points[str(c)]["bytes"] / 2**20 for c in classes], **style)
-    sizes = np.array(CLASSES)
-    memory.plot(sizes, sizes * positions * 4 / 2**20, "k:", label="the logits")
-    memory.plot(sizes, (sizes + positions) * width * 4 / 2**20, "k-.", label="the gradients")
-    memory.set_ylabel("peak extra memory, MiB")
-    seconds.set_ylabel("seconds, forward and backward")
-    for axes in (memory, seconds):
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel("classes")
-        axes.grid(alpha=0.3)
-    memory.legend(fontsize=7)
-    seconds.legend(fontsize=7)
-    figure.suptitle(f"{positions} positions, width {width}, float32, CPU", fontsize=10)
-    figure.savefig(path, metadata={"Date": None})
+    names = list(results["forms"])
+    with panels(path, 2, size=(5.5, 4.8)) as (memory, seconds):
+        for name, marker in zip(names, markers(names), strict=True):
+            points = results["forms"][name]
+            classes = sorted(map(int, points))
+            ours = name.startswith("unixent")
+            line = {"linewidth": 2.2, "linestyle": "-"} if ours else {"linewidth": 1.2, "linestyle": "--"}
+            style = {"marker": marker, "color": colour(name), "label": name, **line}
+            seconds.plot(classes, [points[str(c)]["seconds"] for c in classes], **style)
+            if "products" not in name:
+                memory.plot(classes, [points[str(c)]["bytes"] / 2**20 for c in classes], **style)
+        sizes = np.array(CLASSES)
+        lines = [
+            *memory.plot(sizes, sizes * positions * 4 / 2**20, "k:", label="the logits"),
+            *memory.plot(sizes, (sizes + positions) * width * 4 / 2**20, "k-.", label="the gradients"),
+        ]
+        memory.set_ylabel("peak extra memory, MiB")
+        seconds.set_ylabel("seconds, forward and backward")
+        for axes in (memory, seconds):
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xlabel("classes")
+        figure = memory.figure
+        figure.legend(handles=[*seconds.lines, *lines], fontsize=8, loc="outside lower center", ncols=3)
+        figure.suptitle(f"{positions} positions, width {width}, float32, CPU", fontsize=10)
 
 
 def main() -> None:

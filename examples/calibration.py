@@ -110,17 +110,17 @@ def text_stats(steps: int, seed: int, count: int = 256) -> Stats:
 
 def draw(bins: dict[str, dict[float, list[Bin]]], path: Path) -> None:
     """Accuracy against confidence for each model and temperature; the area of a dot is its bin's share of positions."""
-    from plotting import panels
+    from plotting import panels, shades
 
     with panels(path, len(bins)) as row:
         for axes, (name, curves) in zip(row, bins.items(), strict=True):
             axes.plot([0, 1], [0, 1], "k:", lw=1)
-            for temperature, curve in curves.items():
+            for (temperature, curve), shade in zip(curves.items(), shades(len(curves)), strict=True):
                 at, share = ([b.confidence for b in curve], [b.accuracy for b in curve]), [b.share for b in curve]
-                axes.plot(*at, lw=1, label=f"temperature {temperature:g}")
-                axes.scatter(*at, s=[300 * each for each in share])
-            axes.set(xlabel="largest probability (mean of bin)", ylabel="accuracy", title=name, ylim=(0, 1.02))
-            axes.legend()
+                axes.plot(*at, lw=1.5, color=shade, label=f"temperature {temperature:g}")
+                axes.scatter(*at, s=[300 * each for each in share], color=shade)
+            axes.set(xlabel="largest probability (mean of bin)", ylabel="accuracy", title=name, ylim=(0, 1.05))
+        row[0].figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -130,24 +130,14 @@ def train(loss_of: Loss, chunks: Tensor, vocabulary: int, steps: int, seed: int,
 
 
 def draw(runs: dict[str, Run], vocabulary: int, path: Path) -> None:
-    """Plot the loss curves and the distributions of step times as a PNG."""
-    import matplotlib
+    """Plot the loss curves and the distributions of step times."""
+    from plotting import draw_boxes, draw_overlaid, panels
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for (name, run), style in zip(runs.items(), ("-", "--", ":"), strict=False):
-        left.plot(range(1, len(run.losses) + 1), run.losses, style, label=name)
-    left.set(xlabel="step", ylabel="cross-entropy (nats)", title="training loss, same seed")
-    left.legend()
-    times: list[Any] = [[1e3 * second for second in run.steps] for run in runs.values()]
-    right.boxplot(times, tick_labels=list(runs), showfliers=False)
-    right.set(ylabel="ms", title=f"step: [{BATCH}, {CONTEXT}, {vocabulary}] logits", ylim=(0, None))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with panels(path, 2) as (left, right):
+        draw_overlaid(left, {name: run.losses for name, run in runs.items()})
+        left.set(xlabel="step", ylabel="cross-entropy (nats)", title="training loss, same seed")
+        draw_boxes(right, {name: [1e3 * second for second in run.steps] for name, run in runs.items()})
+        right.set(ylabel="ms", title=f"step: [{BATCH}, {CONTEXT}, {vocabulary}] logits", ylim=(0, None))
 
 
 def main(arguments: list[str] | None = None) -> int:

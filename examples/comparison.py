@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from plotting import panels
+from plotting import colour, draw_boxes, draw_overlaid, panels
 
 
 class Run(NamedTuple):
@@ -35,13 +35,11 @@ def report(runs: dict[str, Run]) -> None:
 def draw(runs: dict[str, Run], path: Path) -> None:
     """Plot the loss curves, the step times, and the memory."""
     with panels(path, 3) as (left, middle, right):
-        for (name, run), style in zip(runs.items(), ("-", "--"), strict=True):
-            left.plot(range(1, len(run.losses) + 1), run.losses, style, label=name)
+        draw_overlaid(left, {name: run.losses for name, run in runs.items()})
         left.set(xlabel="step", ylabel="cross-entropy (nats)", title="training loss, same start")
-        left.legend()
-        times: list[Any] = [[1e3 * second for second in run.seconds] for run in runs.values()]
-        middle.boxplot(times, tick_labels=list(runs), showfliers=False)
+        draw_boxes(middle, {name: [1e3 * second for second in run.seconds] for name, run in runs.items()})
         middle.set(ylabel="ms", title="step", ylim=(0, None))
-        right.bar(list(runs), [run.peak_bytes / 2**20 for run in runs.values()], color=["C0", "C1"])
+        sizes = [run.peak_bytes / 2**20 for run in runs.values()]
+        right.bar(list(runs), sizes, width=0.5, color=[colour(name) for name in runs])
         right.set(ylabel="MiB", title="memory of a step")
     print(f"plotted in {path}")

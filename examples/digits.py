@@ -113,29 +113,18 @@ def furthest(curves: dict[str, list[Epoch]]) -> Difference:
 
 
 def draw(curves: dict[str, list[Epoch]], path: Path) -> None:
-    """Loss and accuracy against epochs, as a PNG; each curve is thinner than the one below it, so that all show."""
-    import matplotlib
+    """Loss and accuracy against epochs."""
+    from plotting import draw_overlaid, panels
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for below, (backend, curve) in enumerate(curves.items()):
-        epochs, width = range(1, len(curve) + 1), 1.5 + 2.5 * (len(curves) - 1 - below)
-        left.plot(epochs, [point.loss for point in curve], lw=width, label=backend)
-        right.plot(epochs, [100 * point.accuracy for point in curve], lw=width, label=backend)
-    left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="test loss", ylim=(0, None))
-    right.set(xlabel="epoch", ylabel="%", title="test accuracy", ylim=(None, 100))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend()
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    title = "softmax regression on 8 x 8 digits, through unixent"
-    if len(curves) > 1:
-        title += f"\nlargest difference between two losses: {furthest(curves)}"
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with panels(path, 2) as (left, right):
+        draw_overlaid(left, {backend: [point.loss for point in curve] for backend, curve in curves.items()})
+        draw_overlaid(right, {backend: [100 * point.accuracy for point in curve] for backend, curve in curves.items()})
+        left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="test loss", ylim=(0, None))
+        right.set(xlabel="epoch", ylabel="%", title="test accuracy", ylim=(None, 100))
+        title = "softmax regression on 8 x 8 digits, through unixent"
+        if len(curves) > 1:
+            title += f"\nlargest difference between two losses: {furthest(curves)}"
+        left.figure.suptitle(title)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,6 +30,7 @@ import unixent
 WIDTH, BATCH, K, EVERY = 32, 16, 20, 15
 Tail = Literal["drop", "renormalize", "bucket"]
 TAILS: tuple[Tail, ...] = ("drop", "renormalize", "bucket")
+HARD = "hard labels"
 
 Target = Callable[[Tensor], Tensor | unixent.TopK]  # of the windows chosen, [batch, CONTEXT]
 
@@ -76,7 +77,7 @@ def targets(path: Path, windows: Tensor) -> dict[str, Target]:
     def sparse(tail: Tail) -> Target:
         return lambda chosen: unixent.TopK(ids[chosen], log_probs=log_probs[chosen], tail=tail)
 
-    return {"hard labels": lambda chosen: windows[chosen, 1:]} | {tail: sparse(tail) for tail in TAILS}
+    return {HARD: lambda chosen: windows[chosen, 1:]} | {tail: sparse(tail) for tail in TAILS}
 
 
 class Exam:
@@ -121,11 +122,12 @@ def distil(target_of: Target, windows: Tensor, exam: Exam, vocabulary: int, step
 
 def draw(curves: dict[str, list[Point]], path: Path) -> None:
     """KL divergence from the teacher against steps."""
-    from plotting import panels
+    from plotting import MARKERS, colour, panels
 
     with panels(path, 1) as (axes,):
-        for name, curve in curves.items():
-            axes.plot([point.step for point in curve[1:]], [point.kl for point in curve[1:]], label=name)
+        for (name, curve), marker in zip(curves.items(), MARKERS, strict=False):
+            style = {"marker": marker, "color": colour(name if name == HARD else "unixent"), "label": name}
+            axes.plot([point.step for point in curve[1:]], [point.kl for point in curve[1:]], **style)
         axes.set(xlabel="step", ylabel="KL from the teacher (nats)", title="held-out text", ylim=(0, None))
         axes.legend()
 

@@ -135,12 +135,12 @@ def train(model: charlm.Model, text: Text, steps: int, options: argparse.Namespa
 
 def draw(steps: list[Step], path: Path) -> None:
     """Reward and entropy against steps."""
-    from plotting import panels
+    from plotting import colour, panels
 
     with panels(path, 2) as (left, right):
-        left.plot(range(1, len(steps) + 1), [step.reward for step in steps])
+        left.plot(range(1, len(steps) + 1), [step.reward for step in steps], color=colour("unixent"))
         left.set(xlabel="step", ylabel="mean reward of the samples", ylim=(0, 1))
-        right.plot(range(1, len(steps) + 1), [step.entropy for step in steps])
+        right.plot(range(1, len(steps) + 1), [step.entropy for step in steps], color=colour("unixent"))
         right.set(xlabel="step", ylabel="entropy of the policy (nats)", ylim=(0, None))
 
 
