@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -35,6 +35,9 @@ ABOUT = {"TargetRangeError": "out of range", "EmptyMeanError": "empty mean"}
 
 # What is asked of an input, and what came.
 Answers = dict[Quantity, tuple[Array, ...]]
+
+# Whose first part is the loss.
+WITH_LOSS: tuple[Quantity, ...] = ("logits gradient", "target gradient", "linear gradients")
 
 DIALECTS = (*table.DIALECTS, *positions.DIALECTS)
 BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED)}
@@ -77,9 +80,38 @@ def settle(results: Sequence[Result]) -> tuple[Result, ...]:
     return tuple(settled)
 
 
+@dataclass(frozen=True)
+class Formulas:
+    """What is expected of an input under sets of dialects, each computed once."""
+
+    call: Call
+    known: dict[tuple[Quantity, tuple[str, ...]], list[Part]] = field(default_factory=dict)
+
+    def of(self, quantity: Quantity, dialects: Sequence[Dialect]) -> list[Part]:
+        names = tuple(dialect.name for dialect in dialects)
+        for gradients in WITH_LOSS if quantity == "loss" else ():
+            if (gradients, names) in self.known:
+                return self.known[gradients, names][:1]
+        if (quantity, names) not in self.known:
+            self.known[quantity, names] = expected(self.call, quantity, dialects)
+        return self.known[quantity, names]
+
+    def explain(self, answers: Answers, dialects: Sequence[Dialect]) -> bool:
+        """Whether the answers are these formulas'; where the losses are not, no gradient is computed."""
+        losses: list[tuple[Quantity, tuple[Array, ...]]] = [
+            ("loss", answer[:1]) for quantity, answer in answers.items() if quantity in WITH_LOSS
+        ]
+        return all(
+            part.compare(got).ok
+            for quantity, answer in (*losses, *answers.items())
+            for part, got in zip(self.of(quantity, dialects), answer, strict=True)
+        )
+
+
 def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
-    possible = _telling(call, case, answers)
+    formulas = Formulas(call)
+    possible = _telling(formulas, case, list(answers)[-1])  # the value comes with the gradient
     digits = ACCURACY[:1] if call.linear else ACCURACY
     accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if _can_tell(dialect, call, case))]
     for size in range(MOST + 1):
@@ -90,7 +122,7 @@ def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) ->
             fits = [
                 tuple(dialect.name for dialect in (*chosen, *accuracy))
                 for chosen in combinations(possible, size)
-                if len({d.topic for d in chosen}) == size and _fits(call, answers, (*chosen, *accuracy))
+                if len({d.topic for d in chosen}) == size and formulas.explain(answers, (*chosen, *accuracy))
             ]
             confirmed = [names for names in fits if not any(_denied(BY_NAME[name], call, subject) for name in names)]
             if confirmed:
@@ -110,21 +142,21 @@ def _denied(dialect: Dialect, call: Call, subject: Subject) -> bool:
     return all(part.compare(got).ok for part, got in zip(expected(probe, "loss"), answer, strict=True))
 
 
-def _telling(call: Call, case: Case, answers: Answers) -> list[Dialect]:
+def _telling(formulas: Formulas, case: Case, quantity: Quantity) -> list[Dialect]:
     """The dialects that this case can tell from ours, or from a call in which no index is ignored."""
+    call = formulas.call
     if call.linear:  # its inputs are no logits; the other dialects show when it is seen as a loss of logits
         return [d for d in DIALECTS if d.topic in ("empty mean", "infinities") and _can_tell(d, call, case)]
     possible = [dialect for dialect in DIALECTS if _can_tell(dialect, call, case)]
     grounds: list[list[Dialect]] = [[], *([dialect] for dialect in possible if dialect.topic == "ignore_index")]
-    quantity = list(answers)[-1]  # the value comes with the gradient
     topic = None if case.raises is None else ABOUT[case.raises.error]
-    without = [expected(call, quantity, ground) for ground in grounds]
+    without = [formulas.of(quantity, ground) for ground in grounds]
     return [
         dialect
         for dialect in possible
         if dialect.topic == topic
         or any(
-            not _same(parts, expected(call, quantity, [*ground, dialect]))
+            not _same(parts, formulas.of(quantity, [*ground, dialect]))
             for ground, parts in zip(grounds, without, strict=True)
             if dialect not in ground
         )
@@ -139,12 +171,4 @@ def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
     return all(
         a.dtype == b.dtype and np.array_equal(a.estimate.value, b.estimate.value, equal_nan=True)
         for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-def _fits(call: Call, answers: Answers, dialects: Sequence[Dialect]) -> bool:
-    return all(
-        part.compare(got).ok
-        for quantity, answer in answers.items()
-        for part, got in zip(expected(call, quantity, dialects), answer, strict=True)
     )
