@@ -7,28 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unixent_conformance import case
 from unixent_conformance.cases import catalogue
 from unixent_conformance.dialects import explain
 from unixent_conformance.harnesses import load
 from unixent_conformance.model import Array, Tier
-from unixent_conformance.results import Result, Verdict
+from unixent_conformance.results import Verdict
 from unixent_conformance.runner import run_case
 from unixent_conformance.under_test import Subject
 from unixent_mutants import mutants
+from unixent_mutants.judging import explained
 from unixent_mutants.plain import Plain, Stats
-
-
-def judge(loss: type[Plain], id: str) -> Result:
-    tested = case(id)
-    subject = Subject(load("numpy"), loss().implementation())
-    return explain(run_case(tested, subject), tested, subject)
 
 
 @pytest.mark.parametrize("word", ["value", "gradient"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_block_padding_that_a_softcap_revives_is_no_loss_of_digits(reduction: str, word: str) -> None:
-    result = judge(mutants()["CapRevivesBlockPadding"], f"softcap/hard/float32-{reduction}/{word}")
+    result = explained(mutants()["CapRevivesBlockPadding"], f"softcap/hard/float32-{reduction}/{word}")
     assert result.verdict.value == "silently wrong", result
     assert result.units > 100
 
@@ -87,7 +81,7 @@ class ClippedBelow(Plain):
     ],
 )
 def test_a_convention_of_other_libraries_is_named(loss: type[Plain], id: str, dialect: str) -> None:
-    results = [judge(loss, id + word) for word in ("value", "gradient")]
+    results = [explained(loss, id + word) for word in ("value", "gradient")]
     assert {name for result in results for name in result.dialects} == {dialect}, results
     assert all(result.verdict.ok for result in results)
 
@@ -106,8 +100,8 @@ class MeanOverAllInTheValue(mutants()["MeanOverAllPositions"]):  # type: ignore[
 
 def test_a_value_is_explained_by_a_convention_that_its_gradient_follows_too() -> None:
     id = "ignore_index/the-default/float32-mean/value"
-    assert judge(mutants()["MeanOverAllPositions"], id).dialects == ("mean over all positions",)
-    result = judge(MeanOverAllInTheValue, id)
+    assert explained(mutants()["MeanOverAllPositions"], id).dialects == ("mean over all positions",)
+    result = explained(MeanOverAllInTheValue, id)
     assert result.verdict.value == "silently wrong", result
 
 
@@ -120,18 +114,18 @@ class ThreeConventions(
 
 
 def test_three_conventions_at_once_are_wrong() -> None:
-    result = judge(ThreeConventions, "label-smoothing/ignored-positions/float16-mean/value")
+    result = explained(ThreeConventions, "label-smoothing/ignored-positions/float16-mean/value")
     assert result.verdict.value == "silently wrong", result
 
 
 def test_two_conventions_are_both_named() -> None:
-    result = judge(ThreeConventions, "label-smoothing/ignored-positions/float32-mean/value")
+    result = explained(ThreeConventions, "label-smoothing/ignored-positions/float32-mean/value")
     assert set(result.dialects) == {"mean over all positions", "smoothing over the other classes"}, result
 
 
 @pytest.mark.parametrize("name", ["3e38-elsewhere", "largest-against-0"])
 def test_roundings_that_leave_no_digits_explain_nothing(name: str) -> None:
-    result = judge(mutants()["ClipsLogits"], f"ends-of-the-number-line/{name}/float32-none/value")
+    result = explained(mutants()["ClipsLogits"], f"ends-of-the-number-line/{name}/float32-none/value")
     assert result.verdict.value == "silently wrong", result
 
 
@@ -146,5 +140,5 @@ def test_classes_that_do_not_exist_have_part_in_no_convention(name: str) -> None
 
 
 def test_an_empty_mean_that_does_not_raise_is_a_mean_that_is_nan() -> None:
-    result = judge(mutants()["EmptyMeanIsNaN"], "empty-mean/all-ignored/raise/value")
+    result = explained(mutants()["EmptyMeanIsNaN"], "empty-mean/all-ignored/raise/value")
     assert result.dialects == ("empty mean is NaN",)
