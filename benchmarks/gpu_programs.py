@@ -47,11 +47,35 @@ class Instruction(NamedTuple):
 
 def traffic(function: Callable[..., Any], logits: jax.ShapeDtypeStruct, *operands: jax.ShapeDtypeStruct) -> Traffic:
     """The bytes per element of ``logits`` of the function's program."""
-    arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=_sharding()) for array in (logits, *operands)]
-    compiled = jax.jit(function).lower(*arrays).compile()
+    compiled = compiled_for_gpu(function, logits, *operands)
     read, written = _bytes(compiled.as_text(), logits.size)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     return Traffic(read / logits.size, written / logits.size, temporaries / logits.size)
+
+
+def compiled_for_gpu(function: Callable[..., Any], *operands: jax.ShapeDtypeStruct) -> Any:
+    arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=_sharding()) for array in operands]
+    return jax.jit(function).lower(*arrays).compile()
+
+
+def products(hlo: str) -> Iterator[tuple[str, ...]]:
+    """The dtypes of operands and result of each matrix product in a program; a loop's are there once."""
+    for _, computation in _computations(hlo):
+        dtypes = {each.name: each.shapes[0][0] for each in computation if each.shapes}
+        for each in computation:
+            is_call = each.opcode == "custom-call" and re.search(r"gemm|matmul", each.attributes)
+            if each.opcode == "dot" or is_call:
+                yield (*(dtypes[name] for name in each.operands[:2]), each.shapes[0][0])
+
+
+def widened(hlo: str, size: int) -> Iterator[str]:
+    """The conversions of half arrays of ``size`` elements to float32 in a program."""
+    for _, computation in _computations(hlo):
+        shapes = {each.name: each.shapes for each in computation}
+        for each in computation:
+            is_wide = each.opcode == "convert" and each.shapes == [("f32", size)]
+            if is_wide and shapes[each.operands[0]][0][0] in ("f16", "bf16"):
+                yield each.name
 
 
 @lru_cache(maxsize=1)

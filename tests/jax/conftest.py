@@ -14,6 +14,7 @@ from jax._src.interpreters import mlir
 
 from unixent_jax.kernel import by_platform, class_axis, native, one_pass
 from unixent_jax.kernel.rows import RowSpec
+from unixent_jax.linear import products
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -63,6 +64,9 @@ def compute_as_on_a_gpu(patched: pytest.MonkeyPatch) -> list[str]:
     patched.setattr(native, "takes", lambda x, spec: False)
     patched.setitem(mlir._platform_specific_lowerings["cpu"], by_platform.rows_p, None)  # taken back at the end
     mlir.register_lowering(by_platform.rows_p, mlir.lower_fun(on_gpu, multiple_results=True), platform="cpu")
+    patched.setitem(mlir._platform_specific_lowerings["cpu"], products.product_p, None)
+    of_halves = mlir.lower_fun(lambda *arrays, axes: products.of_halves(*arrays, axes=axes), multiple_results=False)
+    mlir.register_lowering(products.product_p, of_halves, platform="cpu")
     patched.setattr(one_pass, "reduce_parts", partial(_by_blocks, one_pass.reduce_parts))
     jax.clear_caches()
     return traced

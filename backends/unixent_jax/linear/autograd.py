@@ -22,8 +22,9 @@ from unixent_jax import kernel
 from unixent_jax.collectives import sum_scalars
 from unixent_jax.kernel import ClassAxis
 from unixent_jax.kernel.rows import inner_with_tangent, is_known
-from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, product, split_rows
+from unixent_jax.linear.chunks import Chunk, chunk_logits, chunk_losses, join_rows, split_rows
 from unixent_jax.linear.problem import LinearRows, LinearSpec
+from unixent_jax.linear.products import product
 from unixent_jax.logits.reduction import sums_of
 
 # The classifier's gradient grows by this many parts in turn, so that no second array of its size is needed to add.
@@ -36,7 +37,7 @@ def losses(spec: LinearSpec, rows: LinearRows) -> Array:
     def of(chunk: Chunk) -> Array:
         return chunk_losses(spec.loss.kernel, rows, chunk, chunk_logits(rows, chunk), chunk.target)
 
-    return join_rows(lax.map(jax.checkpoint(of), split_rows(spec, rows)), rows)
+    return join_rows(lax.map(rows.recomputed(of), split_rows(spec, rows)), rows)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -101,12 +102,13 @@ def _scan_chunks(
         if "hidden" in wrt:
             # A selection again: 0 times a NaN in the classifier.
             is_active = (chunk.position_weight != 0)[:, None]
-            by_row["hidden"] = jnp.where(is_active, product(logits_grad, rows.classifier), 0)
+            grad = product(logits_grad, rows.classifier, half_b=rows.half_classifier)
+            by_row["hidden"] = jnp.where(is_active, grad, 0)
         if "target" in wrt:
             (by_row["target"],) = target_grad
         sums = dict(sums)
         if "classifier" in sums:
-            sums["classifier"] = _add_product(sums["classifier"], logits_grad, chunk.hidden)
+            sums["classifier"] = _add_product(sums["classifier"], logits_grad, chunk)
         if "bias" in sums:
             sums["bias"] = sums["bias"] + jnp.sum(logits_grad, 0)
         return sums, by_row
@@ -132,16 +134,19 @@ def _scan_chunks(
     return losses_sums, {name: results[name] for name in wrt}
 
 
-def _add_product(sums: tuple[Array, Array], logits_grad: Array, hidden: Array) -> tuple[Array, Array]:
+def _add_product(sums: tuple[Array, Array], logits_grad: Array, chunk: Chunk) -> tuple[Array, Array]:
     """The sums and ``logits_grad.T @ hidden``, of which no more than a part exists by itself."""
     parts, remainder = sums
     size = parts.shape[1]
 
+    def of(logits_grad: Array) -> Array:
+        return product(logits_grad.T, chunk.hidden, half_b=chunk.half_hidden)
+
     def add(i: Array, parts: Array) -> Array:
-        part = product(lax.dynamic_slice_in_dim(logits_grad, i * size, size, 1).T, hidden)
+        part = of(lax.dynamic_slice_in_dim(logits_grad, i * size, size, 1))
         return lax.dynamic_update_index_in_dim(parts, parts[i] + part, i, 0)
 
-    remainder = remainder + product(logits_grad[:, _NUM_PARTS * size :].T, hidden)
+    remainder = remainder + of(logits_grad[:, _NUM_PARTS * size :])
     return lax.fori_loop(0, _NUM_PARTS, add, parts), remainder
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from unixent.chunking import linear_chunk
 from unixent_jax.kernel import KernelSpec
 from unixent_jax.linear.problem import LinearRows, LinearSpec
+from unixent_jax.linear.products import product
 from unixent_jax.logits.autograd import row_losses
 
 # Rows of a chunk where their number is unknown: what is missing to a whole chunk is filled up.
@@ -23,6 +24,7 @@ class Chunk(NamedTuple):
     target: Array
     position_weight: Array
     ids: Array | None
+    half_hidden: Array | None
 
 
 def split_rows(spec: LinearSpec, rows: LinearRows) -> Chunk:
@@ -36,12 +38,13 @@ def split_rows(spec: LinearSpec, rows: LinearRows) -> Chunk:
     if is_static:
         size = max(1, -(-count // max(1, num_chunks)))
 
-    def split(array: Array) -> Array:
+    def split(array: Array | None) -> Any:
+        if array is None:
+            return None
         padded = jnp.pad(array, [(0, num_chunks * size - count), *[(0, 0)] * (array.ndim - 1)])
         return padded.reshape(num_chunks, size, *array.shape[1:])
 
-    ids = None if rows.ids is None else split(rows.ids)
-    return Chunk(split(rows.hidden), split(rows.target), split(rows.position_weight), ids)
+    return Chunk(*map(split, (rows.hidden, rows.target, rows.position_weight, rows.ids, rows.half_hidden)))
 
 
 def join_rows(chunks: Array, rows: LinearRows) -> Array:
@@ -50,13 +53,9 @@ def join_rows(chunks: Array, rows: LinearRows) -> Array:
     return chunks.reshape(num_chunks * size, *row)[: rows.hidden.shape[0]]
 
 
-def product(a: Array, b: Array) -> Array:
-    """``a @ b`` in the accumulation dtype itself: by default a GPU multiplies float32 as TF32, a TPU as bfloat16."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
 def chunk_logits(rows: LinearRows, chunk: Chunk) -> Array:
-    logits = product(chunk.hidden, rows.classifier.T)
+    half = None if rows.half_classifier is None else rows.half_classifier.T
+    logits = product(chunk.hidden, rows.classifier.T, chunk.half_hidden, half)
     return logits if rows.bias is None else logits + rows.bias[None]
 
 

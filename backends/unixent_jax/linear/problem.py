@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from unixent.protocol import LinearProblem
 from unixent_jax import compat
 from unixent_jax.collectives import ShardAxes, vary_over
 from unixent_jax.kernel import is_index
 from unixent_jax.kernel.class_axis import class_indices
+from unixent_jax.linear.products import takes_halves
 from unixent_jax.logits.problem import LossSpec, Positions, normalizer_of, positions_of
 
 
@@ -55,10 +58,18 @@ class LinearRows(NamedTuple):
     weight: Array | None
     position_weight: Array
     ids: Array | None
+    half_hidden: Array | None = None  # what the two were widened from, where a GPU may take that
+    half_classifier: Array | None = None
 
     @property
     def active(self) -> Array:
         return self.position_weight != 0
+
+    def recomputed(self, of_chunk: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of a chunk that is evaluated anew for the gradient, so that no logits are kept."""
+        # The barrier that JAX sets would keep wide operands alive that no product is made of on a GPU.
+        recomputed: Callable[..., Any] = jax.checkpoint(of_chunk, prevent_cse=self.half_classifier is None)
+        return recomputed
 
 
 def positions_by_row(spec: LossSpec, arrays: LinearArrays) -> Positions:
@@ -74,11 +85,11 @@ def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> Linea
     """The operands by rows."""
     dtype = jnp.dtype(spec.kernel.acc_dtype)
     *positions_shape, width = arrays.hidden.shape
-    hidden = arrays.hidden.reshape(math.prod(positions_shape), width).astype(dtype)
+    hidden = arrays.hidden.reshape(math.prod(positions_shape), width)
     weight = jnp.ones(hidden.shape[0], dtype) if positions.weight is None else positions.weight
     # 0 times a NaN in an inactive row would reach the classifier's gradient.
     hidden = jnp.where((weight != 0)[:, None], hidden, 0)
-    classifier = arrays.classifier.astype(dtype)
+    classifier = arrays.classifier
     bias = None if arrays.bias is None else arrays.bias.astype(dtype)
     classes = spec.kernel.class_axis._replace(axis=0)
     if classes.num_padded_classes(classifier) != spec.kernel.num_classes:
@@ -86,11 +97,17 @@ def rows_of(spec: LossSpec, arrays: LinearArrays, positions: Positions) -> Linea
         exists = class_indices(classifier, classifier, classes) < spec.kernel.num_classes
         classifier = jnp.where(exists, classifier, 0)
         bias = None if bias is None else jnp.where(exists[:, 0], bias, 0)
+    half = (hidden, classifier)
     # What a gradient is summed over inside `jax.shard_map` is settled here, so that no chunk's is sent by itself.
-    axes = frozenset().union(*map(compat.varying_axes, (hidden, classifier, positions.target)))
-    hidden, classifier = (vary_over(array, axes) for array in (hidden, classifier))
+    axes = frozenset().union(*map(compat.varying_axes, (*half, positions.target)))
+    hidden, classifier = (vary_over(array.astype(dtype), axes) for array in half)
     bias = None if bias is None else vary_over(bias, axes)
     ids = arrays.ids
     if ids is not None:
         ids = ids.reshape(hidden.shape[0], ids.shape[-1])
-    return LinearRows(hidden, classifier, bias, positions.target, arrays.weight, weight, ids)
+    rows = LinearRows(hidden, classifier, bias, positions.target, arrays.weight, weight, ids)
+    if not takes_halves(*half, spec.kernel):
+        return rows
+    # Without a derivative, which is that of the wide arrays.
+    half_hidden, half_classifier = (vary_over(lax.stop_gradient(array), axes) for array in half)
+    return rows._replace(half_hidden=half_hidden, half_classifier=half_classifier)

@@ -109,13 +109,11 @@ def local_stats(spec: StatsSpec, arrays: Any) -> dict[str, Array]:
 def _of_hidden(spec: StatsSpec, scores: LinearSpec, arrays: LinearArrays) -> dict[str, Array]:
     rows = rows_of(spec.loss, arrays, positions_by_row(spec.loss, arrays))
 
-    # Recomputed for the gradient, so that no logits are kept.
-    @jax.checkpoint
     def solve(chunk: Chunk) -> dict[str, Array]:
         x = mask_padding(spec.loss.kernel, chunk_logits(rows, chunk), -jnp.inf)
         return _of_rows(spec, x, chunk.target, rows.weight, chunk.position_weight, chunk.ids)
 
-    stats = lax.map(solve, split_rows(scores, rows))
+    stats = lax.map(rows.recomputed(solve), split_rows(scores, rows))
     shape = arrays.hidden.shape[:-1]
     return {name: join_rows(each, rows).reshape(*shape, *each.shape[2:]) for name, each in stats.items()}
 
