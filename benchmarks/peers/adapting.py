@@ -68,8 +68,16 @@ def load_file(distribution: str, path: str, stand_ins: Iterable[str] | dict[str,
     modules = {name: StandIn(name) for name in stand_ins}
     for name, members in stand_ins.items() if isinstance(stand_ins, dict) else ():
         vars(modules[name]).update(members)
-    with mock.patch.dict(sys.modules, modules):
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)
+    try:
         spec.loader.exec_module(module)
+    finally:
+        # These alone: what the file imported stays, since extension modules cannot be loaded twice.
+        for name, replaced in before.items():
+            sys.modules.pop(name, None)
+            if replaced is not None:
+                sys.modules[name] = replaced
     return module
 
 
