@@ -4,7 +4,7 @@
     python tools/build_site.py                       # into build/site/, beginning with index.html
 
 The pages are those of docs/, with what a site needs and a code host does not: fences lose the words that the tests
-read, and source files that a page links to come along.
+read, source files that a page links to come along, and the page on other libraries gets the results of their study.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from peers import page as results
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(\]\()(?![a-z]+:)([^)#\s]+)([^)\s]*\))")
@@ -31,6 +35,8 @@ def stage(folder: Path) -> None:
     shutil.copy(ROOT / "zensical.toml", folder)
     for page in [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in PROJECT_PAGES)]:
         text = FENCE.sub(r"```\1", page.read_text("utf-8"))
+        if results.MARKER in text:
+            text = text.replace(results.MARKER, results.markdown())
         for target in {link[2] for link in LINK.finditer(text)}:
             text = text.replace(f"]({target}", f"]({moved(target, page, docs)}")
         (docs / page.name).write_text(text, "utf-8")

@@ -22,8 +22,8 @@ def _cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Any:
-    """Probability targets are its soft labels."""
-    return F.cross_entropy(
+    """Probability targets are its soft labels. Of these, and smoothed, its losses keep the class axis, of size 1."""
+    loss = F.cross_entropy(
         logits,
         target,
         weight=weight,
@@ -33,6 +33,7 @@ def _cross_entropy(
         axis=axis,
         label_smoothing=label_smoothing,
     )
+    return loss.squeeze(axis) if reduction == "none" and loss.ndim == logits.ndim else loss
 
 
 cross_entropy = peer("paddle cross_entropy", _cross_entropy)

@@ -38,6 +38,14 @@ class SumsToOne(Plain):
         return np.asarray(v[:, None] * (stats.p - t))
 
 
+class SumsToOneBelowTheLargest(SumsToOne):
+    """The same of z = x - max(x): lse(z) - sum_c t_c z_c."""
+
+    def position_losses(self, stats: Stats, t: Array, v: Array) -> Array:
+        excess = v * (1 - t.sum(axis=1)) * stats.nll.min(axis=1)
+        return self.zero_inactive(Plain.position_losses(self, stats, t, v) + excess, v)
+
+
 class GradientSumsToOne(SumsToOne):
     """p - t, of a value that is right."""
 
@@ -70,6 +78,11 @@ class ClippedBelow(Plain):
     ("loss", "id", "dialect"),
     [
         (SumsToOne, "class-probabilities/unnormalised/float32-sum/", "targets taken to sum to 1"),
+        (
+            SumsToOneBelowTheLargest,
+            "class-probabilities/unnormalised/float32-sum/",
+            "targets taken to sum to 1, below the largest",
+        ),
         (
             GradientSumsToOne,
             "class-probabilities/unnormalised/float32-sum/",

@@ -100,9 +100,11 @@ class Clipped(Rows):
 
 @dataclass(frozen=True)
 class SumToOne(Rows):
-    """Targets are taken to sum to 1, in the gradient p - t and, if `in_value`, in the value lse - sum_c t_c x_c."""
+    """Targets are taken to sum to 1, in the gradient p - t and, if `in_value`, in the value lse - sum_c t_c x_c, in
+    which the logits are those below the largest if `from_largest`."""
 
     in_value: bool = False
+    from_largest: bool = False
 
     @property
     def excess(self) -> Array:
@@ -110,12 +112,13 @@ class SumToOne(Rows):
 
     def losses(self) -> Array:
         with np.errstate(all="ignore"):
-            more = self.settled(self.position_weight * self.excess * self.lse) if self.in_value else 0
+            more = self.settled(self.position_weight * self.excess * self.value_lse) if self.in_value else 0
             return np.asarray(super().losses() + more)
 
     def loss_magnitudes(self) -> Array:
         with np.errstate(all="ignore"):
-            more = abs(self.position_weight * self.excess) * (abs(self.shift) + self.lse_minus_shift)
+            largest = 0 if self.from_largest else abs(self.shift)
+            more = abs(self.position_weight * self.excess) * (largest + self.lse_minus_shift)
             return np.asarray(super().loss_magnitudes() + (self.settled(more) if self.in_value else 0))
 
     def logits_gradients(self) -> Array:
@@ -138,8 +141,12 @@ class SumToOne(Rows):
         return np.asarray(self.settled(self.position_weight[:, None] * self.p))
 
     @property
+    def value_lse(self) -> Array:
+        return np.asarray(self.lse_minus_shift if self.from_largest else self.lse)
+
+    @property
     def target_lse(self) -> Array:
-        return np.asarray(self.position_weight[:, None] * self.target_coef * self.lse[:, None])
+        return np.asarray(self.position_weight[:, None] * self.target_coef * self.value_lse[:, None])
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,15 @@ DIALECTS = (
         hazard=True,
     ),
     Dialect(
+        "targets taken to sum to 1, below the largest",
+        "target's mass",
+        "ℓ = lse(z) − Σ_c t_c·z_c with z = x − m and t = w·q, ∂ℓ/∂x = p − t",
+        "Divide targets by their sum before the call, and weigh the loss by it.",
+        lambda call, case: not call.has_indices,
+        rows=lambda rows, call: become(SumToOne, rows, in_value=True, from_largest=True),
+        hazard=True,
+    ),
+    Dialect(
         "targets taken to sum to 1, gradient only",
         "target's mass",
         "∂ℓ/∂x = p − t with t = w·q, of a value that is Σ_c t_c·L_c",
