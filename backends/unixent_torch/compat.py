@@ -161,3 +161,15 @@ def traced_all_reduce(values: Tensor, operation: str, group: Any) -> Tensor:
 
 # Whether everything is there that the path for small losses needs.
 complete = not _missing
+
+
+@torch.compiler.assume_constant_result
+def must_trace() -> bool:
+    """While torch.compile traces: whether it accepts no break of the graph. Also where torch does not tell."""
+    from torch._dynamo import symbolic_convert  # private, and slow to import: only the compiler comes here
+
+    try:
+        translator = symbolic_convert.InstructionTranslator.current_tx()
+        return bool(translator.one_graph or translator.error_on_graph_break)
+    except AttributeError:
+        return True

@@ -53,7 +53,7 @@ def test_logits_are_computed_when_read_and_have_gradients(llama):
     assert logits.dtype == expected.dtype
     assert logits.values is None
     torch.testing.assert_close(logits[0, 1], expected[0, 1])
-    assert logits.read_by == "__getitem__"
+    assert logits.log.read_by == "__getitem__"
     assert torch.autograd.grad(logits.sum(), model.lm_head.weight)[0].abs().sum() > 0
 
 
@@ -96,35 +96,85 @@ def test_models_of_other_dtypes_are_served(llama, dtype):
     torch.testing.assert_close(use(model)(**INPUTS).loss.float(), expected.float(), rtol=1e-2, atol=0)
 
 
-@pytest.mark.parametrize("modules", [["q_proj"], ["q_proj", "lm_head"]], ids=["body", "head"])
-def test_lora_trains_its_own_weights(llama, loss_and_grads, assert_same, modules):
-    model = get_peft_model(llama(), LoraConfig(r=2, target_modules=modules, init_lora_weights=False)).eval()
-    expected = loss_and_grads(model, **INPUTS)
-    if "lm_head" in modules:
-        with pytest.raises(unixent.OptionError, match=r"expected a model whose head is a torch\.nn\.Linear"):
-            use(model)
-    assert_same(loss_and_grads(use(model, fused="lm_head" not in modules), **INPUTS), expected)
+ADAPTERS = {
+    "body": {"target_modules": ["q_proj"]},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "head with dropout": {"target_modules": ["lm_head"], "lora_dropout": 0.5},
+    "head with a bias": {"target_modules": ["lm_head"], "lora_bias": True},
+    "trained head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
 
 
-def test_lora_of_a_deferred_head_is_added_to_its_logits(llama, loss_and_grads, assert_same):
-    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
-    torch.manual_seed(1)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("order", ["before", "after", "both"])
+def test_adapters_of_a_fused_model_are_trained_without_logits(llama, loss_and_grads, assert_same, adapter, order):
     model = llama()
-    plain, deferred = copy.deepcopy(model), use(model)
     models = []
-    for base in (plain, deferred):
+    for base in (copy.deepcopy(model), model):
+        if base is model and order != "after":
+            use(base)
         torch.manual_seed(2)
-        models.append(get_peft_model(base, config).eval())
+        config = LoraConfig(r=2, init_lora_weights=False, **ADAPTERS[adapter])
+        models.append(get_peft_model(base, config).train())
+    if order != "before":
+        use(model)
     expected, actual = (loss_and_grads(adapted, **INPUTS) for adapted in models)
     assert_same(actual, expected)
+    # An adapter that came to the head after `use` is a plain layer, which returns values.
+    assert (actual[0].logits.values is None) == (order != "before" or not adapter.startswith("head"))
+    expected, actual = (adapted.eval()(TOKENS).logits for adapted in models)
+    torch.testing.assert_close(actual[:, -1], expected[:, -1], rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_models_have_the_same_loss(llama, loss_and_grads, assert_same):
+def test_adapters_of_a_half_precision_head_are_added_in_float32(llama, loss_and_grads):
+    model = llama().bfloat16()
+    torch.manual_seed(2)
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["lm_head"])
+    adapted = get_peft_model(model, config)
+    expected, expected_grads = loss_and_grads(adapted, **INPUTS)
+    output, grads = loss_and_grads(use(adapted), **INPUTS)
+    assert output.logits.values is None
+    assert output.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-2, atol=0)
+    for name, grad in expected_grads.items():
+        torch.testing.assert_close(grads[name], grad, rtol=0.05, atol=0.02 * float(grad.abs().max()))
+
+
+def test_several_adapters_of_a_head_and_merged_ones_are_served(llama, loss_and_grads, assert_same):
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["lm_head"])
+    adapted = get_peft_model(llama(), config)
+    adapted.add_adapter("second", config)
+    adapted.base_model.set_adapter(["default", "second"])
+    expected = loss_and_grads(adapted, **INPUTS)
+    actual = loss_and_grads(use(adapted), **INPUTS)
+    assert_same(actual, expected)
+    assert actual[0].logits.values is None
+    merged = adapted.merge_and_unload()
+    output = merged(**INPUTS)
+    torch.testing.assert_close(output.loss, expected[0].loss, rtol=1e-5, atol=0)
+    assert output.logits.values is None
+
+
+def test_heads_that_compute_their_logits_themselves_are_refused(llama, loss_and_grads, assert_same):
+    config = LoraConfig(r=2, target_modules=["q_proj"], trainable_token_indices={"lm_head": [1, 2]})
+    adapted = get_peft_model(llama(), config)
+    expected = loss_and_grads(adapted, **INPUTS)
+    with pytest.raises(unixent.OptionError, match=r"head that calls a torch\.nn\.Linear; TrainableTokens\w+ does not"):
+        use(adapted)
+    assert_same(loss_and_grads(use(adapted, fused=False), **INPUTS), expected)
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_compiled_models_have_the_same_loss(llama, loss_and_grads, assert_same, fullgraph):
+    torch.compiler.reset()  # a program of the other case would serve this one
     model = llama()
     expected = loss_and_grads(model, **INPUTS)
-    compiled = torch.compile(use(model), backend="aot_eager")
+    compiled = torch.compile(use(model), backend="aot_eager", fullgraph=fullgraph)
     output, grads = loss_and_grads(compiled, **INPUTS)
     assert_same((output, {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}), expected)
+    # Outputs of a whole graph are values; otherwise the graph breaks at the head.
+    assert isinstance(output.logits, DeferredLogits) != fullgraph
+    assert fullgraph or output.logits.values is None
 
 
 def test_saved_weights_load_into_a_model_without_the_loss(llama, tmp_path):

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from unixent.functions import cross_entropy
-from unixent.linear import linear_cross_entropy
 from unixent.options import DEFAULT_IGNORE_INDEX
-from unixent_torch.transformers.deferred import DeferredLogits
+from unixent_torch.transformers.deferred import DeferredLogits, loss_dtype
 
 
 class CausalLMLoss:
@@ -41,23 +40,36 @@ class CausalLMLoss:
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        arguments = (labels, num_items_in_batch, ignore_index, shift_labels)
+        # Deferred logits came from outside the compiled program, and their loss is there, too.
+        return self._eager(logits, *arguments) if isinstance(logits, DeferredLogits) else self._of(logits, *arguments)
+
+    def _of(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | float | None,
+        ignore_index: int,
+        shift_labels: Tensor | None,
+    ) -> Tensor:
         if shift_labels is None:
             shift_labels = functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
         target = shift_labels.reshape(logits.shape[:-1]).to(logits.device)
-        dtype = "float64" if logits.dtype == torch.float64 else "float32"
         options: dict[str, Any] = {
-            "dtype": dtype,
+            "dtype": loss_dtype(logits),
             "ignore_index": ignore_index,
             "normalizer": _on(num_items_in_batch, logits),
         }
         options |= self.options
         if isinstance(logits, DeferredLogits):
             if logits.values is None:
-                head = logits.head
-                options |= head.loss_options()
-                return linear_cross_entropy(head.hidden, head.weight, target, bias=head.bias, **options)
+                return logits.loss(target, **options)
             logits = logits.values
         return cross_entropy(logits, target, **options)
+
+    @torch.compiler.disable
+    def _eager(self, *arguments: Any) -> Tensor:
+        return self._of(*arguments)
 
     def __repr__(self) -> str:
         return f"CausalLMLoss({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"

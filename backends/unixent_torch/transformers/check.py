@@ -32,6 +32,9 @@ def check_model(
     defer: Callable[[], None],
     restore: Callable[[], Any],
     inputs: Mapping[str, Tensor] | None,
+    *,
+    fused: bool,
+    has_options: bool,
 ) -> None:
     """Raises OptionError, with the reason, where the model's own loss is not that of ``loss``. Leaves it as it was."""
     name = type(model).__name__
@@ -53,14 +56,20 @@ def check_model(
                 hook()
     finally:
         model.train(training)
-    if watched.logits is None:
-        raise OptionError(f"model: expected a model that calls its loss_function; got {name}, whose loss is its own")
-    if any(isinstance(output, DeferredLogits) for output in head_outputs):
-        logits = watched.logits
-        if not isinstance(logits, DeferredLogits) or logits.values is not None:
-            readers = [output.read_by for output in (*head_outputs, logits) if isinstance(output, DeferredLogits)]
-            reader = next((f" by {reader}" for reader in readers if reader), "")
-            raise OptionError(f"fused: {name} reads its logits before the loss{reader}: use fused=False")
+    logs = [output.log for output in head_outputs if isinstance(output, DeferredLogits)]
+    reader = next((f" by {log.read_by}" for log in logs if log.read_by), "")
+    own = watched.logits is None and any(log.has_loss for log in logs)
+    if watched.logits is None and not own:
+        raise OptionError(
+            f"model: expected a model that calls its loss_function; got {name}, whose loss is its own{reader}"
+        )
+    if own and has_options:
+        raise OptionError(f"options: expected none for {name}, which calls cross_entropy itself: pass compute_loss")
+    if reader:
+        raise OptionError(f"fused: {name} reads its logits before the loss{reader}: use fused=False")
+    if fused and not logs:
+        head = type(model.get_output_embeddings()).__name__
+        raise OptionError(f"fused: expected a head that calls a torch.nn.Linear; {head} does not: use fused=False")
     dtype = model.get_input_embeddings().weight.dtype
     tolerance = _TOLERANCE.get(dtype, 1e-2)
     if not abs(actual - expected) <= tolerance * abs(expected):
@@ -77,9 +86,9 @@ def _keep_outputs(head: Any, outputs: list[Tensor]) -> Callable[[], None]:
 
 def _few_tokens(model: Any) -> dict[str, Tensor]:
     count = model.get_input_embeddings().weight.shape[0]
-    head = model.get_output_embeddings()
-    if head is not None:
-        count = min(count, head.weight.shape[0])
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if isinstance(weight, Tensor):
+        count = min(count, weight.shape[0])
     tokens = torch.randint(count, (2, 8), generator=torch.Generator().manual_seed(0)).to(model.device)
     return {"input_ids": tokens, "labels": tokens.clone()}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from unixent.errors import BackendError
+from unixent.linear import linear_cross_entropy
+from unixent_torch.compat import must_trace
+from unixent_torch.transformers.head import Head, is_fsdp_unit, is_sharded
+from unixent_torch.transformers.recorded import View, added, cross_entropy_options, recorded, viewed
 
 # What is known of logits without their values.
 _METADATA = {
@@ -24,59 +29,86 @@ _METADATA = {
     Tensor.element_size,
     Tensor.__len__,
 }
-_SCALED = {Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul}
-_DIVIDED = {Tensor.div, Tensor.__truediv__, torch.div, Tensor.true_divide, torch.true_divide}
-_TANH = {Tensor.tanh, torch.tanh}
+_REQUIRES_GRAD, _BASE = Tensor.requires_grad.__get__, Tensor._base.__get__
 
 
-class Head(NamedTuple):
-    """What logits are a product of, and what the model did with them since: outer * tanh(scale * x), or scale * x."""
+@dataclass
+class Log:
+    """What became of the logits that a head returned once, and of all that was made from them without their values."""
 
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    scale: float = 1.0
-    outer: float | None = None
-
-    def loss_options(self) -> dict[str, Any]:
-        """The scale k and softcap a of a * tanh(k * x / a)."""
-        if self.outer is None:
-            return {"scale": self.scale}
-        return {"scale": self.scale * self.outer, "softcap": self.outer}
-
-    def logits(self, dtype: torch.dtype) -> Tensor:
-        """The values, with gradients for hidden, weight and bias under grad mode."""
-        logits = functional.linear(self.hidden, self.weight, self.bias).to(dtype)
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.outer is None else self.outer * torch.tanh(logits)
-
-    def times(self, factor: float) -> Head:
-        if self.outer is None:
-            return self._replace(scale=self.scale * factor)
-        return self._replace(outer=self.outer * factor)
+    read_by: str | None = None  # the name of the first operation that needed values
+    has_loss: bool = False
+    hooks: list[Callable[[Tensor], Any]] = field(default_factory=list)
 
 
 class DeferredLogits(Tensor):
     """Logits of a head that has not been applied: shape, dtype and device of logits, values when they are read.
 
-    A positive factor, tanh and a change to a wider dtype are recorded, since the loss takes them as scale, softcap and
-    its own accumulation. Any other operation computes the logits, once, and goes on with those; `read_by` is its name.
+    What the loss can do itself is recorded: a positive factor, tanh, a change of dtype, slices and other shapes, the
+    sum of two; and `torch.nn.functional.cross_entropy` of them is the loss. Any other operation computes the logits,
+    once, and goes on with those. A view reads the values of what it views: a change of one is seen in the other.
     """
 
     head: Head
-    values: Tensor | None
-    read_by: str | None
+    log: Log
+    _values: Tensor | None
+    _source: tuple[DeferredLogits, View] | None
+    _differentiable: bool
 
     @staticmethod
-    def __new__(cls, head: Head, dtype: torch.dtype) -> DeferredLogits:
+    def __new__(
+        cls, head: Head, dtype: torch.dtype, log: Log | None = None, source: tuple[DeferredLogits, View] | None = None
+    ) -> DeferredLogits:
         shape = (*head.hidden.shape[:-1], head.weight.shape[0])
         deferred = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=head.hidden.device)
-        deferred.head, deferred.values, deferred.read_by = head, None, None
+        deferred.head, deferred.log = head, Log() if log is None else log
+        deferred._values, deferred._source = None, source
+        deferred._differentiable = head.requires_grad and torch.is_grad_enabled()
         return deferred
 
-    def __init__(self, head: Head, dtype: torch.dtype) -> None:
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__()
+
+    @property
+    def values(self) -> Tensor | None:
+        """The logits, or None as long as nobody has read them."""
+        if self._values is None and self._source is not None:
+            source, view = self._source
+            self._values = None if source.values is None else view(source.values)
+        return self._values
+
+    def read(self, reader: str = "read") -> Tensor:
+        """The logits, computed at the first call."""
+        if self.values is None:
+            if self._source is not None:
+                source, view = self._source
+                self._values = view(source.read(reader))
+            else:
+                with torch.set_grad_enabled(self._differentiable):
+                    self._values = self.head.logits(self.dtype)
+                for hook in self.log.hooks:
+                    self._values.register_hook(hook)
+            self.log.read_by = self.log.read_by or reader
+        return self._values
+
+    def loss(self, target: Tensor, **options: Any) -> Tensor:
+        """`unixent.linear_cross_entropy` of what the logits are made of."""
+        options |= self.head.loss_options()
+        with self.head.gathered():
+            hidden, weight, bias = self.head.product()
+            loss: Tensor = linear_cross_entropy(hidden, weight, target, bias=bias, **options)
+        self.log.has_loss = True
+        if loss.requires_grad:
+            for hook in self.log.hooks:
+                loss.register_hook(hook)
+        return loss
+
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
+        """As of a tensor. That of FSDP2 only waits for the backward to come, which it does by the loss as well."""
+        if self.values is not None or not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp."):
+            return self.read("register_hook").register_hook(hook)
+        self.log.hooks.append(hook)
+        return None
 
     @classmethod
     def __torch_function__(
@@ -86,17 +118,7 @@ class DeferredLogits(Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            if func in _METADATA:
-                return func(*args, **kwargs)
-            if args and isinstance(args[0], DeferredLogits) and args[0].values is None:
-                deferred = _record(args[0], func, args[1:], kwargs)
-                if deferred is not None:
-                    return deferred
-            name = getattr(func, "__name__", str(func))
-            args, kwargs = pytree.tree_map(lambda leaf: _read(leaf, name), (tuple(args), dict(kwargs)))
-        return func(*args, **kwargs)
+        return _intercept(func, args, kwargs or {})
 
     @classmethod
     def __torch_dispatch__(
@@ -110,60 +132,80 @@ class DeferredLogits(Tensor):
         args, kwargs = pytree.tree_map(lambda leaf: _read(leaf, str(func)), (tuple(args), dict(kwargs or {})))
         return func(*args, **kwargs)
 
-    def read(self, reader: str = "read") -> Tensor:
-        """The logits themselves, computed at the first call."""
-        if self.values is None:
-            if self.head.weight.is_meta or self.head.weight.untyped_storage().size() == 0:
-                raise BackendError("logits: the head's weight was offloaded or sharded again before they were read")
-            self.values, self.read_by = self.head.logits(self.dtype), reader
-        return self.values
+    def without_values(self, func: Any, rest: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What ``func`` returns, or NotImplemented where it needs values."""
+        if func is functional.cross_entropy:
+            options = cross_entropy_options(rest, kwargs) if self.ndim == 2 else None
+            return NotImplemented if options is None else self.loss(**options, dtype=loss_dtype(self))
+        if kwargs:
+            return NotImplemented
+        if func == _REQUIRES_GRAD:
+            return self._differentiable
+        if func == _BASE:
+            return None
+        if func is Tensor.contiguous or (func is Tensor.to and rest in ((self.dtype,), (self.device,))):
+            return self
+        other = rest[0] if len(rest) == 1 and isinstance(rest[0], DeferredLogits) else None
+        if other is not None and other.values is None and other.shape == self.shape:
+            total = added(self.head, func, other.head)
+            dtype = torch.promote_types(self.dtype, other.dtype)
+            return NotImplemented if total is None else DeferredLogits(total, dtype, self.log)
+        changed = recorded(self.head, self.dtype, func, rest)
+        if changed is not None:
+            return DeferredLogits(*changed, self.log)
+        seen = viewed(self.head, self.shape, func, rest)
+        return NotImplemented if seen is None else DeferredLogits(seen[0], self.dtype, self.log, (self, seen[1]))
+
+
+@torch.compiler.disable
+def _intercept(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """``func`` of deferred logits, outside of a program that torch.compile makes, as their head and loss are."""
+    with torch._C.DisableTorchFunctionSubclass():
+        if func in _METADATA:
+            return func(*args, **kwargs)
+        if args and isinstance(args[0], DeferredLogits) and args[0].values is None:
+            result = args[0].without_values(func, tuple(args[1:]), kwargs)
+            if result is not NotImplemented:
+                return result
+        name = _name(func)
+        args, kwargs = pytree.tree_map(lambda leaf: _read(leaf, name), (tuple(args), dict(kwargs)))
+    return func(*args, **kwargs)
+
+
+def _name(func: Any) -> str:
+    """Of a function, or of the attribute that it gets."""
+    name = getattr(func, "__name__", str(func))
+    return func.__self__.__name__ if name == "__get__" else str(name)
 
 
 def _read(leaf: Any, reader: str) -> Any:
     return leaf.read(reader) if isinstance(leaf, DeferredLogits) else leaf
 
 
-def _record(deferred: DeferredLogits, func: Any, rest: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Deferred logits after ``func``, or None where the loss has no option for it."""
-    head, dtype = deferred.head, deferred.dtype
-    factor = rest[0] if len(rest) == 1 and not kwargs and type(rest[0]) in (int, float) and rest[0] > 0 else None
-    if func in _SCALED and factor is not None:
-        return DeferredLogits(head.times(factor), dtype)
-    if func in _DIVIDED and factor is not None:
-        return DeferredLogits(head.times(1 / factor), dtype)
-    if func in _TANH and not rest and not kwargs and head.outer is None:
-        return DeferredLogits(head._replace(outer=1.0), dtype)
-    if func is Tensor.float and not rest and not kwargs:
-        wider = torch.promote_types(dtype, torch.float32)
-        return DeferredLogits(head, wider) if wider is torch.float32 else None
-    if func is Tensor.to and len(rest) == 1 and not kwargs and rest[0] in (dtype, deferred.device):
-        return deferred
-    if func is Tensor.to and len(rest) == 1 and not kwargs and rest[0] is torch.float32 and dtype.itemsize < 4:
-        return DeferredLogits(head, torch.float32)
-    if func is Tensor.contiguous and not rest and not kwargs:
-        return deferred
-    return None
+def loss_dtype(logits: Tensor) -> str:
+    """The dtype of a loss: float32, or float64 of logits of that."""
+    return "float64" if logits.dtype == torch.float64 else "float32"
 
 
 class DeferredLinear(nn.Linear):
     """`torch.nn.Linear` as the head of a language model: same parameters and state, logits that are deferred.
 
-    Where the weight is only there while the layer runs (an FSDP2 unit of its own), and in a graph that torch.compile
-    traces, it computes its logits at once.
+    In a program of torch.compile it breaks the graph and runs eagerly; under ``fullgraph=True`` it computes its logits.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if hasattr(weight, "ds_id") or type(weight).__name__ == "DTensor":
-            raise BackendError("fused: expected a head whose weight is whole; got one that is sharded: use fused=False")
-        if torch.compiler.is_compiling() or _is_fsdp_unit(self) or "weight" in getattr(self, "parametrizations", ()):
+        if torch.compiler.is_compiling() and must_trace():
             return super().forward(input)
+        return self._deferred(input)
+
+    @torch.compiler.disable
+    def _deferred(self, input: Tensor) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if is_sharded(weight):
+            raise BackendError("fused: expected a head whose weight is whole; got one that is sharded: use fused=False")
         if torch.is_autocast_enabled(input.device.type):
             dtype = torch.get_autocast_dtype(input.device.type)
             input, weight = input.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        return DeferredLogits(Head(input, weight, bias), input.dtype)
-
-
-def _is_fsdp_unit(module: nn.Module) -> bool:
-    return any(parent.__name__ == "FSDPModule" for parent in type(module).__mro__)
+        unit = self if is_fsdp_unit(self) else None
+        return DeferredLogits(Head(input, weight, bias, unit=unit), input.dtype)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unixent.errors import OptionError
@@ -42,8 +42,10 @@ def use(
         ``model``.
 
     Raises:
-        OptionError: the model has no head that is a plain `torch.nn.Linear`, does not call ``loss_function``, reads its
-            logits before the loss, or its own loss is another one. The message tells which; the model is as before.
+        OptionError: the head computes its logits otherwise than by a plain `torch.nn.Linear`, the model does not call
+            ``loss_function`` or reads its logits before the loss, its own loss is another one, or it calls
+            ``torch.nn.functional.cross_entropy`` itself and options are given. The message tells which; the model is
+            as before.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -58,16 +60,16 @@ def use(
         options["weight"] = weight
     causal = unwrap(model)
     restore(causal)
-    head = causal.get_output_embeddings()
-    if fused and type(head) is not nn.Linear:
-        raise OptionError(
-            f"fused: expected a model whose head is a torch.nn.Linear; got {type(head).__name__}: use fused=False"
-        )
+    linears = _linears_of(causal.get_output_embeddings())
+    if fused and not linears:
+        head = type(causal.get_output_embeddings()).__name__
+        raise OptionError(f"fused: expected a model whose head is a torch.nn.Linear; got {head}: use fused=False")
+    defer = partial(_set_class, linears if fused else [], DeferredLinear)
     if check:
-        check_model(causal, CausalLMLoss(), lambda: _defer(head) if fused else None, lambda: restore(causal), inputs)
+        undo = partial(restore, causal)
+        check_model(causal, CausalLMLoss(), defer, undo, inputs, fused=fused, has_options=bool(options))
     causal.loss_function = CausalLMLoss(**options)
-    if fused:
-        _defer(head)
+    defer()
     return model
 
 
@@ -77,9 +79,21 @@ def restore(model: nn.Module) -> Any:
     if isinstance(vars(causal).get("_loss_function"), CausalLMLoss):
         del causal._loss_function
     head = causal.get_output_embeddings()
-    if type(head) is DeferredLinear:
-        head.__class__ = nn.Linear
+    _set_class([] if head is None else [m for m in head.modules() if type(m) is DeferredLinear], nn.Linear)
     return model
+
+
+def _linears_of(head: Any) -> list[nn.Module]:
+    """The layers of a head that return logits: itself, or those inside a wrapper or an adapter of PEFT."""
+    if not isinstance(getattr(head, "weight", None), Tensor):
+        return []
+    classes = head.weight.shape[0]
+    return [m for m in head.modules() if type(m) is nn.Linear and m.out_features == classes]
+
+
+def _set_class(linears: list[nn.Module], layer: type[nn.Linear]) -> None:
+    for linear in linears:
+        linear.__class__ = layer
 
 
 def compute_loss(**options: Any) -> Callable[..., Tensor]:
@@ -118,8 +132,3 @@ def unwrap(model: Any) -> Any:
             model = model.module
         else:
             return model
-
-
-def _defer(head: Any) -> None:
-    if isinstance(head, torch.nn.Linear):
-        head.__class__ = DeferredLinear
