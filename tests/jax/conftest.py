@@ -72,15 +72,15 @@ def compute_as_on_a_gpu(patched: pytest.MonkeyPatch) -> list[str]:
     return traced
 
 
-def _by_blocks(reduce_parts: Callable[..., Any], parts: tuple[Array, Array], axis: int, size: int = 64) -> Any:
+def _by_blocks(reduce_parts: Callable[..., Any], combine: Any, start: Any, parts: Any, axis: int) -> Any:
     """A row a block at a time, as the threads of a GPU have parts of it; XLA on the CPU adds it up in sequence."""
-    before, (classes, *after) = parts[0].shape[:axis], parts[0].shape[axis:]
+    before, (classes, *after), size = parts[0].shape[:axis], parts[0].shape[axis:], 64
     if classes <= size:
-        return reduce_parts(parts, axis)
+        return reduce_parts(combine, start, parts, axis)
     padding = [(0, -classes % size if i == axis else 0) for i in range(parts[0].ndim)]
-    padded = jnp.pad(parts[0], padding, constant_values=-jnp.inf), jnp.pad(parts[1], padding)
+    padded = (jnp.pad(part, padding, constant_values=value) for part, value in zip(parts, start, strict=True))
     blocks = tuple(part.reshape(*before, -(-classes // size), size, *after) for part in padded)
-    return _by_blocks(reduce_parts, reduce_parts(blocks, axis + 1), axis)
+    return _by_blocks(reduce_parts, combine, start, reduce_parts(combine, start, blocks, axis + 1), axis)
 
 
 @pytest.fixture

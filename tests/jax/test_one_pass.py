@@ -1,4 +1,4 @@
-"""The form for GPUs, computed on the CPU: the catalogue, and what is delicate in its reduction."""
+"""The form for GPUs, computed on the CPU: the catalogue, and what is delicate in its reductions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from unixent_conformance.model import Case
 from unixent_conformance.runner import run_case
 from unixent_jax.kernel import by_platform, native, one_pass
 
-# Features whose cases are compared with the oracle, and whose positions have one class.
-FEATURES = """class indices, class weights, ignore_index, mask, z-loss, softcap, temperature, axis and shape,
-result dtype, minus infinity, plus infinity, NaN, uncounted rows, ends of the number line, confident rows, large inputs,
-num_classes, upstream gradient, combinations, second derivatives, minus infinity padding, confident softcap,
-extreme options, tile edges, fused linear special values""".replace("\n", " ").split(", ")
-QUANTITIES = {"loss", "logits gradient", "linear gradients", "second derivatives"}
+# Features whose cases are compared with the oracle.
+FEATURES = """class indices, class probabilities, label smoothing, class weights, ignore_index, mask, z-loss, softcap,
+temperature, axis and shape, result dtype, minus infinity, plus infinity, NaN, uncounted rows, ends of the number line,
+confident rows, large inputs, num_classes, upstream gradient, combinations, second derivatives, minus infinity padding,
+confident softcap, extreme options, tile edges, fused linear special values""".replace("\n", " ").split(", ")
+QUANTITIES = {"loss", "logits gradient", "target gradient", "linear gradients", "second derivatives"}
 
 
 def cases(of_each: int | None) -> list[Case]:
@@ -32,8 +32,7 @@ def cases(of_each: int | None) -> list[Case]:
     implementation, _ = find_tested("jax")
     groups: dict[tuple[str, str], list[Case]] = defaultdict(list)
     for case in catalogue():
-        is_asked = case.feature in FEATURES and case.quantity in QUANTITIES and "target:probability" not in case.needs
-        if is_asked and implementation.answers(case):
+        if case.feature in FEATURES and case.quantity in QUANTITIES and implementation.answers(case):
             groups[case.feature, case.quantity].append(case)
     assert {feature for feature, *_ in groups} == set(FEATURES)
     return [case for group in groups.values() for case in group[:: max(1, len(group) // (of_each or len(group)))]]
@@ -70,25 +69,53 @@ def reduced(x: np.ndarray, combine: Callable[..., Any]) -> tuple[float, float]:
     return float(top[0]), float(below[0] + jnp.exp(top[0] - one_pass.nearest_step(top[0])))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("order", ["rising", "falling", "shuffled"])
-def test_parts_of_a_row_joined_in_any_order_keep_the_sum_accurate(wide: None, order: str, dtype: str) -> None:
-    """One class after the other, as a thread of a GPU takes the hundreds that are its part of a row."""
-    x = np.sort(np.random.default_rng(0).uniform(-30, 3, 600)).astype(dtype)
-    x = {"rising": x, "falling": x[::-1], "shuffled": np.random.default_rng(1).permutation(x)}[order]
-    parts = (jnp.asarray(x), jnp.zeros_like(x))
+ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rising": np.sort,
+    "falling": lambda x: np.sort(x)[::-1],
+    "shuffled": lambda x: x,
+}
+
+
+def in_turn(combine: Callable[..., Any], start: tuple[float, ...], parts: tuple[Any, ...]) -> Any:
+    """Parts of a row joined one after the other, as a thread of a GPU takes the hundreds that are its own."""
 
     def step(carried: Any, part: Any) -> Any:
-        return one_pass.combine(carried, part), None
+        return combine(carried, part), None
 
-    start = (jnp.asarray(-jnp.inf, dtype), jnp.zeros((), dtype))
-    (top, below), _ = jax.jit(lambda parts: jax.lax.scan(step, start, parts))(parts)
+    init = tuple(jnp.asarray(value, part.dtype) for value, part in zip(start, parts, strict=True))
+    return jax.jit(lambda parts: jax.lax.scan(step, init, parts)[0])(parts)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_parts_of_a_row_joined_in_any_order_keep_the_sum_accurate(wide: None, order: str, dtype: str) -> None:
+    x = ORDERS[order](np.random.default_rng(0).uniform(-30, 3, 600)).astype(dtype)
+    top, below = in_turn(one_pass.combine, (-np.inf, 0), (jnp.asarray(x), jnp.zeros_like(x)))
     exact = np.exp(np.longdouble(x) - x.max()).sum()
     ours = np.longdouble(below + jnp.exp(top - one_pass.nearest_step(top))) * np.exp(
         np.longdouble(one_pass.nearest_step(top)) - x.max()
     )
     assert top == x.max()
     assert abs(ours - exact) <= 16 * np.finfo(dtype).epsneg * exact
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("by", [0, 88, 110])
+def test_so_do_the_sums_of_mixed_targets(wide: None, by: float, order: str, dtype: str) -> None:
+    """With a pivot that leads by so much that each exponential beside its own is no normal float32."""
+    x = ORDERS[order](np.append(np.random.default_rng(0).uniform(-30, 3, 599), 3 + by)).astype(dtype)
+    coefs = np.random.default_rng(1).random(600).astype(dtype)
+    zero = jnp.zeros_like(x)
+    parts = (jnp.asarray(x), jnp.arange(600), zero, jnp.asarray(coefs), zero, zero)
+    top, pivot, sum_rest, coef, others, gaps = in_turn(one_pass.combine_mixed, (-np.inf, 0, 0, 0, 0, 0), parts)
+    rest = np.arange(600) != x.argmax()
+    exact_sum = np.exp(np.longdouble(x) - float(one_pass.nearest_step(top)))[rest].sum() * one_pass.SCALE[dtype]
+    exact_gaps = (coefs.astype(np.longdouble) * (x.max() - x.astype(np.longdouble))).sum()
+    assert (top, pivot, coef) == (x.max(), x.argmax(), coefs[x.argmax()])
+    u = np.finfo(dtype).epsneg
+    for got, exact in ((sum_rest, exact_sum), (others, coefs[rest].astype(np.longdouble).sum()), (gaps, exact_gaps)):
+        assert abs(np.longdouble(got) - exact) <= 16 * u * exact
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -111,7 +138,10 @@ def test_infinitely_low_classes_add_nothing(largest: float) -> None:
     assert total == pytest.approx(exact if largest > -np.inf else 0, rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 30.0}, {"z_loss": 0.1, "num_classes": 500}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"softcap": 30.0}, {"z_loss": 0.1, "num_classes": 500}, {"label_smoothing": 0.1, "softcap": 30.0}],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_programs_for_the_cpu_stay_what_they_are(
     single_device: None, monkeypatch: pytest.MonkeyPatch, dtype: str, options: dict[str, Any]
@@ -123,8 +153,9 @@ def test_programs_for_the_cpu_stay_what_they_are(
         loss = jax.value_and_grad(lambda x, y: unixent.cross_entropy(x, y, **options))
         operands = (jax.ShapeDtypeStruct((64, 512), dtype), jax.ShapeDtypeStruct((64,), "int32"))
         hlo = jax.jit(loss).lower(*operands).compile().as_text()
-        # Without the counters behind names.
-        return re.sub(r", metadata=\{[^}]*\}|(?<=[a-z_])(\.\d+)+", "", hlo[hlo.index("\n%") :])
+        # Without the counters behind names, and what the operation before is called.
+        names = r", metadata=\{[^}]*\}|(?<=[a-z_])(\.\d+)+|_rows_by_platform|_custom_jvp_call"
+        return re.sub(names, "", hlo[hlo.index("\n%") :])
 
     chosen = program()
     monkeypatch.setattr(by_platform, "rows", lambda forms, spec, *arrays: forms.default(spec, *arrays))

@@ -59,6 +59,38 @@ def truth(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return loss, np.where(own, -(rest * scale)[:, None], e * scale[:, None])
 
 
+@pytest.mark.parametrize("classes", [2, 512])
+@pytest.mark.parametrize("regime", REGIMES)
+def test_so_do_those_of_mixed_targets_relative_to_their_terms(formulation: str, regime: str, classes: int) -> None:
+    rows = min(classes, 48)
+    rng = np.random.default_rng(classes)
+    x = np.asarray(REGIMES[regime](rng, (rows, classes)), np.float32)
+    is_one = np.arange(classes) == np.arange(rows)[:, None]
+    for coefs in (is_one, 0.9 * is_one + 0.1 / classes, rng.dirichlet(np.ones(classes), rows)):
+        q = np.asarray(coefs, np.float32)
+        both = unixent.value_and_grad(jnp.asarray(x), jnp.asarray(q), reduction="none", wrt=("logits", "target"))
+        loss, (grad, nll) = both
+        terms, grad_exact, grad_terms, gap = mixed_truth(x, q)
+        bound = (8 + 2 * np.log2(classes)) * U
+        exact = np.where(q == 0, 0, q * terms).sum(1)
+        assert np.all(abs(np.asarray(loss, float) - exact) <= bound * exact + 1e-37)
+        assert np.all(abs(np.asarray(nll, float) - terms) <= bound * terms + 1e-37)
+        bounds = (16 + 2 * gap + 2 * np.log2(classes)) * U * grad_terms + 1e-37
+        assert np.all(abs(np.asarray(grad, float) - grad_exact) <= bounds)
+
+
+def mixed_truth(x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, ...]:
+    """L_c, the gradient of sum_c q_c L_c and the sum of its terms, and the distance to the largest logit."""
+    wide, q, is_top = x.astype(float), q.astype(float), np.arange(x.shape[1]) == x.argmax(1)[:, None]
+    gap = wide.max(1, keepdims=True) - wide
+    odds = np.exp(-gap)
+    rest = np.where(is_top, 0, odds).sum(1, keepdims=True)
+    total = q.sum(1, keepdims=True)
+    added = odds / (1 + rest) * np.where(is_top, total - q, total)
+    taken = q * np.where(is_top, rest / (1 + rest), 1)
+    return np.log1p(rest) + gap, added - taken, added + taken, gap
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 512])
 @pytest.mark.parametrize("offset", [-3, -0.1, 0, 0.1])
 def test_the_log_normaliser_of_a_z_loss_is_accurate_where_it_is_near_zero(

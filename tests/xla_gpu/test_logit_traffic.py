@@ -36,6 +36,49 @@ def test_loss_and_gradient_read_the_logits_twice(options: dict[str, Any], dtype:
     assert is_two_reads_and_a_write(moved, dtype), moved
 
 
+# A reduction for mixed targets has six numbers a row and tile.
+MIXED_TEMPORARIES = 3 * TEMPORARIES
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"z_loss": 1e-4}, {"softcap": 30.0}, {"num_classes": 31990}, {"num_classes": 31990, "softcap": 30.0}],
+    ids=str,
+)
+def test_so_does_label_smoothing(options: dict[str, Any], dtype: str) -> None:
+    loss = jax.value_and_grad(lambda x, y: unixent.cross_entropy(x, y, label_smoothing=0.1, **options))
+    moved = traffic(loss, *operands(dtype, 8192, 32000))
+    assert is_two_reads_and_a_write(moved, dtype, MIXED_TEMPORARIES), moved
+
+
+@pytest.mark.parametrize("shape", [(64, 21, 256, 64), (65536, 100), (65536, 512, 1)], ids=str)
+def test_so_does_label_smoothing_of_other_shapes(shape: tuple[int, ...]) -> None:
+    loss = jax.value_and_grad(lambda x, y: unixent.cross_entropy(x, y, label_smoothing=0.1, axis=1))
+    target = jax.ShapeDtypeStruct((shape[0], *shape[2:]), "int32")
+    moved = traffic(loss, jax.ShapeDtypeStruct(shape, "bfloat16"), target)
+    # Some forty bytes a position.
+    assert is_two_reads_and_a_write(moved, "bfloat16", MIXED_TEMPORARIES + 40 / shape[1]), moved
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 1e-4, "softcap": 30.0}], ids=str)
+def test_class_probabilities_are_read_twice_besides(options: dict[str, Any], dtype: str) -> None:
+    logits, size = jax.ShapeDtypeStruct((8192, 32000), dtype), jnp.dtype(dtype).itemsize
+
+    def loss(x: Any, q: Any) -> Any:
+        return unixent.cross_entropy(x, q, **options)
+
+    moved = traffic(jax.value_and_grad(loss), logits, logits)
+    assert (moved.read, moved.written) == (4 * size, size), moved
+    assert moved.temporaries < MIXED_TEMPORARIES
+    moved = traffic(jax.value_and_grad(loss, (0, 1)), logits, logits)
+    assert (moved.read, moved.written) == (4 * size, 2 * size), moved
+    assert moved.temporaries < MIXED_TEMPORARIES
+    moved = traffic(loss, logits, logits)
+    assert (moved.read, moved.written) == (2 * size, 0), moved
+
+
 @pytest.mark.parametrize("shape", [(8192, 151936), (65536, 512), (32768, 256), (8, 151936), (64, 128, 32000)], ids=str)
 def test_so_do_other_shapes(shape: tuple[int, ...]) -> None:
     moved = traffic(jax.value_and_grad(unixent.cross_entropy), *operands("bfloat16", *shape))

@@ -22,14 +22,14 @@ from unixent_jax.kernel.rows import RowSpec
 
 
 class Forms(NamedTuple):
-    """Functions of (spec, x, *operands) with the same results: losses, one for each row, and a gradient, or not.
+    """Functions of (spec, x, *operands) with the same results: losses, one for each row, and so many gradients.
 
     x has rows along the class axis of the spec. Each operand is a number, or has size 1 or that of x along every axis.
     """
 
     default: Callable[..., tuple[Array, ...]]
     gpu: Callable[..., tuple[Array, ...]]
-    with_grad: bool
+    num_grads: int
 
 
 def rows(forms: Forms, spec: RowSpec, x: Array, *operands: Array) -> tuple[Array, ...]:
@@ -51,7 +51,7 @@ def _gpu(*arrays: Array, forms: Forms, spec: RowSpec) -> Sequence[Array]:
 def _results(x: Any, *_: Any, forms: Forms, spec: RowSpec) -> list[Any]:
     shape = [1 if axis == spec.classes.axis else size for axis, size in enumerate(x.shape)]
     losses = x.update(shape=tuple(shape), weak_type=False)
-    return [losses, x.update(weak_type=False)] if forms.with_grad else [losses]
+    return [losses, *[x.update(weak_type=False)] * forms.num_grads]
 
 
 def differentiate_as(primitive: Primitive, function: Callable[..., Sequence[Array]]) -> None:

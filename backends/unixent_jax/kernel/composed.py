@@ -38,6 +38,8 @@ def row_losses(
         # Inactive rows are cleared first: the derivative of the cap at NaN would turn their zero gradient into NaN.
         x = where_or_zero(active, x)
     logits = apply_transform(transform, x)
+    # XLA on a GPU would keep the capped logits from its first reading to its second, were they one expression.
+    again = logits if transform.softcap is None or not wrt else apply_transform(transform, opaque(x))
 
     grads: dict[str, Array] = {}
     if is_index(target) and spec.label_smoothing == 0:
@@ -46,14 +48,12 @@ def row_losses(
         if weight is not None:
             coef = jnp.expand_dims(target_weight(weight, target, x, spec.class_axis), axis)
         if wrt:
-            # XLA on a GPU would keep the capped logits from its first reading to its second, were they one expression.
-            again = logits if transform.softcap is None else apply_transform(transform, opaque(x))
             loss, grads["logits"] = index_rows.loss_and_grad(rows, logits, again, index, coef, active)
         else:
             loss = index_rows.loss(rows, logits, index, coef, active)
     else:
         coefs, coef_grad = _target_coefs(spec, x, target, weight)
-        loss, grads["logits"], nll = mixed_rows.loss_and_grads(rows, logits, coefs, coef_grad, active)
+        loss, grads["logits"], nll = mixed_rows.loss_and_grads(rows, logits, again, coefs, coef_grad, active)
         if "target" in wrt:
             grads["target"] = mask_padding(spec, nll * coef_grad, 0)
     if transform != LogitTransform() and "logits" in wrt:

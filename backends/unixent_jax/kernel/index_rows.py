@@ -64,8 +64,8 @@ def _both_in_one_pass(
     return _both(spec, e, stats, one_pass.is_class(x, index, spec.classes), coef, active)
 
 
-_LOSS = by_platform.Forms(_loss_by_blocks, _loss_in_one_pass, with_grad=False)
-_LOSS_AND_GRAD = by_platform.Forms(_both_by_masks, _both_in_one_pass, with_grad=True)
+_LOSS = by_platform.Forms(_loss_by_blocks, _loss_in_one_pass, num_grads=0)
+_LOSS_AND_GRAD = by_platform.Forms(_both_by_masks, _both_in_one_pass, num_grads=1)
 
 
 def _loss_of(spec: RowSpec, stats: RowStats, coef: Array, active: Array) -> Array:

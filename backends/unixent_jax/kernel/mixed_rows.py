@@ -12,12 +12,13 @@ axis. Where the devices of a mesh share the classes, every sum over c goes over 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from unixent_jax.kernel import by_platform, one_pass
 from unixent_jax.kernel.class_axis import (
     is_class,
     local_take,
@@ -29,6 +30,7 @@ from unixent_jax.kernel.class_axis import (
 )
 from unixent_jax.kernel.rows import (
     RowSpec,
+    RowStats,
     add_z_loss,
     hvp,
     inner,
@@ -44,12 +46,20 @@ from unixent_jax.kernel.rows import (
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def loss_and_grads(
-    spec: RowSpec, x: Array, coefs: Array, coef_grad: Array, active: Array
+    spec: RowSpec, x: Array, again: Array, coefs: Array, coef_grad: Array, active: Array
 ) -> tuple[Array, Array, Array]:
     """sum_c t_c L_c + z lse^2, its gradients for x and for t; exactly 0 in inactive rows.
 
-    Where coef_grad is 0, t_c is fixed, and its gradient is 0 where L_c is infinite.
+    Where coef_grad is 0, t_c is fixed, and its gradient is 0 where L_c is infinite. ``again`` is x, maybe as another
+    expression, for forms that read it a second time.
     """
+    loss, grad, nll = by_platform.rows(_FORMS, spec, x, again, coefs, coef_grad, active)
+    return loss, grad, nll
+
+
+def _by_masks(
+    spec: RowSpec, x: Array, again: Array, coefs: Array, coef_grad: Array, active: Array
+) -> tuple[Array, Array, Array]:
     classes = spec.classes
     top, pivot = max_and_argmax(x, classes)
     shift = shift_below(top)
@@ -70,26 +80,58 @@ def loss_and_grads(
         local_take(coefs, pivot, classes),
         local_take(x, pivot, classes),
     )
-    total_coef = pivot_coef + other_coefs
     # From gaps to top to gaps to the pivot.
     correction = pivot_logit - top
-    sum_gaps = sum_gaps + other_coefs * correction
+    sums = _Sums(pivot_coef, other_coefs, sum_gaps + other_coefs * correction)
     stats = row_stats(shift, pivot_logit, sum_rest)
-
-    loss = sum_gaps + total_coef * stats.loss
-    z_loss_grad = 2 * spec.z_loss * stats.logsumexp if spec.z_loss else jnp.zeros((), x.dtype)
-    pivot_grad = (other_coefs + z_loss_grad) * stats.p - pivot_coef * stats.one_minus_p
-    grad = jnp.where(is_pivot, pivot_grad, e * (stats.exp_scale * (total_coef + z_loss_grad)) - coefs)
+    loss, grad = _loss_and_grad(spec, stats, sums, e, is_pivot, coefs)
     nll = where_or_zero(~is_pivot, gaps + correction) + stats.loss
     nll = where_or_zero((coef_grad != 0) | (nll != jnp.inf), nll)
-    loss = add_z_loss(loss, stats, spec)
     return jnp.where(active, loss, 0), where_or_zero(active, grad), where_or_zero(active, nll)
+
+
+def _in_one_pass(
+    spec: RowSpec, x: Array, again: Array, coefs: Array, coef_grad: Array, active: Array
+) -> tuple[Array, Array, Array]:
+    if not one_pass.suits_mixed_rows(x, spec.classes.axis):
+        return _by_masks(spec, x, again, coefs, coef_grad, active)
+    row = one_pass.mixed_row(x, coefs, spec.classes.axis)
+    e, stats = one_pass.exactly_shifted_exp(again, row.shift), row_stats(row.shift, row.top, row.sum_rest)
+    sums = _Sums(row.pivot_coef, row.other_coefs, row.sum_gaps)
+    is_pivot = one_pass.is_class(x, row.pivot, spec.classes)
+    loss, grad = _loss_and_grad(spec, stats, sums, e, is_pivot, coefs)
+    nll = jnp.where(is_pivot, 0, row.top - again) + stats.loss
+    nll = jnp.where((coef_grad != 0) | (nll != jnp.inf), nll, 0)
+    return jnp.where(active, loss, 0), jnp.where(active, grad, 0), jnp.where(active, nll, 0)
+
+
+class _Sums(NamedTuple):
+    """The scalars of a row's coefficients: the pivot's, the sum of the others, and that of the others times gaps."""
+
+    pivot_coef: Array
+    other_coefs: Array
+    gaps: Array
+
+
+def _loss_and_grad(
+    spec: RowSpec, stats: RowStats, sums: _Sums, e: Array, is_pivot: Array, coefs: Array
+) -> tuple[Array, Array]:
+    """From the row's scalars and e, whose entry at the pivot is not looked at."""
+    pivot_coef, other_coefs, sum_gaps = sums
+    total_coef = pivot_coef + other_coefs
+    z_loss_grad = 2 * spec.z_loss * stats.logsumexp if spec.z_loss else jnp.zeros((), e.dtype)
+    pivot_grad = (other_coefs + z_loss_grad) * stats.p - pivot_coef * stats.one_minus_p
+    grad = jnp.where(is_pivot, pivot_grad, e * (stats.exp_scale * (total_coef + z_loss_grad)) - coefs)
+    return add_z_loss(sum_gaps + total_coef * stats.loss, stats, spec), grad
+
+
+_FORMS = by_platform.Forms(_by_masks, _in_one_pass, num_grads=2)
 
 
 @partial(loss_and_grads.defjvp, symbolic_zeros=True)
 def _loss_and_grads_jvp(spec: RowSpec, primals: Any, tangents: Any) -> Any:
-    x, coefs, _, active = primals
-    dx, dcoefs = tangents[:2]
+    x, _, coefs, _, active = primals
+    dx, _, dcoefs = tangents[:3]
     loss, grad, nll = loss_and_grads(spec, *primals)
     dloss, dgrad, dnll = jnp.zeros((), grad.dtype), jnp.zeros_like(grad), jnp.zeros_like(nll)
     if is_known(dx):

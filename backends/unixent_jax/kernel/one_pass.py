@@ -11,13 +11,20 @@ not add up roundings of a running maximum.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 from jax import Array, lax
 
 from unixent_jax.kernel.class_axis import ClassAxis, take
-from unixent_jax.kernel.rows import HEADROOM, RowStats, row_stats
+from unixent_jax.kernel.rows import HEADROOM, RowStats, opaque, row_stats
 
 _STEP = 8.0
+
+# Of sums of exponentials that may be small beside that of the maximum.
+SCALE = {"float32": 2.0**80, "float64": 2.0**800}
 
 
 def is_class(x: Array, index: Array, classes: ClassAxis) -> Array:
@@ -53,14 +60,16 @@ def _top_and_sum_below(x: Array, axis: int) -> tuple[Array, Array]:
 
     NaN makes one of them NaN.
     """
-    top, sum_below = reduce_parts((x, jnp.zeros_like(x)), axis)
+    top, sum_below = reduce_parts(combine, (-jnp.inf, 0), (x, jnp.zeros_like(x)), axis)
     return jnp.expand_dims(top, axis), jnp.expand_dims(sum_below, axis)
 
 
-def reduce_parts(parts: tuple[Array, Array], axis: int) -> tuple[Array, Array]:
-    """The same of parts of rows along an axis."""
-    dtype = parts[0].dtype
-    return lax.reduce(parts, (jnp.asarray(-jnp.inf, dtype), jnp.zeros((), dtype)), combine, (axis,))
+def reduce_parts(
+    combine: Callable[..., Any], start: tuple[float, ...], parts: tuple[Array, ...], axis: int
+) -> tuple[Array, ...]:
+    """Parts of rows joined along an axis, where ``start`` adds nothing to any."""
+    init = tuple([jnp.asarray(value, part.dtype) for value, part in zip(start, parts, strict=True)])
+    return tuple(lax.reduce(parts, init, combine, (axis,)))
 
 
 def combine(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -75,6 +84,63 @@ def combine(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Arra
     sum_top, sum_lower = jnp.where(is_a, sum_a, sum_b), jnp.where(is_a, sum_b, sum_a)
     sum_lower = sum_lower + jnp.exp(lower - nearest_step(lower))
     return top, sum_top + sum_lower * jnp.exp(nearest_step(lower) - nearest_step(top))
+
+
+class MixedRow(NamedTuple):
+    """The scalars of a row whose classes have coefficients t_c, with the class axis kept as 1."""
+
+    top: Array  # the maximum m
+    pivot: Array  # a class that holds it
+    shift: Array  # a whole number below m
+    sum_rest: Array  # of exp(x_c - shift) over all classes but the pivot, as the next sums
+    pivot_coef: Array
+    other_coefs: Array
+    sum_gaps: Array  # of t_c (m - x_c)
+
+
+def suits_mixed_rows(x: Array, axis: int) -> bool:
+    """Whether XLA joins a reduction of more than two numbers along an axis with what is formed for it.
+
+    Of columns it does not, for want of shared memory, unless they are so short that no threads share them.
+    """
+    return math.prod(x.shape[axis + 1 :]) == 1 or x.shape[axis] < 32
+
+
+def mixed_row(x: Array, coefs: Array, axis: int) -> MixedRow:
+    """In one reading of both. NaN makes a sum NaN."""
+    zero, classes = jnp.zeros_like(x), lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    parts = (x, classes, zero, jnp.broadcast_to(coefs, x.shape), zero, zero)
+    row = reduce_parts(combine_mixed, (-jnp.inf, 0, 0, 0, 0, 0), parts, axis)
+    top, pivot, sum_rest, *sums = (jnp.expand_dims(value, axis) for value in row)
+    headroom = HEADROOM[x.dtype.name]
+    shift = opaque(nearest_step(top) - headroom)
+    return MixedRow(top, pivot, shift, sum_rest * (math.exp(headroom) / SCALE[x.dtype.name]), *sums)
+
+
+def combine_mixed(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
+    """As `combine`, of the maximum, its class, its coefficient, and the sums of a `MixedRow` over the other classes.
+
+    The gaps are relative to the maximum itself, and sums of positive terms. The exponentials, without the pivot's own,
+    are scaled up, and brought to a larger maximum by the root of a factor, twice: of many that are no normal numbers,
+    the sum may be one.
+    """
+    is_a = a[0] >= b[0]
+    top, pivot, sum_rest, coef, other_coefs, gaps = (jnp.where(is_a, *each) for each in zip(a, b, strict=True))
+    low_top, _, low_sum, low_coef, low_others, low_gaps = (jnp.where(is_a, *each) for each in zip(b, a, strict=True))
+    low_sum = low_sum + jnp.exp(low_top - nearest_step(low_top)) * SCALE[top.dtype.name]
+    root = jnp.exp((nearest_step(low_top) - nearest_step(top)) / 2)
+    gap, low_coefs = jnp.where(low_top == top, 0, top - low_top), low_coef + low_others
+    low_gaps = low_gaps + jnp.where((low_coefs != 0) | (gap != jnp.inf), low_coefs * gap, 0)
+    return top, pivot, sum_rest + low_sum * root * root, coef, other_coefs + low_coefs, gaps + low_gaps
+
+
+def exactly_shifted_exp(x: Array, shift: Array) -> Array:
+    """exp(x - shift) for a whole number, as `rows.shifted_exp` has it."""
+    x = jnp.minimum(x, jnp.finfo(x.dtype).max)
+    high = x - shift
+    low = x - (high + shift)
+    e = jnp.exp(high)
+    return jnp.where(high != -jnp.inf, e + e * low, 0)
 
 
 def nearest_step(x: Array) -> Array:
