@@ -66,7 +66,7 @@ def test_the_page_has_every_recorded_implementation_and_is_made_when_the_site_is
     stage(tmp_path)
     text = (tmp_path / "docs" / "peers.md").read_text("utf-8")
     recorded = [json.loads(path.read_text("utf-8")) for path in page.FOLDER.glob("*.json")]
-    assert recorded
+    assert len(recorded) >= 20
     assert page.MARKER not in text
     for each in recorded:
         peers.find(each["implementation"])
