@@ -108,7 +108,7 @@ def _grad_outputs() -> Iterator[Case]:
             for pattern, change in patterns.items():
                 made = recipe.but(dtype=dtype, reduction="none", grad_output="uneven")
                 build, stem = partial(_with_changed, made, change), f"{UPSTREAM}/{pattern}/{name}/{dtype}"
-                quick = dtype == "float32" and pattern == "uneven"
+                quick = dtype == "float32" and (pattern == "uneven" or (pattern, name) == ("mostly 0", "plain"))
                 yield from gradients(stem, UPSTREAM, build, made.needs(), quick=quick)
             for reduction in ("sum", "mean"):
                 for value in (0.0, -2.5):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unixent_conformance.cases.building import from_recipe, make
-from unixent_conformance.cases.inputs import DTYPES, Recipe
+from unixent_conformance.cases.inputs import DTYPES, HALF, Recipe
 from unixent_conformance.model import Case
 
 INDEX = Recipe()
@@ -114,8 +114,9 @@ def cases() -> Iterator[Case]:
             for dtype in DTYPES:
                 reductions = ("mean",) if recipe.normalizer != "none" else ("none", "sum", "mean")
                 for reduction in reductions:
-                    # Quick: every variant once, the dtypes and reductions in turn.
-                    quick = dtype == "float32" and reduction == reductions[len(name) % len(reductions)]
+                    # Quick: every variant once, the reductions in turn, and what is plain in half precision too.
+                    half = dtype in HALF and recipe in (INDEX, PROBABILITY)
+                    quick = (half or dtype == "float32") and reduction == reductions[len(name) % len(reductions)]
                     at = recipe.but(dtype=dtype, reduction=reduction)
                     yield from from_recipe(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick=quick)
                 at = recipe.but(dtype=dtype, reduction="mean", normalizer="none")

@@ -51,7 +51,7 @@ def cases() -> Iterator[Case]:
         recipe = Recipe(positions=(2,), classes=classes)
         for name, options in OPTIONS.items():
             at = recipe.but(**options)
-            yield from _each(f"{classes}, {name}", at, "plain")
+            yield from _each(f"{classes}, {name}", at, "plain", classes in QUICK)
             if name == "softcap":  # -inf stays -inf under a cap
                 for place in ("first", "last"):
                     yield from _each(f"{classes}, {name}, {place} block -inf", at, place, classes in QUICK)

@@ -36,6 +36,14 @@ class UpstreamAveraged(Plain):
         return np.full_like(full, full.mean()) if n else full
 
 
+@mutant("upstream gradient")
+class NothingFromUpstreamIsSkipped(Plain):
+    """Rows whose upstream gradient is 0 are skipped, and keep what was in memory."""
+
+    def scale(self, gradients: Array, up: Array, factor: Any, v: Array) -> Array:
+        return np.where((up == 0)[:, None], gradients, super().scale(gradients, up, factor, v)).astype(gradients.dtype)
+
+
 @mutant("class indices", "mask")
 class MeanNotInTheGradient(Plain):
     """The gradient of the mean is that of the sum."""

@@ -154,6 +154,15 @@ class TargetBeyondTheFirstBlock(Plain):
         return super().one_hot(np.where(y < 65_536, y, 0) if classes > 65_536 else y, classes, acc)
 
 
+@mutant("tile edges")
+class SmoothingOfTheFirstBlock(Plain):
+    """The smoothed share of classes beyond the first block of 4096 is left out."""
+
+    def target_coefs(self, q: Array, w: Array, indices: bool) -> Array:
+        t = super().target_coefs(q, w, indices)
+        return np.where((np.arange(t.shape[1]) < 4096) | (q > 0), t, 0).astype(t.dtype)
+
+
 class Online(Plain):
     """Blocks of classes, one after the other, under a running maximum."""
 
