@@ -57,6 +57,85 @@ def test_logits_are_computed_when_read_and_have_gradients(llama):
     assert torch.autograd.grad(logits.sum(), model.lm_head.weight)[0].abs().sum() > 0
 
 
+def test_logits_read_without_gradients_keep_those_of_the_loss(llama):
+    model = use(llama())
+    output = model(TOKENS)
+    with torch.no_grad():
+        output.logits.argmax(-1)
+    loss = CausalLMLoss()(output.logits, TOKENS)
+    assert torch.autograd.grad(loss, model.lm_head.weight)[0].abs().sum() > 0
+    with torch.no_grad():
+        logits = model(TOKENS).logits
+    assert not logits.requires_grad
+    assert not logits.sum().requires_grad
+
+
+def test_chunk_is_of_the_fused_loss_alone(llama):
+    model = llama()
+    expected = model(**INPUTS).loss
+    logits = use(model, chunk=4)(TOKENS).logits
+    logits.sum()
+    torch.testing.assert_close(model.loss_function(logits, TOKENS), expected, rtol=1e-5, atol=0)
+    with pytest.raises(unixent.OptionError, match="chunk: expected fused=True"):
+        use(model, fused=False, chunk=4)
+
+
+def test_views_share_their_values(llama):
+    model = use(llama())
+    logits = model(TOKENS).logits
+    shifted, rows = logits[:, :-1], logits.view(-1, 96)
+    shifted[..., 0] = 50.0
+    assert shifted.log is logits.log
+    assert (rows.unflatten(0, TOKENS.shape)[:, :-1, 0] == 50.0).all()
+    assert logits[0, 0, 0] == 50.0
+    expected = functional.cross_entropy(logits.values[:, :-1].flatten(0, 1), TOKENS[:, 1:].flatten())
+    torch.testing.assert_close(CausalLMLoss()(logits, TOKENS), expected, rtol=1e-5, atol=0)
+
+
+VIEWS = {
+    "flat": lambda logits: logits.view(-1, 96),
+    "reshaped": lambda logits: logits.reshape((2, 3, 3, 96)),
+    "flattened": lambda logits: logits.flatten(0, 1),
+    "shifted": lambda logits: logits[..., :-1, :].contiguous(),
+    "classes": lambda logits: logits[..., :64],
+    "backwards": lambda logits: logits[1:, ::2, 3:50],
+    "scaled": lambda logits: (logits.float() / 2 * 3).reshape(-1, 96)[2:],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_are_recorded(llama, view):
+    model = llama()
+    expected = VIEWS[view](model(TOKENS).logits)
+    deferred = VIEWS[view](use(model)(TOKENS).logits)
+    assert deferred.values is None
+    assert deferred.shape == expected.shape
+    target = torch.randint(expected.shape[-1], expected.shape[:-1])
+    loss = CausalLMLoss()(deferred, None, shift_labels=target)
+    assert deferred.values is None
+    due = functional.cross_entropy(expected.flatten(0, -2), target.flatten())
+    torch.testing.assert_close(loss, due, rtol=1e-5, atol=0)
+    torch.testing.assert_close(deferred + 0, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight": torch.rand(96)}, {"label_smoothing": 0.1}, {"ignore_index": 5}, {"reduction": "none"}],
+    ids=str,
+)
+def test_cross_entropy_of_deferred_logits_is_computed_without_them(llama, options):
+    model = llama()
+    logits, target = model(TOKENS).logits.view(-1, 96), TOKENS.flatten()
+    expected = functional.cross_entropy(logits, target, **options)
+    deferred = use(model)(TOKENS).logits.view(-1, 96)
+    loss = nn.CrossEntropyLoss(**options)(deferred, target)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert deferred.values is None
+    if options.get("reduction") != "none":
+        ignored = torch.full_like(target, options.get("ignore_index", -100))
+        assert functional.cross_entropy(deferred, ignored, **options).isnan()
+
+
 def test_changes_in_place_reach_the_loss(llama):
     logits = use(llama())(TOKENS).logits
     logits[..., 0] = 50.0
@@ -164,17 +243,29 @@ def test_heads_that_compute_their_logits_themselves_are_refused(llama, loss_and_
     assert_same(loss_and_grads(use(adapted, fused=False), **INPUTS), expected)
 
 
+def largest_allocation(call):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    return max(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+
+
 @pytest.mark.parametrize("fullgraph", [False, True])
-def test_compiled_models_have_the_same_loss(llama, loss_and_grads, assert_same, fullgraph):
+def test_compiled_models_have_the_same_loss_and_no_logits_but_in_one_graph(
+    llama, loss_and_grads, assert_same, fullgraph
+):
     torch.compiler.reset()  # a program of the other case would serve this one
     model = llama()
-    expected = loss_and_grads(model, **INPUTS)
-    compiled = torch.compile(use(model), backend="aot_eager", fullgraph=fullgraph)
-    output, grads = loss_and_grads(compiled, **INPUTS)
+    model.resize_token_embeddings(2048)
+    inputs = dict.fromkeys(("input_ids", "labels"), torch.randint(1, 2048, (4, 64)))
+    expected = loss_and_grads(model, **inputs)
+    compiled = torch.compile(use(model, chunk=16), backend="aot_eager", fullgraph=fullgraph)
+    output, grads = loss_and_grads(compiled, **inputs)
     assert_same((output, {name.removeprefix("_orig_mod."): grad for name, grad in grads.items()}), expected)
     # Outputs of a whole graph are values; otherwise the graph breaks at the head.
     assert isinstance(output.logits, DeferredLogits) != fullgraph
-    assert fullgraph or output.logits.values is None
+    logits = inputs["labels"].numel() * 2048 * 4
+    allocated = largest_allocation(lambda: compiled(**inputs).loss.backward())
+    assert (allocated >= logits) if fullgraph else (allocated <= logits / 4)
 
 
 def test_saved_weights_load_into_a_model_without_the_loss(llama, tmp_path):

@@ -65,6 +65,7 @@ class CausalLMLoss:
             if logits.values is None:
                 return logits.loss(target, **options)
             logits = logits.values
+        options.pop("chunk", None)  # of the fused form alone
         return cross_entropy(logits, target, **options)
 
     @torch.compiler.disable

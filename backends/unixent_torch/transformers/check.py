@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unixent.errors import OptionError
+from unixent.errors import OptionError, UnixentError
 from unixent_torch.transformers.causal_loss import CausalLMLoss
 from unixent_torch.transformers.deferred import DeferredLogits
 
@@ -96,6 +96,8 @@ def _few_tokens(model: Any) -> dict[str, Tensor]:
 def _loss_of(model: Any, inputs: Mapping[str, Tensor], name: str) -> float:
     try:
         return float(model(**inputs).loss)
+    except UnixentError:
+        raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise OptionError(f"check: expected {name} to run on {sorted(inputs)}; got {reason}: pass inputs") from error

@@ -104,8 +104,9 @@ class DeferredLogits(Tensor):
         return loss
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
-        """As of a tensor. That of FSDP2 only waits for the backward to come, which it does by the loss as well."""
-        if self.values is not None or not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp."):
+        """As of a tensor. That of FSDP only waits for the backward to come, which it does by the loss as well."""
+        owner = getattr(getattr(hook, "func", hook), "__module__", "")
+        if self.values is not None or not owner.startswith("torch.distributed.fsdp."):
             return self.read("register_hook").register_hook(hook)
         self.log.hooks.append(hook)
         return None

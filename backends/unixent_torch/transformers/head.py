@@ -91,7 +91,10 @@ class Head(NamedTuple):
         if not any(weight.is_meta or weight.untyped_storage().size() == 0 for weight in weights):
             yield
         elif self.unit is None:
-            raise BackendError("logits: the head's weight was offloaded or sharded again before they were read")
+            raise BackendError(
+                "fused: expected a head whose weight is whole until its loss; "
+                "got one that was offloaded or sharded again: use fused=False"
+            )
         else:
             self.unit.unshard()  # type: ignore[operator]
             try:

@@ -12,6 +12,7 @@ from unixent.errors import OptionError
 from unixent_torch.transformers.causal_loss import CausalLMLoss
 from unixent_torch.transformers.check import check_model
 from unixent_torch.transformers.deferred import DeferredLinear
+from unixent_torch.transformers.head import is_fsdp_unit
 
 
 def use(
@@ -62,8 +63,15 @@ def use(
     restore(causal)
     linears = _linears_of(causal.get_output_embeddings())
     if fused and not linears:
-        head = type(causal.get_output_embeddings()).__name__
-        raise OptionError(f"fused: expected a model whose head is a torch.nn.Linear; got {head}: use fused=False")
+        head = causal.get_output_embeddings()
+        advice = (
+            "call use before fully_shard" if isinstance(head, nn.Module) and is_fsdp_unit(head) else "use fused=False"
+        )
+        raise OptionError(
+            f"fused: expected a model whose head is a torch.nn.Linear; got {type(head).__name__}: {advice}"
+        )
+    if not fused and "chunk" in options:
+        raise OptionError("chunk: expected fused=True: the loss of logits takes them as they are")
     defer = partial(_set_class, linears if fused else [], DeferredLinear)
     if check:
         undo = partial(restore, causal)
