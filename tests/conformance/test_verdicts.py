@@ -139,3 +139,14 @@ def test_every_refusal_of_a_small_implementation_is_named() -> None:
     assert report.ok
     assert report.counts[report.cases[0].verdict] > 0
     assert all(r.detail for r in report.cases if r.verdict.value == "refuses")
+
+
+def test_answers_that_should_be_one_are_told_apart_by_what_was_asked() -> None:
+    def value_and_grad(logits: Any, target: Any, **options: Any) -> Any:
+        loss, grad = unixent.value_and_grad(logits, target, **options)
+        return loss * (1.001 if target.dtype.kind == "f" else 1), grad
+
+    result = judge(replace(plain, value_and_grad=value_and_grad), "invariances/one-hot/plain/float32")
+    assert result.verdict.value == "silently wrong"
+    for words in ("loss at", " of class indices and ", " of their one-hot rows, more than ", "times the bound"):
+        assert words in result.detail

@@ -76,7 +76,8 @@ def permutation(subject: Subject, call: Call) -> Finding | None:
     """The losses of permuted positions are the permuted losses."""
     order = np.random.default_rng(0).permutation(len(call.logits))
     answer = tuple(part[order] for part in subject.gradients(call))
-    return _agree(call, answer, subject.gradients(_rows(call, order)), order)
+    words = ("in the order of the permuted positions", "of the permuted positions")
+    return _agree(call, answer, subject.gradients(_rows(call, order)), words, order)
 
 
 def shift(subject: Subject, call: Call) -> Finding | None:
@@ -84,13 +85,14 @@ def shift(subject: Subject, call: Call) -> Finding | None:
     grid = (np.round(call.logits.astype(np.float64) * 4) / 4).clip(-8, 8)
     near = replace(call, logits=grid.astype(call.logits.dtype))
     far = replace(call, logits=(grid + 16).astype(call.logits.dtype))
-    return _agree(near, subject.gradients(near), subject.gradients(far))
+    return _agree(near, subject.gradients(near), subject.gradients(far), ("of the logits", "of the logits + 16"))
 
 
 def one_hot(subject: Subject, call: Call) -> Finding | None:
     """A class index is the distribution that is 1 there; only the denominator of a mean may differ."""
     hot = (np.arange(call.logits.shape[-1]) == call.target[..., None]).astype(call.logits.dtype)
-    return _agree(call, subject.gradients(call), subject.gradients(replace(call, target=hot)))
+    words = ("of class indices", "of their one-hot rows")
+    return _agree(call, subject.gradients(call), subject.gradients(replace(call, target=hot)), words)
 
 
 def determinism(subject: Subject, call: Call) -> Finding | None:
@@ -168,9 +170,13 @@ def _rows(call: Call, rows: slice | Array) -> Call:
 
 
 def _agree(
-    call: Call, answer: tuple[Array, ...], other_answer: tuple[Array, ...], order: Any = slice(None)
+    call: Call,
+    answer: tuple[Array, ...],
+    other_answer: tuple[Array, ...],
+    words: tuple[str, str],
+    order: Any = slice(None),
 ) -> Finding | None:
-    """Two answers to what is mathematically one question: no further apart than twice the bound."""
+    """Two answers to what is mathematically one question, in these words: no further apart than twice the bound."""
     parts = expected(call, "logits gradient")
     for name, part, one, other in zip(NAMES, parts, answer, other_answer, strict=True):
         apart = abs(one.astype(np.longdouble) - other.astype(np.longdouble))
@@ -178,7 +184,9 @@ def _agree(
         if not bool((apart <= allowed).all()):
             units = apart / allowed
             index = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
-            return Finding(f"{name} at {index}: {float(one[index])!r} and {float(other[index])!r}", float(units[index]))
+            both = " and ".join(f"{float(a[index])!r} {text}" for a, text in zip((one, other), words, strict=True))
+            most = f"more than {float(allowed[index]):.3g} apart ({units[index]:.3g} times the bound)"
+            return Finding(f"{name} at {index}: got {both}, {most}", float(units[index]))
     return None
 
 
