@@ -168,7 +168,7 @@ def solve(along: Along, x: Array) -> Solved:
     exps, gaps = xp.exp(rest - shift), along.beside(pivot_logit) - x
     sum_rest, gap_sum = along.total(along.sum(exps), along.sum(product(xp, exps, gaps)))
     stats = row_stats(xp, shift, pivot_logit, sum_rest)
-    scalars = RowScalars(pivot, pivot_logit, shift, gap_sum * stats.exp_scale, stats)
+    scalars = RowScalars(pivot, pivot_logit, shift, product(xp, stats.exp_scale, gap_sum), stats)
     return Solved(x, scalars, is_pivot, gaps, exps * along.beside(stats.exp_scale))
 
 

@@ -4,7 +4,8 @@
 
 with a_k = (1 - s) w_k q_k (over Q where the tail renormalizes) and b = (1 - s) max(0, 1 - Q) for a bucket. The
 statistics are those of `unixent.row_statistics`: selected_log_prob, rest_log_prob and the regularizer, which has
-smoothing and z-loss. The loss is linear in them, so their upstream gradients are known before they are.
+smoothing and z-loss. The loss is linear in them, so their upstream gradients are known before they are. A row of which
+nothing can be known is NaN also where its teacher says nothing: logsumexp tells, where there is no regularizer.
 
 1 - Q is formed as (1 - q_j) - sum_{k != j} q_k with the largest q_j: from logarithms 1 - q_j = -expm1(log q_j), which
 keeps what a confident teacher has left.
@@ -33,27 +34,34 @@ class Shares(NamedTuple):
 def outputs_of(teacher: Teacher, has_regularizer: bool) -> tuple[str, ...]:
     """The statistics that a loss is made of."""
     rest = ("rest_log_prob",) if teacher.tail == "bucket" else ()
-    return ("selected_log_prob", *rest, *(("regularizer",) if has_regularizer else ()))
+    return ("selected_log_prob", *rest, "regularizer" if has_regularizer else "logsumexp")
 
 
 def shares_of(along: Along, teacher: Teacher, values: Array, padding: Array) -> Shares:
     """The shares from probabilities or their logarithms, in the accumulation dtype, with 0 at the padding."""
     xp = along.xp
     values = xp.where(padding, -math.inf if teacher.is_log else 0, values)
-    if teacher.tail == "renormalize":
-        if teacher.is_log:
+    if teacher.is_log:
+        if teacher.tail == "renormalize":
             top = along.constant(along.max(values))
-            values = xp.exp(values - xp.where(top == -math.inf, 0, top))
+            values = values - xp.where(top == -math.inf, 0, top)
+        # What has no share has no derivative either, infinite losses or not.
+        values = xp.where(xp.exp(values) == 0, -math.inf, values)
+    if teacher.tail == "renormalize":
+        values = xp.exp(values) if teacher.is_log else values
         total = along.sum(values)
         is_empty = total == 0
         total = xp.where(is_empty, 1, total)
-        return Shares(xp.where(is_empty, 0, values / total), total, None)
+        return Shares(xp.where((values == 0) if teacher.is_log else is_empty, 0, values / total), total, None)
     q = xp.exp(values) if teacher.is_log else values
     if teacher.tail == "drop":
         return Shares(q, None, None)
     top = along.argmax(values)
     largest = along.take(values, top)
-    one_minus_largest = 0 - xp.expm1(largest) if teacher.is_log else 1 - largest
+    one_minus_largest = 1 - (xp.exp(largest) if teacher.is_log else largest)
+    if teacher.is_log:  # only where it is more exact, since its derivative is formed as 1 + expm1
+        is_near = largest > -0.7
+        one_minus_largest = xp.where(is_near, 0 - xp.expm1(xp.where(is_near, largest, 0)), one_minus_largest)
     rest = one_minus_largest - along.sum(xp.where(along.classes(q) == top, 0, q))
     return Shares(q, None, xp.where(rest <= 0, 0, rest))
 
@@ -68,10 +76,14 @@ def losses(along: Along, shares: Shares, factor: Array, rest_factor: float, stat
         rest_factor: 1 - s.
         stats: the statistics of `outputs_of`, P + (K,) and P + (1,).
     """
-    loss = along.sum(along.product(factor * shares.q, 0 - stats["selected_log_prob"]))
+    xp, terms = along.xp, along.product(factor, 0 - stats["selected_log_prob"])
+    loss = along.sum(along.product(shares.q, terms))
     if shares.rest is not None:
         loss = loss + along.product(rest_factor * shares.rest, 0 - stats["rest_log_prob"])
-    return loss + stats["regularizer"] if "regularizer" in stats else loss
+    if "regularizer" in stats:
+        return loss + stats["regularizer"]
+    # A product, whose derivative is NaN as well.
+    return loss * xp.where(xp.isnan(stats["logsumexp"]), math.nan, xp.ones_like(loss))
 
 
 def upstream(
@@ -109,8 +121,8 @@ def values_gradient(
         )  # of its dtype, which a number need not have
         left = along.product(scale * has_rest * rest_factor, 0 - stats["rest_log_prob"])
         grad = grad - left
-    if teacher.is_log:
-        grad = along.product(shares.q, grad)
+    if teacher.is_log:  # 0 where q_k is, infinite losses of two classes or not
+        grad = xp.where(shares.q == 0, 0, along.product(shares.q, grad))
     return xp.where(padding, 0, grad)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unixent_hostile.drawing import draw
+from unixent_hostile.drawing import OUTPUTS, TAILS, draw
 from unixent_hostile.frameworks import FRAMEWORKS, Framework
 from unixent_hostile.sweep import sweep
 
@@ -46,7 +46,10 @@ def test_most_calls_are_right_and_every_form_layout_and_mistake_is_drawn() -> No
     assert {each.form for each in drawn} == {
         *("cross_entropy", "value_and_grad", "loss_terms", "module", "terms_module"),
         *("linear_cross_entropy", "linear_value_and_grad"),
+        *("position_stats", "position_stats_and_grad", "linear_position_stats", "linear_position_stats_and_grad"),
     }
+    assert {each.call.tail for each in drawn} == {"", *TAILS}
+    assert {name for each in drawn for name in each.outputs} == set(OUTPUTS)
     arrays = [array for each in drawn for array in each.arrays.values() if array.size > 1]
     assert any(0 in array.strides for array in arrays)
     assert any(min(array.strides) < 0 for array in arrays)

@@ -162,6 +162,8 @@ def safe_selection(spec: LossSpec, ids: Array, dtype: Any) -> tuple[Array, Array
     """Class indices in [0, C), and for each 1, 0 where it is ``ignore_index``, or NaN where it is no class."""
     ignored, limits = spec.ignore_index, jnp.iinfo(ids.dtype)
     padding = ids == jnp.asarray(ignored, ids.dtype) if limits.min <= ignored <= limits.max else False
-    outside = (ids < 0) | (ids >= spec.kernel.num_classes)
+    outside = ids < 0
+    if spec.kernel.num_classes <= limits.max:  # which its dtype may not hold
+        outside = outside | (ids >= spec.kernel.num_classes)
     weight = jnp.where(padding, 0, jnp.where(outside, math.nan, 1)).astype(dtype)
     return jnp.where(outside, 0, ids).astype(jnp.int32), weight

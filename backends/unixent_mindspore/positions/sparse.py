@@ -74,7 +74,7 @@ def _curvature(
     changes = row_statistics.tangents(along, rows, outputs, classes, moved)
     upstream = sparse_targets.upstream(shares, factor, kept, one, outputs)
     values_grad = of_values(row_statistics.values(along, rows, outputs, classes, 0))
-    change = sum(along.sum(product(np, upstream[name], changes[name])) for name in outputs)
+    change = sum(along.sum(product(np, grad, changes[name])) for name, grad in upstream.items())
     change = change + along.sum(product(np, b, values_grad))
     values_hvp = of_values(changes) + np.where(padding, 0, _second(along, teacher, shares, b, values_grad))
     of_shares = sparse_targets.upstream(_moved(along, teacher, shares, b), factor, kept, one, ())

@@ -1,5 +1,10 @@
 /* One thread's share of a call for statistics of positions: rows solved, their outputs and their gradient written. */
 
+/* D of `put_gradient`. A gap beyond every number is of a class of probability 0. */
+static inline double OF(gap_mean)(const OF(Solved) *r) {
+    return r->stats.exp_scale == 0 ? 0 : r->gaps * r->stats.exp_scale;
+}
+
 /* Writes what is asked for of position p. active: 0 where it does not count; known: 0 where nothing can be known. */
 static void OF(put)(const OF(Task) *w, const char *row, int64_t p, int active, int known, const OF(Solved) *r) {
     const Statistics *asked = w->asked;
@@ -9,7 +14,7 @@ static void OF(put)(const OF(Task) *w, const char *row, int64_t p, int active, i
 #define FLOATING(value) (T)(!active ? 0 : known ? (value) : NAN)
 #define PUT(name, value) if (asked->name) ((T *)asked->name)[p] = FLOATING(value)
     PUT(log_prob, 0 - OF(nll)(r, target, OF(logit)(w, row, target)));
-    PUT(entropy, s->nll + r->gaps * s->exp_scale);
+    PUT(entropy, s->nll + OF(gap_mean)(r));
     PUT(logsumexp, s->logsumexp);
     PUT(log_sum_sq, log1p(r->squares * ratio * ratio) - 2 * s->nll);
     PUT(max_prob, s->p);
@@ -84,7 +89,7 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
     const OF(Stats) *s = &r->stats;
     double entropy_grad = OF(upstream)(asked->entropy_grad, p), log_prob_grad = OF(upstream)(asked->log_prob_grad, p);
     double regularizer_grad = OF(upstream)(asked->regularizer_grad, p), rest_grad = OF(upstream)(asked->rest_grad, p);
-    double lse_grad = OF(upstream)(asked->logsumexp_grad, p), of_pivot = 0, gap_mean = r->gaps * s->exp_scale;
+    double lse_grad = OF(upstream)(asked->logsumexp_grad, p), of_pivot = 0, gap_mean = OF(gap_mean)(r);
     int64_t target = asked->log_prob_grad ? call->index[p] : -1, selected = asked->selected_grad ? asked->num_selected : 0;
     const T *smoothing = asked->regularizer_grad ? asked->smoothing : NULL;
     if (target == r->pivot) of_pivot = log_prob_grad; else lse_grad -= log_prob_grad;
@@ -117,7 +122,7 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
     const VECTOR m = none + (T)shift, level = none + s->pivot_logit;
     const int64_t size = w->step;
     T *cap = call->softcap ? w->softcap_grad : NULL;
-    const int on_row = w->stored == w->row;
+    const int on_row = w->stored == w->row, has_gaps = b != 0; /* a gap may be infinite */
     for (int64_t start = 0, next = 0; start < call->num_classes; start += CHUNK) {
         int64_t n = call->num_classes - start < CHUNK ? call->num_classes - start : CHUNK, whole = OF(whole)(n);
         int is_stored = w->stored && active && known, in_place = w->direct_grad && (is_stored ? !on_row : whole == n);
@@ -134,7 +139,7 @@ static void OF(put_gradient)(OF(Task) *w, const char *row, char *out, int64_t st
             const char *ahead = row + (start + CHUNK) * size;
             for (int64_t i = first; i < next; i++) w->inside_logits[i] = x[w->inside[i] - start];
             for (int64_t i = 0; i < whole; i += LANES) {
-                VECTOR v = OF(load)(x + i), e = OF(exp)(v - m), g = e * (a + b * (level - v));
+                VECTOR v = OF(load)(x + i), e = OF(exp)(v - m), g = e * (has_gaps ? a + b * (level - v) : none + a);
                 __builtin_prefetch(ahead + i * size);
                 g = (VECTOR)((OF(Bits))g & (OF(Bits))(e != 0));
                 if (coefs) g -= of_smoothing * OF(load)(coefs + i);

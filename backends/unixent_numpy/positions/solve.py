@@ -47,10 +47,11 @@ def solve_stats(
     upstream = {name: array for name, array in grad_output._asdict().items() if array is not None}
     stats, grads = columns_and_grads(problem, upstream, wrt, row_pass)
     dtype: Any = bfloat16() if problem.call.result_dtype == "bfloat16" else np.dtype(problem.call.result_dtype)
-    rounded = {
-        name: column if name in INDICES or name == "correct" else column.astype(dtype, copy=False)
-        for name, column in stats.items()
-    }
+    with np.errstate(all="ignore"):
+        rounded = {
+            name: column if name in INDICES or name == "correct" else column.astype(dtype, copy=False)
+            for name, column in stats.items()
+        }
     return PositionStats(**rounded), grads
 
 

@@ -64,7 +64,7 @@ def _stats(x: Tensor, columns: Columns, spec: StatsSpec) -> dict[str, Tensor]:
         parts.append(row_stats(piece.reshape(stop - start, -1), flat.rows(slice(start, stop)), spec, along))
         start = stop
     joined = {name: torch.cat([part[name] for part in parts]) for name in spec.outputs}
-    return {name: each.view(*positions, *each.shape[1:]) for name, each in joined.items()}
+    return {name: each.view((*positions, *each.shape[1:])) for name, each in joined.items()}
 
 
 def _gradient(x: Tensor, upstream: dict[str, Tensor], columns: Columns, spec: StatsSpec, out: Tensor | None) -> Tensor:

@@ -46,7 +46,8 @@ def linear_stats(
             known = None if kept is None else kept[:, rows]
             parts.append(row_statistics(block, flat.rows(rows), spec, here, block, keep, known))
         if not parts:
-            parts.append(RowResults(row_stats(whole_logits(operands, chunked), columns, spec), None, None))
+            none = whole_logits(operands, chunked).reshape(0, len(operands.classifier))
+            parts.append(RowResults(row_stats(none, flat, spec), None, None))
         grads = work.gradients()
         if shard is not None and "hidden" in wrt:
             by_name = dict(zip(wrt, grads, strict=True))
@@ -54,7 +55,7 @@ def linear_stats(
     joined = {name: torch.cat([part.outputs[name] for part in parts]) for name in spec.outputs}
     of_rows = [part.kept for part in parts if part.kept is not None]
     kept = torch.cat(of_rows, 1) if of_rows else None
-    return {name: each.view(*positions, *each.shape[1:]) for name, each in joined.items()}, grads, kept
+    return {name: each.view((*positions, *each.shape[1:])) for name, each in joined.items()}, grads, kept
 
 
 class LinearStatistics(Function):

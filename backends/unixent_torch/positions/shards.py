@@ -64,5 +64,5 @@ def row_statistics(
             here = {name: each[rows] for name, each in above.items()}
             grad.view(count, num_local_classes)[rows] = gradient_of(solved, given, inactive, here, of_rows, spec, along)
     joined = {name: torch.cat([part[name] for part in parts]) for name in spec.outputs}
-    outputs = {name: each.view(*positions, *each.shape[1:]) for name, each in joined.items()}
+    outputs = {name: each.view((*positions, *each.shape[1:])) for name, each in joined.items()}
     return RowResults(outputs, grad, torch.cat(scalars, 1) if kept is None else None)

@@ -197,8 +197,15 @@ def _rest(rows: Rows, index: Array, padding: Array) -> tuple[Array, Array]:
     n = np.broadcast_to(np.arange(len(index))[:, None], index.shape)
     selected[n[~padding], index[~padding]] = True
     selected[selected[:, : rows.classes].all(axis=1)] = False  # no class is left, and so there is no bucket
-    e = np.exp(-rows.gap)
-    inside, outside = (np.where(side, e, 0).sum(axis=1) for side in (selected, ~selected))
-    odds = inside / outside
-    share = e / np.where(outside == 0, 1, outside)[:, None]
-    return np.log1p(odds), np.where(selected, rows.p, -share * (inside / (inside + outside))[:, None])
+    # Each side relative to its own largest logit: one may be too far below the other for an exponential.
+    nearest = [np.where(side, rows.gap, np.inf).min(axis=1) for side in (selected, ~selected)]
+    exponentials = [
+        np.where(side & np.isfinite(rows.gap), np.exp(np.where(np.isfinite(near), near, 0)[:, None] - rows.gap), 0)
+        for side, near in zip((selected, ~selected), nearest, strict=True)
+    ]
+    inside, outside = (each.sum(axis=1) for each in exponentials)
+    distance, ratio = nearest[1] - nearest[0], inside / outside
+    odds = ratio * np.exp(distance)
+    loss = np.where(distance > 1000, distance + np.log(ratio), np.log1p(odds))
+    share = exponentials[1] / np.where(outside == 0, 1, outside)[:, None]
+    return loss, np.where(selected, rows.p, -share / (1 + 1 / odds)[:, None])

@@ -40,10 +40,11 @@ class Statistic:
     gradient_magnitude: Array | None = None
 
 
-def statistic(rows: Rows, call: Call) -> Statistic:
-    """The statistic that a call asks for, of its positions as they have been solved."""
+def statistic(rows: Rows, call: Call, sizes: Array | None = None) -> Statistic:
+    """The statistic that a call asks for, of its positions as they have been solved; its sensitivity to ``sizes``,
+    (N, C), in the place of |x'_c|."""
     with np.errstate(all="ignore"):
-        solved = _Solved(rows, call)
+        solved = _Solved(rows, call, sizes)
         value, magnitude, sensitivity = getattr(solved, call.statistic)()
         columns = (solved.settled(value), solved.settled(magnitude), solved.settled(sensitivity))
         gradient = getattr(solved, f"{call.statistic}_gradient", None)
@@ -63,12 +64,12 @@ def second_derivative(rows: Rows, call: Call, moved: Array) -> tuple[Array, Arra
 
 
 class _Solved:
-    def __init__(self, rows: Rows, call: Call) -> None:
+    def __init__(self, rows: Rows, call: Call, sizes: Array | None = None) -> None:
         self.rows, self.call = rows, call
         self.exists = np.arange(rows.logits.shape[1]) < rows.classes
         self.n = np.arange(len(rows.logits))
         self.pivot = np.argmax(np.where(self.exists, rows.logits, -np.inf), axis=1)
-        self.sizes = np.where(np.isfinite(rows.logits), abs(rows.logits), 0)
+        self.sizes = np.where(np.isfinite(rows.logits), abs(rows.logits), 0) if sizes is None else sizes
         self.mean_size = (rows.p * self.sizes).sum(axis=1)
         self.undefined = rows.nan_rows | np.isnan(rows.lse_minus_shift)
         self.form = "bool" if call.statistic == "correct" else "int" if call.statistic in INDICES else "float"

@@ -40,6 +40,7 @@ from unixent_conformance.tolerance.formats import Estimate, times
 class LogitError:
     """How far the roundings of the logits move what is made of them."""
 
+    eps: Array  # eps_c of x', (N, C)
     nll: Array  # M_c, (N, C)
     lse: Array  # M, (N, 1)
     p: Array  # Q_c, (N, C)
@@ -78,7 +79,7 @@ def logit_error(s: Solution, linear: Linear) -> LogitError:
         moved = p * np.expm1(eps)
         nll = np.exp(2 * largest) * (np.exp(eps) * sum_of_rest(moved) + np.expm1(eps) * one_minus_p)
         lse = np.exp(2 * largest) * moved.sum(axis=1, keepdims=True)
-        return LogitError(nll, lse, p * np.expm1(nll), np.expm1(2 * ratio), largest)
+        return LogitError(eps, nll, lse, p * np.expm1(nll), np.expm1(2 * ratio), largest)
 
 
 def gamma(terms: int, u: float) -> float:

@@ -143,7 +143,8 @@ def of_linear(s: Solution, linear: Linear) -> dict[str, Estimate]:
 def linear_relative(s: Solution, linear: Linear) -> Array:
     """What a logit's own roundings are, and those of the sums over features, classes and positions that follow."""
     sums = sum(linear.hidden.shape) + len(linear.classifier)
-    largest = linear.magnitude.max(initial=0, where=np.isfinite(linear.magnitude))
+    scale, _, _ = bounds.transform(s)
+    largest = scale * linear.magnitude.max(initial=0, where=np.isfinite(linear.magnitude))
     return np.asarray(_relative(s) + bounds.units_of(s)[0] * sums * (ROOM + largest))
 
 

@@ -5,6 +5,7 @@
 * entropy is a sum of terms p_c L_c of one sign; p_c has the error of an entry of a gradient, L_c that of a loss, the
   sum u log2 C. Together (24 + 2 (m - x_c) + 5 log2 C) u relative to each term. Its gradient p_c (L_c - H) likewise,
   relative to p_c times the sum of the magnitudes, and at the maximum to p_k sum p_c (m - x_c), which is L_k - H itself.
+  Where each x' has a rounding of its own, up to E, these differences move by it: 2 p_c (1 + |L_c - H|) E.
 * log_sum_sq = log1p(Q) - 2 L_k, Q = sum of (p_c / p_k)^2: 2 L_k has the error of a loss; a term of Q twice that of
   an exponential, (4 + 4 (m - x_c)) u, and log1p(Q) moves by dQ / (1 + Q) and 2 u of itself.
 * logsumexp is |m| + log S, each rounded once or twice, with what is absolute in log S: see `bounds`.
@@ -23,6 +24,7 @@ from unixent_conformance.oracle import Linear, Solution
 from unixent_conformance.oracle.statistics import INDICES, Statistic, statistic
 from unixent_conformance.tolerance import bounds, second
 from unixent_conformance.tolerance.formats import Estimate, log2, times
+from unixent_conformance.tolerance.linear import logit_error
 
 
 def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
@@ -43,9 +45,22 @@ def estimates(s: Solution, wrt: tuple[str, ...]) -> dict[str, Estimate]:
                 factor = factor + roundings * (1 + 2 * farthest) + 4 * s.rows.cap_ratio
             u, tiny = bounds.units_of(s)
             bound = times(exact.gradient_magnitude, factor * u)
+            bound = bound + _moved(s, roundings * u * farthest if roundings else 0)
             floor = np.where(exact.gradient == 0, 0, tiny * (1 + s.rows.classes))
             named["logits"] = Estimate(s.rows.to_shape(exact.gradient), s.rows.to_shape(bound + floor))
     return named
+
+
+def _moved(s: Solution, largest: Array | float) -> Array:
+    """How far a gradient of entropy is moved where the logits x' are, by at most ``largest`` each."""
+    rows = s.rows
+    if s.call.statistic != "entropy":
+        return np.zeros_like(rows.p)
+    upstream = np.asarray(1.0 if s.call.grad_output is None else s.call.grad_output).astype(np.longdouble)
+    upstream = np.broadcast_to(upstream, rows.positions).reshape(-1, 1)
+    entropy = times(rows.p, rows.nll).sum(axis=1, keepdims=True)
+    size = times(rows.p, 1 + abs(np.where(rows.p == 0, 0, rows.nll) - entropy))
+    return np.asarray(2 * abs(upstream) * rows.transform_grad * rows.settled(size) * largest)
 
 
 def _linear_gradients(s: Solution, linear: Linear, wrt: tuple[str, ...]) -> dict[str, Estimate]:
@@ -53,6 +68,7 @@ def _linear_gradients(s: Solution, linear: Linear, wrt: tuple[str, ...]) -> dict
     with np.errstate(all="ignore"):
         value, size = map(s.gradient_rows, second.first(s))
         bound = abs(size * second.linear_relative(s, linear)) + bounds.units_of(s)[1]
+        bound = bound + _moved(s, logit_error(s, linear).largest)
         of_rows = linear.absolute()
         return {name: Estimate(s.through(linear, value, name), s.through(of_rows, bound, name)) for name in wrt}
 
@@ -69,5 +85,9 @@ def _bound(s: Solution, exact: Statistic) -> Array:
         if name == "logsumexp":
             bound = bound + bounds.lse_rounding(s)
         bound = bound + bounds.transform_roundings(s) * u * exact.sensitivity
+        if s.linear is not None:
+            error = logit_error(s, s.linear)
+            moved = statistic(rows, s.call, error.eps).sensitivity
+            bound = bound * error.room.reshape(-1, *(1,) * (bound.ndim - 1)) + 2 * moved
         bound = np.where(exact.magnitude == 0, 0, bound)
         return np.where(np.isfinite(exact.value), bound, 0)

@@ -13,6 +13,7 @@ def features(drawn: Drawn) -> str:
     call = drawn.call
     names = [drawn.form if drawn.compiled else "linear" if drawn.linear else "logits"]
     names += ["compiled"] if drawn.compiled else []
+    names += [call.tail] if call.tail else list(drawn.outputs)
     names += [drawn.family, *sorted(set(call.options) - {"axis", "validate", "dtype", "on_empty"})]
     return " ".join(names)
 

@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+import unixent
 from unixent import LossOptions
 from unixent_conformance.model import Call
 from unixent_conformance.oracle.solution import ROW_OPTIONS
@@ -24,6 +25,12 @@ HAS_NUM_CLASSES = "num_classes" in ROW_OPTIONS and "num_classes" in {each.name f
 
 LOGITS_FORMS = ("cross_entropy", "value_and_grad", "autograd", "loss_terms", "module", "terms_module", "native_module")
 LINEAR_FORMS = ("linear_cross_entropy", "linear_value_and_grad", "linear_autograd")
+STATS_FORMS = ("position_stats", "position_stats_and_grad", "position_stats_autograd")
+LINEAR_STATS_FORMS = tuple(f"linear_{form}" for form in STATS_FORMS)
+GRADED = ("log_prob", "entropy", "logsumexp", "selected_log_prob")
+OUTPUTS = tuple(name for name in unixent.PositionStats._fields if name != "loss")
+RANKED = {"prediction", "correct", "rank", "top_index"}
+TAILS = ("drop", "renormalize", "bucket")
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Drawn:
     @property
     def linear(self) -> bool:
         return self.form.startswith("linear")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The statistics asked for, in the order of their fields; none in a call of a loss."""
+        return tuple(name for name in OUTPUTS if name in self.extra.get("outputs", ()))
 
 
 def weighted(r: Random, table: Mapping[Any, float]) -> Any:
@@ -137,15 +149,26 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
             "linear_cross_entropy": 7,
             "linear_value_and_grad": 9,
             "linear_autograd": 4 if traits.autodiff else 0,
+            "position_stats": 9,
+            "position_stats_and_grad": 6,
+            "position_stats_autograd": 4 if traits.autodiff else 0,
+            "linear_position_stats": 4,
+            "linear_position_stats_and_grad": 3,
+            "linear_position_stats_autograd": 2 if traits.autodiff else 0,
         },
     )
+    is_stats, with_grads = "stats" in form, form.endswith(("_and_grad", "autograd"))
     linear = form.startswith("linear")
     positions = draw_positions(s)
     classes = draw_classes(s, positions)
     axis = len(positions) if linear else s.randint(0, len(positions))
     shape = (*positions[:axis], classes, *positions[axis:])
-    has_indices = s.random() < 0.72
-    options = draw_options(s, positions, classes, has_indices)
+    target_kind = "index" if is_stats else weighted(s, {"index": 62, "probability": 20, "sparse": 18})
+    has_indices = target_kind == "index"
+    options = draw_options(s, positions, classes, target_kind != "probability")
+    if is_stats:
+        for name in ("reduction", "on_empty", "normalizer", "label_smoothing", "z_loss"):
+            options.pop(name, None)
     if "terms" in form:
         for name in ("reduction", "on_empty", "normalizer"):
             options.pop(name, None)
@@ -172,12 +195,21 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
         arrays["logits"] = values.logits(r, rng, shape, axis, dtype, family)
         if existing < classes:
             arrays["logits"][(slice(None),) * axis + (slice(existing, None),)] = r.choice((np.nan, np.inf, 5.0, 1e4))
+    integers = {name: 35 if name == "int64" else 15 if name == "int32" else 8 for name in INTEGERS}
+
+    def draw_indices(shape: tuple[int, ...]) -> Array:
+        ignored, dtype = options.get("ignore_index", -100), weighted(s, integers)
+        return values.indices(r, rng, shape, existing, ignored, dtype, bad=r.random() < 0.05)
+
+    tail, log_probs = "", False
     if has_indices:
-        kinds = {name: 35 if name == "int64" else 15 if name == "int32" else 8 for name in INTEGERS}
-        ignored = options.get("ignore_index", -100)
-        arrays["target"] = values.indices(
-            r, rng, positions, existing, ignored, weighted(s, kinds), bad=r.random() < 0.05
-        )
+        arrays["target"] = draw_indices(positions)
+    elif target_kind == "sparse":
+        of_teacher = (*positions, s.randint(1, 6))
+        arrays["ids"] = draw_indices(of_teacher)
+        log_probs, tail = s.random() < 0.5, s.choice(TAILS)
+        given_dtype = dtype if s.random() < 0.5 else weighted(s, floats)
+        arrays["target"] = values.teacher(r, rng, of_teacher, given_dtype, log_probs)
     else:
         arrays["target"] = values.probabilities(r, rng, shape, axis, dtype if s.random() < 0.5 else weighted(s, floats))
         if existing < classes:
@@ -189,10 +221,29 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
         mask_shape = tuple(1 if ones and s.random() < 0.5 else size for size in positions)
         arrays["mask"] = values.mask(r, rng, mask_shape, s.choice(("bool", *INTEGERS, *floats)))
     differentiable = ["hidden", "classifier", *(["bias"] if "bias" in arrays else [])] if linear else ["logits"]
-    if not has_indices:
+    if target_kind != "index":
         differentiable.append("target")
     wrt: tuple[str, ...] = ()
-    if form.endswith(("value_and_grad", "autograd")):
+    outputs: tuple[str, ...] = ()
+    if is_stats:
+        named = GRADED if with_grads else OUTPUTS
+        outputs = tuple(s.sample(named, 1 if with_grads else s.randint(1, 5)))
+        if RANKED & set(outputs):  # rounding x' makes and unmakes ties
+            for name in ("softcap", "scale", "temperature"):
+                options.pop(name, None)
+            if family == "subnormal":  # which frameworks flush to 0
+                arrays["logits"] = np.sign(arrays["logits"])
+            for name in ("hidden", "classifier", "bias") if linear else ():
+                if name in arrays:
+                    arrays[name] = values.quarters(arrays[name])
+        options |= {"k": s.randint(1, existing)} if {"top_log_prob", "top_index"} & set(outputs) else {}
+        if "selected_log_prob" in outputs:
+            arrays["selected"] = draw_indices((*positions, s.randint(1, 4)))
+    if with_grads and is_stats:
+        wrt = tuple(differentiable)
+        above = arrays["selected"].shape if "selected" in arrays else positions
+        arrays["grad_output"] = values.upstream(rng, above, s.choice(("float32", "float64")))
+    elif with_grads:
         wrt = tuple(differentiable) if s.random() < 0.5 else tuple(s.sample(differentiable, 1))
         if s.random() < 0.6:
             above = positions if options.get("reduction", "mean") == "none" else ()
@@ -204,13 +255,17 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
             arrays[name] = laid_out(arrays[name], r)
         given[name] = "own" if "autograd" in form or s.random() < 0.85 else "numpy"
     compiled = s.random() < traits.compiled and not form.endswith("module")
+    if compiled and is_stats:  # MindSpore's compiler fails at NumPy arrays beside several results
+        given = dict.fromkeys(given, "own")
     if not compiled and "autograd" not in form and s.random() < 0.06:
         name = s.choice(sorted(set(arrays) - {"grad_output", "logits", "hidden"} - set(wrt)) or ["target"])
-        if name not in wrt and arrays[name].size and not (name == "target" and arrays[name].dtype == np.uint64):
+        if name not in wrt and arrays[name].size and arrays[name].dtype != np.uint64:
             given[name] = "list"
-            wide = np.int64 if name == "target" and has_indices else np.float64
+            wide = np.int64 if arrays[name].dtype.kind in "iu" and name not in ("weight", "mask") else np.float64
             arrays[name] = arrays[name].astype(wide if arrays[name].dtype != bool else bool)
-    extra = {"chunk": s.randint(1, 5)} if linear and s.random() < 0.3 else {}
+    extra: dict[str, Any] = {"chunk": s.randint(1, 5)} if linear and s.random() < 0.3 else {}
+    if outputs:
+        extra["outputs"] = outputs
     mask = arrays.get("mask")
     call = Call(
         logits=arrays.get("logits"),
@@ -222,7 +277,12 @@ def draw(seed: int, index: int, traits: Traits) -> Drawn:
         hidden=arrays.get("hidden"),
         classifier=arrays.get("classifier"),
         bias=arrays.get("bias"),
+        selected=arrays.get("selected"),
+        ids=arrays.get("ids"),
+        tail=tail,
+        log_probs=log_probs,
     )
-    mistake = draw_mistake(r, form, call) if r.random() < 0.12 and not compiled else None
+    may_be_wrong = not compiled and not is_stats
+    mistake = draw_mistake(r, form, call) if may_be_wrong and r.random() < 0.12 else None
     strict = s.random() < 0.1
     return Drawn(index, form, call, wrt, arrays, given, extra, mistake, compiled, strict, family)

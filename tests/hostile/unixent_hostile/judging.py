@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import unixent
-from unixent_conformance import oracle, tolerance
-from unixent_conformance.expected import Part
-from unixent_conformance.model import Call
-from unixent_conformance.tolerance import FORMATS
+from unixent import PositionStats, TopK
+from unixent_conformance import oracle
 from unixent_hostile.describing import describe, features
 from unixent_hostile.drawing import Drawn
+from unixent_hostile.due import (
+    asked,
+    beyond_the_dtype,
+    due_errors,
+    expected,
+    is_honest,
+    is_nothing,
+    without_undefined,
+)
 from unixent_hostile.frameworks import Framework
-from unixent_hostile.views import Array
 
-ARGUMENTS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "grad_output")
+ARGUMENTS = ("logits", "hidden", "classifier", "target", "bias", "weight", "mask", "selected", "ids", "grad_output")
 
 # Inputs up to this many elements are compared with a copy after the call.
 WATCHED = 256
@@ -88,21 +94,38 @@ class Judge:
         form, names = drawn.form, list(arrays)
         grad_output = arrays.get("grad_output")
         function, leading = self._function(drawn, options)
-        if form.endswith("value_and_grad"):
+        if form.endswith("and_grad") and (drawn.linear or not drawn.outputs):
             options.setdefault("wrt", drawn.wrt if len(drawn.wrt) > 1 else drawn.wrt[0])
         if self.framework.name != "numpy" and "module" not in form:
             options.setdefault("backend", self.framework.name)
         if form.endswith("autograd"):
             names = [name for name in names if name != "grad_output"]
+        call = drawn.call
+        teacher: dict[str, Any] = {"tail": call.tail}
+        values_name = "log_probs" if call.log_probs else "probs"
         if form.endswith("module"):
             normalizer = {"normalizer": options["normalizer"]} if "normalizer" in options else {}
-            return function(arrays["logits"], arrays["target"], arrays.get("mask"), **normalizer)
+            target = arrays["target"]
+            if call.tail:
+                target = TopK(arrays["ids"], **{values_name: target}, **teacher)
+            return function(arrays["logits"], target, arrays.get("mask"), **normalizer)
+        place = PositionStats._fields.index(drawn.outputs[0]) if drawn.outputs else 0
+        is_stats, is_autograd = bool(drawn.outputs), form.endswith("autograd")
 
+        # In the Python that MindSpore compiles.
         def of_arrays(*given: Any) -> Any:
             named = {}
+            target = given[leading - 1]
             for name, value in zip(names[leading:], given[leading:]):  # noqa: B905
-                named[name] = value  # noqa: PERF403
-            return function(*given[:leading], **named, **options)
+                if name == "ids":
+                    target = TopK(value, **{values_name: target}, **teacher)
+                elif name == "grad_output" and is_stats:
+                    named[name] = PositionStats(**{drawn.outputs[0]: value})
+                else:
+                    named[name] = value
+            first = given[: leading - 1] + (target,)  # noqa: RUF005
+            result = function(*first, **named, **options)
+            return result[place] if is_stats and is_autograd else result
 
         names.sort(key=ARGUMENTS.index)
         values = [arrays[name] for name in names]
@@ -139,12 +162,13 @@ class Judge:
             constructed["calculate_per_token_loss"] = form == "terms_module"
             return self.functions.CrossEntropyLoss(weight=weight, backend=self.framework.name, **constructed), 2
         if form.endswith("autograd"):
-            form = "linear_cross_entropy" if drawn.linear else "cross_entropy"
+            form = form.removesuffix("_autograd") if drawn.outputs else "cross_entropy"
+            form = f"linear_{form.removeprefix('linear_')}" if drawn.linear else form
         return getattr(self.functions, form), 3 if drawn.linear else 2
 
     def _compare(self, drawn: Drawn, answer: Any, watched: dict[str, bytes]) -> Outcome:
         compared = 0
-        got = list(_flat(answer))
+        got = [each for each in _flat(answer) if each is not None]
         solution = oracle.solve(asked(drawn.call))
         parts = expected(drawn, solution)
         if beyond_the_dtype(solution):
@@ -154,11 +178,14 @@ class Judge:
         for part, value in zip(parts, got, strict=True):
             array = self.framework.read(value)
             worst = part.compare(array)
+            if not worst.ok and part.name in ("gradient of logits", "gradient of bias") and drawn.outputs:
+                undefined = np.isnan(part.estimate.value) & is_nothing(solution, array, part.name)
+                worst = part.compare(np.where(undefined, np.nan, array).astype(array.dtype))
             if not worst.ok and part.name == "gradient of target":
-                worst = part.compare(without_undefined(array, solution))
+                worst = part.compare(without_undefined(array, solution, part.estimate.value))
             if np.isnan(worst.bound) and np.isfinite([worst.got, worst.expected]).all():
                 continue  # the error model has no bound for a fused form whose soft-cap is beyond the dtype
-            if not worst.ok and not _honest(part, worst, drawn.call):
+            if not worst.ok and not is_honest(part, worst, drawn.call, drawn.outputs):
                 where = f" at {worst.index}" if worst.index else ""
                 said = worst.reason or (
                     f"{part.name}{where}: got {worst.got!r}, expected {worst.expected!r} +- {worst.bound:.3g}"
@@ -177,89 +204,6 @@ def _flat(answer: Any) -> Iterator[Any]:
             yield from _flat(each)
     else:
         yield answer
-
-
-def asked(call: Call) -> Call:
-    """The call as the oracle is asked it: a soft-cap above the accumulation dtype's largest number is the identity, one
-    below its smallest normal number is that."""
-    softcap, form = call.options.get("softcap"), FORMATS[call.acc_dtype]
-    scale = call.options.get("scale", 1.0)
-    if softcap is None or form.smallest_normal <= softcap / scale <= form.largest:
-        return call
-    return replace(call, options={**call.options, "softcap": None if softcap > 1 else form.smallest_normal * scale})
-
-
-def beyond_the_dtype(solution: oracle.Solution) -> bool:
-    """Whether scale and temperature make a finite logit larger than the accumulation dtype's largest number."""
-    size = abs(solution.rows.logits)
-    return bool((np.isfinite(size) & (size > FORMATS[solution.acc_dtype].largest)).any())
-
-
-def expected(drawn: Drawn, solution: oracle.Solution) -> list[Part]:
-    """The oracle's answer, each array with its bound."""
-    call = drawn.call
-    if "terms" in drawn.form:
-        dtype = str(call.options.get("dtype") or call.acc_dtype)
-        return [Part(name, estimate, dtype) for name, estimate in tolerance.terms(solution).items()]
-    estimates = tolerance.estimates(solution, drawn.wrt)
-    gradients = [Part(f"gradient of {name}", estimates[name], drawn.arrays[name].dtype.name) for name in drawn.wrt]
-    return [Part("loss", estimates["loss"], call.result_dtype), *gradients]
-
-
-def without_undefined(array: Array, solution: oracle.Solution) -> Array:
-    """A gradient of the target with NaN where 0 is right as well: for a class of weight 0 in a row that is NaN, and for
-    an infinite loss that is multiplied by 0 upstream."""
-    rows, call = solution.rows, solution.call
-    above = np.broadcast_to(1 if call.grad_output is None else call.grad_output, rows.positions).reshape(-1, 1)
-    no_weight = rows.target_coef == 0
-    undefined = np.where(no_weight, rows.nan_rows[:, None], np.isinf(rows.nll) & (above == 0))
-    undefined = rows.to_shape(undefined & ~rows.inactive[:, None])
-    array = array.copy()
-    array[undefined.astype(bool) & (array == 0)] = np.nan
-    return array
-
-
-def overflows(call: Call) -> bool:
-    """Whether a position's own loss is beyond the accumulation dtype, whatever it is divided by later."""
-    rows = oracle.solve(call).rows
-    largest = FORMATS[call.acc_dtype].largest / 2
-    magnitudes = [rows.loss_magnitudes(), rows.nll, rows.lse**2 if rows.z_loss else rows.lse]
-    return any(((abs(each) > largest) & np.isfinite(each)).any() for each in magnitudes)
-
-
-def _honest(part: Part, worst: tolerance.Comparison, call: Call) -> bool:
-    """Whether a number may follow from one beyond its dtype: infinity, or NaN in what it multiplies."""
-    follows = np.isinf(worst.got) or (np.isnan(worst.got) and part.name.startswith("gradient"))
-    largest = min(FORMATS[part.dtype].largest, FORMATS[call.acc_dtype].largest)
-    beyond = abs(worst.expected) + np.nan_to_num(worst.bound) > largest
-    return bool(follows) and (bool(beyond) or overflows(call))
-
-
-def has_bad_index(call: Call) -> bool:
-    """Whether a target is neither a class nor ignored."""
-    if not call.has_indices:
-        return False
-    scores = call.classifier if call.linear else call.logits
-    classes = call.options.get("num_classes", scores.shape[0 if call.linear else call.options.get("axis", -1)])
-    ignored = np.asarray(call.target == call.options.get("ignore_index", -100))
-    return bool((~ignored & ((call.target < 0) | (call.target >= classes))).any())
-
-
-def due_errors(drawn: Drawn) -> tuple[str, ...]:
-    """The classes of the error that the values of a call are due; "" where a value is right as well."""
-    call = drawn.call
-    if drawn.compiled or call.options.get("validate") == "off":
-        return ("",)
-    if has_bad_index(call):
-        return ("TargetRangeError",)
-    if call.options.get("on_empty") != "raise" or call.reduction != "mean":
-        return ("",)
-    reduced = oracle.solve(call).reduced
-    if reduced.denominator != 0:
-        return ("",)
-    # Where the numerator is NaN that is right as well; under a derivative some frameworks cannot read the values.
-    unsure = np.isnan(reduced.numerator) or drawn.form.endswith("autograd")
-    return ("EmptyMeanError", "") if unsure else ("EmptyMeanError",)
 
 
 def _judge_error(drawn: Drawn, due: tuple[str, ...], error: unixent.UnixentError) -> Outcome:
