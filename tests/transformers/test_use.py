@@ -67,6 +67,7 @@ def test_logits_read_without_gradients_keep_those_of_the_loss(llama):
     with torch.no_grad():
         logits = model(TOKENS).logits
     assert not logits.requires_grad
+    assert not CausalLMLoss()(logits, TOKENS).requires_grad
     assert not logits.sum().requires_grad
 
 
@@ -231,6 +232,28 @@ def test_several_adapters_of_a_head_and_merged_ones_are_served(llama, loss_and_g
     merged = adapted.merge_and_unload()
     output = merged(**INPUTS)
     torch.testing.assert_close(output.loss, expected[0].loss, rtol=1e-5, atol=0)
+    assert output.logits.values is None
+
+
+def test_adapters_that_scale_the_logits_of_the_head_read_them(llama, loss_and_grads, assert_same):
+    torch.manual_seed(2)
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["lm_head"], use_dora=True)
+    adapted = get_peft_model(llama(), config).eval()
+    expected = loss_and_grads(adapted, **INPUTS)
+    with pytest.raises(unixent.OptionError, match="reads its logits before the loss"):
+        use(adapted)
+    assert_same(loss_and_grads(use(adapted, fused=False), **INPUTS), expected)
+    assert_same(loss_and_grads(use(adapted, check=False), **INPUTS), expected)
+
+
+def test_disabled_adapters_leave_the_head_alone(llama):
+    model = llama()
+    expected = model(**INPUTS).loss
+    config = LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "lm_head"])
+    adapted = use(get_peft_model(model, config))
+    with adapted.disable_adapter():
+        output = adapted(**INPUTS)
+    torch.testing.assert_close(output.loss, expected, rtol=1e-5, atol=0)
     assert output.logits.values is None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unixent.errors import OptionError, UnixentError
 from unixent_torch.transformers.causal_loss import CausalLMLoss
@@ -33,7 +34,7 @@ def check_model(
     restore: Callable[[], Any],
     inputs: Mapping[str, Tensor] | None,
     *,
-    fused: bool,
+    linears: Sequence[nn.Module],
     has_options: bool,
 ) -> None:
     """Raises OptionError, with the reason, where the model's own loss is not that of ``loss``. Leaves it as it was."""
@@ -48,12 +49,15 @@ def check_model(
             expected = _loss_of(model, inputs, name)
             model.loss_function = watched
             defer()
-            hook = _keep_outputs(model.get_output_embeddings(), head_outputs)
+            # Before other hooks see what the head's layers return.
+            keep = partial(_append, head_outputs)
+            hooks = [linear.register_forward_hook(keep, prepend=True) for linear in linears]
             try:
                 actual = _loss_of(model, inputs, name)
             finally:
                 restore()
-                hook()
+                for hook in hooks:
+                    hook.remove()
     finally:
         model.train(training)
     logs = [output.log for output in head_outputs if isinstance(output, DeferredLogits)]
@@ -67,7 +71,7 @@ def check_model(
         raise OptionError(f"options: expected none for {name}, which calls cross_entropy itself: pass compute_loss")
     if reader:
         raise OptionError(f"fused: {name} reads its logits before the loss{reader}: use fused=False")
-    if fused and not logs:
+    if linears and not logs:
         head = type(model.get_output_embeddings()).__name__
         raise OptionError(f"fused: expected a head that calls a torch.nn.Linear; {head} does not: use fused=False")
     dtype = model.get_input_embeddings().weight.dtype
@@ -76,12 +80,8 @@ def check_model(
         raise OptionError(f"model: the loss of {name} is another one: {expected:.7g}, and this loss {actual:.7g}")
 
 
-def _keep_outputs(head: Any, outputs: list[Tensor]) -> Callable[[], None]:
-    """Appends what the head returns, before other hooks see it. Returns what ends that."""
-    if head is None:
-        return lambda: None
-    handle = head.register_forward_hook(lambda module, args, output: outputs.append(output), prepend=True)
-    return lambda: handle.remove()
+def _append(outputs: list[Tensor], module: nn.Module, args: Any, output: Tensor) -> None:
+    outputs.append(output)
 
 
 def _few_tokens(model: Any) -> dict[str, Tensor]:

@@ -94,7 +94,7 @@ class DeferredLogits(Tensor):
     def loss(self, target: Tensor, **options: Any) -> Tensor:
         """`unixent.linear_cross_entropy` of what the logits are made of."""
         options |= self.head.loss_options()
-        with self.head.gathered():
+        with self.head.gathered(), torch.set_grad_enabled(torch.is_grad_enabled() and self._differentiable):
             hidden, weight, bias = self.head.product()
             loss: Tensor = linear_cross_entropy(hidden, weight, target, bias=bias, **options)
         self.log.has_loss = True
@@ -144,10 +144,11 @@ class DeferredLogits(Tensor):
             return self._differentiable
         if func == _BASE:
             return None
-        if func is Tensor.contiguous or (func is Tensor.to and rest in ((self.dtype,), (self.device,))):
+        other = rest[0] if len(rest) == 1 else None
+        is_own = isinstance(other, torch.dtype | torch.device) and other in (self.dtype, self.device)
+        if func is Tensor.contiguous or (func is Tensor.to and is_own):
             return self
-        other = rest[0] if len(rest) == 1 and isinstance(rest[0], DeferredLogits) else None
-        if other is not None and other.values is None and other.shape == self.shape:
+        if isinstance(other, DeferredLogits) and other.values is None and other.shape == self.shape:
             total = added(self.head, func, other.head)
             dtype = torch.promote_types(self.dtype, other.dtype)
             return NotImplemented if total is None else DeferredLogits(total, dtype, self.log)

@@ -61,7 +61,7 @@ def use(
         options["weight"] = weight
     causal = unwrap(model)
     restore(causal)
-    linears = _linears_of(causal.get_output_embeddings())
+    linears = _linears_of(causal.get_output_embeddings()) if fused else []
     if fused and not linears:
         head = causal.get_output_embeddings()
         advice = (
@@ -72,10 +72,10 @@ def use(
         )
     if not fused and "chunk" in options:
         raise OptionError("chunk: expected fused=True: the loss of logits takes them as they are")
-    defer = partial(_set_class, linears if fused else [], DeferredLinear)
+    defer = partial(_set_class, linears, DeferredLinear)
     if check:
         undo = partial(restore, causal)
-        check_model(causal, CausalLMLoss(), defer, undo, inputs, fused=fused, has_options=bool(options))
+        check_model(causal, CausalLMLoss(), defer, undo, inputs, linears=linears, has_options=bool(options))
     causal.loss_function = CausalLMLoss(**options)
     defer()
     return model
