@@ -66,7 +66,7 @@ def test_metadata_has_version_license_extras_and_project_urls() -> None:
     assert meta["License-Expression"] == "Apache-2.0"
     assert set(meta.get_all("Provides-Extra") or []) == set(PROJECT["project"]["optional-dependencies"])
     labels = {url.partition(",")[0] for url in meta.get_all("Project-URL") or []}
-    assert labels == {"Homepage", "Documentation", "Issues", "Changelog"}
+    assert labels == set(PROJECT["project"].get("urls", ()))
 
 
 def test_entry_points() -> None:

@@ -20,7 +20,9 @@ from unixent_torch.logits.reduction import reduce
 def _autocast_dtype(problem: LinearProblem) -> torch.dtype | None:
     """The dtype that autocast would multiply hidden and classifier in, where it isn't theirs already."""
     device = problem.hidden.device.type
-    available = problem.acc_dtype != "float64" and torch.amp.is_autocast_available(device)
+    # The compiler of torch 2.10 and earlier stops at the question, which only "meta" would answer with no.
+    compiled = torch.compiler.is_compiling() and device != "meta"
+    available = problem.acc_dtype != "float64" and (compiled or torch.amp.is_autocast_available(device))
     if not (available and torch.is_autocast_enabled(device)):
         return None
     dtype: torch.dtype = torch.get_autocast_dtype(device)

@@ -242,7 +242,7 @@ function drawHeader() {
   const once = (texts) => [...new Set(texts.filter(Boolean))];
   const days = once(ALL.map((one) => (ALL.length > 1 ? one.date.slice(0, 10) : one.date))).sort();
   const parts = [days.length > 2 ? `${days[0]} to ${days.at(-1)}` : days.join(" and "), once(ALL.flatMap((one) => one.version.split(", "))).join(", "), once(ALL.map((one) => one.machine)).join("; ")];
-  at("meta").append(parts.filter(Boolean).join(" · "), parts.some(Boolean) ? " · " : "", "judged by ", h("a", { href: data.definition, rel: "noreferrer" }, "unixent's definition"));
+  at("meta").append(parts.filter(Boolean).join(" · "), parts.some(Boolean) ? " · " : "", "judged by ", data.definition ? h("a", { href: data.definition, rel: "noreferrer" }, "unixent's definition") : "unixent's definition");
   if (ALL.length === 1) { at("lead").remove(); at("legend").remove(); return; }
   const total = sum(ALL.map((one) => sum(totals(one))));
   at("lead").append(`${plural(ALL.length, "implementation")}, ${plural(data.features.length, "feature")}, ${plural(total, "case")} judged against exact values and derived error bounds.`);

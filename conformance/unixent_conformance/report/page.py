@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 from unixent_conformance.dialects import BY_NAME
 from unixent_conformance.results import Report, Result, Verdict
 
 ORDER = (Verdict.MATCHES, Verdict.DIALECT, Verdict.REFUSES, Verdict.WRONG, Verdict.CRASHED)
-# Where the definition is that judges (see pyproject.toml: an address that is kept for the project).
-DEFINITION = "https://unixent.example/docs/semantics.md"
 
 # Cases of one verdict in one cell are alike: this many keep their own text and lines to paste, all keep id and error.
 TEXTS, REPROS = 12, 2
@@ -45,6 +44,16 @@ def to_html(reports: Sequence[Report], title: str = "Conformance") -> str:
     for name, text in parts.items():
         page = page.replace("{{" + name + "}}", text)
     return page
+
+
+def _definition() -> str:
+    """The address of the definition that judges, or "" where the project that is installed has none."""
+    with suppress(metadata.PackageNotFoundError):
+        for url in metadata.metadata("unixent").get_all("Project-URL") or []:
+            label, _, address = url.partition(", ")
+            if label == "Documentation":
+                return f"{address.rstrip('/')}/semantics.html"
+    return ""
 
 
 def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def page_data(reports: Sequence[Report], title: str) -> dict[str, Any]:
     named = {name for report in reports for name in report.dialects}
     return {
         "title": title,
-        "definition": DEFINITION,
+        "definition": _definition(),
         "verdicts": [verdict.value for verdict in ORDER],
         "features": list(features.index),
         "implementations": implementations,
