@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 from chromium import go, needs_chromium, started
+from selenium.webdriver.support.wait import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENS = [(1280, 800), (390, 844)]
@@ -126,6 +127,8 @@ def test_the_first_page_is_one_screen(browser: Any, site: Path, width: int, heig
     last = browser.find_elements("css selector", "article li")[-1]
     assert last.rect["y"] + last.rect["height"] <= height
     assert last.is_displayed()
+    search = browser.find_elements("css selector", 'label[for="__search"], .md-search')
+    assert not any(each.is_displayed() for each in search)  # it can't work from disk
     assert (
         browser.execute_script("return document.body.dataset.mdColorScheme")
         == {"light": "default", "dark": "slate"}[scheme]
@@ -137,6 +140,7 @@ def test_the_first_page_is_one_screen(browser: Any, site: Path, width: int, heig
 def test_plots_stand_on_white(browser: Any, site: Path, scheme: str) -> None:
     for name in ("benchmarks", "calibration", "distillation", "grpo"):
         go(browser, site / f"{name}.html", scheme=scheme)
-        (image,) = browser.find_elements("css selector", "article img")
+        # A page may still be loading, on a machine that has other things to do.
+        (image,) = WebDriverWait(browser, 20).until(lambda page: page.find_elements("css selector", "article img"))
         assert image.value_of_css_property("background-color") in ("rgba(255, 255, 255, 1)", "rgb(255, 255, 255)")
         assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
