@@ -86,8 +86,7 @@ class DeferredLogits(Tensor):
             else:
                 with torch.set_grad_enabled(self._differentiable):
                     self._values = self.head.logits(self.dtype)
-                for hook in self.log.hooks:
-                    self._values.register_hook(hook)
+                _add_hooks(self._values, self.log.hooks)
             self.log.read_by = self.log.read_by or reader
         return self._values
 
@@ -98,9 +97,7 @@ class DeferredLogits(Tensor):
             hidden, weight, bias = self.head.product()
             loss: Tensor = linear_cross_entropy(hidden, weight, target, bias=bias, **options)
         self.log.has_loss = True
-        if loss.requires_grad:
-            for hook in self.log.hooks:
-                loss.register_hook(hook)
+        _add_hooks(loss, self.log.hooks)
         return loss
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
@@ -146,7 +143,8 @@ class DeferredLogits(Tensor):
             return None
         other = rest[0] if len(rest) == 1 else None
         is_own = isinstance(other, torch.dtype | torch.device) and other in (self.dtype, self.device)
-        if func is Tensor.contiguous or (func is Tensor.to and is_own):
+        is_own |= func is Tensor.float and self.dtype == torch.float32
+        if func is Tensor.contiguous or (func in (Tensor.to, Tensor.float) and is_own):
             return self
         if isinstance(other, DeferredLogits) and other.values is None and other.shape == self.shape:
             total = added(self.head, func, other.head)
@@ -172,6 +170,11 @@ def _intercept(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[st
         name = _name(func)
         args, kwargs = pytree.tree_map(lambda leaf: _read(leaf, name), (tuple(args), dict(kwargs)))
     return func(*args, **kwargs)
+
+
+def _add_hooks(tensor: Tensor, hooks: Sequence[Callable[[Tensor], Any]]) -> None:
+    for hook in hooks if tensor.requires_grad else ():
+        tensor.register_hook(hook)
 
 
 def _name(func: Any) -> str:
