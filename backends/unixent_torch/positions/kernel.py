@@ -13,6 +13,7 @@
 
 A row's bits depend neither on how many others there are nor on their values. Implementations, chosen between here:
 
+- `triton`: log-probabilities of the targets alone, on CUDA tensors;
 - `native`: the library of `unixent_native`, where it is there, for plain tensors in host memory;
 - `unixent_torch.positions.rows`, a block of rows at a time, so that what lies between stays in cache; it serves every
   device and every output, and keeps nothing. Transforms and compilers see it as it is;
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from unixent_native import has_statistics, load
 from unixent_torch.kernel.blocks import blocks, on_huge_pages, rows_per_block
-from unixent_torch.positions import native, shards
+from unixent_torch.positions import native, shards, triton
 from unixent_torch.positions.rows import ALONG, READING, Columns, RowResults, StatsSpec, row_gradient, row_stats
 
 
@@ -42,8 +43,8 @@ def row_statistics(
     """Implements the contract above."""
     if spec.shard is not None:
         return shards.row_statistics(spec.shard, x, columns, spec, upstream, out, kept)
-    library, done = load(), None
-    if library is not None and has_statistics((*spec.outputs, *(upstream or ())), spec.k):
+    library, done = load(), triton.row_statistics(x, columns, spec, upstream, out, keep, kept)
+    if done is None and library is not None and has_statistics((*spec.outputs, *(upstream or ())), spec.k):
         done = native.row_statistics(library, x, columns, spec, upstream, out, keep, kept)
     if done is not None:
         return done
