@@ -57,7 +57,7 @@ def markdown() -> str:
         "",
         "Of each feature in which a result is silently wrong, or an error internal: the case with the smallest input,",
         "what came and what is due. Arrays of more than a few elements are given by their shape;",
-        "`uc.case(id).build()` has them, under the id in the file of the results.",
+        "`unixent_conformance.case(id).build()` has them.",
         "",
     ]
     for i, each in enumerate(results, 1):
@@ -122,7 +122,7 @@ def _of_one(number: int, each: dict[str, Any], peer: Peer) -> list[str]:
         head = f"**{fault['feature']}**, {fault['verdict']} in {fault['cases']} of {asked}: `{fault['input']}`"
         url = REPORTED.get((peer.name, fault["feature"]))
         seen = f" Reported: <{url}>." if url else ""
-        lines.append(f"- {head}. {_plain(fault['detail'])}.{seen}")
+        lines.append(f"- {head}. {_plain(fault['detail'])}. Case `{fault['case']}`.{seen}")
     return [*lines, *([] if each["faults"] else ["Nothing is silently wrong, nothing crashed."]), ""]
 
 
