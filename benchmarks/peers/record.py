@@ -57,8 +57,9 @@ def _faults(results: tuple[Result, ...]) -> list[dict[str, Any]]:
             calls = [(r, find_case(r.id).build()) for r in alike]
             smallest, call = min(calls, key=lambda pair: _size(pair[1]))
             what = {"feature": smallest.feature, "verdict": verdict.value, "cases": len(alike), "case": smallest.id}
-            # An error may be pages long.
-            faults.append({**what, "input": spelled(call), "detail": smallest.detail.splitlines()[0][:300]})
+            # An error may be pages long, and have paths of the machine.
+            detail = re.sub(r"(/[\w.+-]+){2,}/", "", smallest.detail.splitlines()[0])[:300]
+            faults.append({**what, "input": spelled(call), "detail": detail})
     return faults
 
 

@@ -13,7 +13,7 @@ import peers
 from peers import page, record
 from peers.reported import REPORTED
 from unixent_conformance import run
-from unixent_conformance.results import Report
+from unixent_conformance.results import Report, Result, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +44,13 @@ def test_a_record_is_what_json_holds(clamped: Report) -> None:
     assert json.loads(json.dumps(kept)) == kept
     counts = {verdict.value: n for verdict, n in clamped.counts.items() if n}
     assert {v: sum(row.get(v, 0) for row in kept["features"].values()) for v in counts} == counts
+
+
+def test_a_record_names_no_folder_of_the_machine() -> None:
+    detail = "OSError: '/home/me/lib/kernels.so' has no symbol\nand more"
+    result = Result("class-indices/plain/float32-mean/value", "class indices", "eager", Verdict.CRASHED, detail)
+    (fault,) = record.record(Report("mine", "numpy", "1", (result,)))["faults"]
+    assert fault["detail"] == "OSError: 'kernels.so' has no symbol"
 
 
 def test_arrays_of_a_few_elements_are_spelled_out() -> None:
