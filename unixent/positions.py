@@ -235,7 +235,6 @@ def _linear_stats(
     linear: Any, common: Any, request: dispatch.StatsRequest, options: Any, grads: Any = None
 ) -> tuple[PositionStats, Any]:
     """The same of the fused linear form."""
-    checked = dispatch.make_options(
-        common, (linear.hidden, linear.classifier, linear.bias), axis=-1, reduction="none", **options
-    )
+    # By their places: what MindSpore compiles has plain tuples.
+    checked = dispatch.make_options(common, linear[:3], axis=-1, reduction="none", **options)
     return dispatch.linear_stats(linear, common, checked, request, grads)

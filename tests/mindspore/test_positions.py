@@ -120,6 +120,15 @@ def linear_weighed(hidden, classifier, bias):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_the_linear_form_without_options_is_that_of_the_numpy_backend(form):
+    def log_prob(hidden, classifier, target):
+        return unixent.linear_position_stats(hidden, classifier, target, outputs=("log_prob",), chunk=3)[1]
+
+    got = in_form(log_prob, form)(own(HIDDEN), own(CLASSIFIER), own(Y))
+    close(got, unixent.linear_position_stats(HIDDEN, CLASSIFIER, Y, outputs=("log_prob",)).log_prob)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_linear_form_has_derivatives_of_both_orders(form):
     scores, along = (HIDDEN, CLASSIFIER, BIAS), tuple(np.cos(each) for each in (HIDDEN, CLASSIFIER, BIAS))
     given, steps = tuple(map(own, scores)), tuple(map(own, along))
