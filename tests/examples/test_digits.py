@@ -56,7 +56,7 @@ def test_it_learns_the_same_on_every_backend(
         assert accuracy == pytest.approx(on_numpy[epoch][1], abs=0.6)
     picture = (tmp_path / "curve.png").read_bytes()
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    assert int.from_bytes(picture[16:20], "big") == 1080
+    assert int.from_bytes(picture[16:20], "big") == 1104
 
 
 def test_an_unknown_backend_is_one_line_of_error() -> None:
