@@ -141,6 +141,9 @@ def _halves() -> Iterator[Case]:
         for reduction in ("mean", "sum"):
             at = Linear(long.but(reduction=reduction), chunk=2, options={"dtype": "float32"})
             yield from pair(HALVES, f"many chunks/{dtype}/{reduction}", at, quick=dtype == "bfloat16")
+        # Products that float16 holds, with sums that it does not.
+        at = Linear(INDEX.but(dtype=dtype, scale=4e4), width=32, chunk=7, options={"dtype": "float32"})
+        yield from pair(HALVES, f"logits beyond float16/{dtype}", at, quick=dtype == "float16")
         for name, recipe in {
             "large logits": INDEX.but(scale=30.0, positions=(40,)),
             "many classes": INDEX.but(scale=4.0, classes=500, positions=(40,)),

@@ -95,6 +95,15 @@ class LogitsInHalf(PlainLinear):
 
 
 @mutant("fused linear half precision")
+class LogitsWithinHalf(PlainLinear):
+    """Logits beyond the largest number of float16 are that number, as after a product that saturates."""
+
+    def logits(self, states: Array, given: Inputs, acc: np.dtype[Any]) -> Array:
+        largest = 65_504 if given.hidden.dtype == np.float16 else np.inf
+        return super().logits(states, given, acc).clip(-largest, largest).astype(acc)
+
+
+@mutant("fused linear half precision")
 class LogitsGradientInHalf(PlainLinear):
     """Rounded to half precision before the two products: small entries of a mean over many positions vanish."""
 
