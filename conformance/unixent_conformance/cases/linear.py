@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from unixent_conformance.cases import linear_special
-from unixent_conformance.cases.building import make
+from unixent_conformance.cases.building import VALUE_AND_GRADIENTS, each, make
 from unixent_conformance.cases.inputs import DTYPES, HALF, Recipe, dtype_of
 from unixent_conformance.cases.linear_half import no_worse_than_unfused
 from unixent_conformance.cases.options import VARIANTS
@@ -136,14 +136,12 @@ def _chunks() -> Iterator[Case]:
 
 def _halves() -> Iterator[Case]:
     """A long sum over positions in small chunks, logits beyond the half's range, and the unfused form beside ours."""
+    yield from each(f"{HALVES}/logits beyond float16", HALVES, _beyond_float16, VALUE_AND_GRADIENTS, quick=True)
     for dtype in HALF:
         long = INDEX.but(positions=(300,), dtype=dtype, classes=4, confident=1.0)
         for reduction in ("mean", "sum"):
             at = Linear(long.but(reduction=reduction), chunk=2, options={"dtype": "float32"})
             yield from pair(HALVES, f"many chunks/{dtype}/{reduction}", at, quick=dtype == "bfloat16")
-        # Products that float16 holds, with sums that it does not.
-        at = Linear(INDEX.but(dtype=dtype, scale=4e4), width=32, chunk=7, options={"dtype": "float32"})
-        yield from pair(HALVES, f"logits beyond float16/{dtype}", at, quick=dtype == "float16")
         for name, recipe in {
             "large logits": INDEX.but(scale=30.0, positions=(40,)),
             "many classes": INDEX.but(scale=4.0, classes=500, positions=(40,)),
@@ -154,6 +152,12 @@ def _halves() -> Iterator[Case]:
             yield from pair(HALVES, f"{name}/{dtype}", at)
             id, quick = f"{HALVES}/{name}/{dtype}/no worse than unfused", name == "large logits"
             yield make(id, HALVES, at.call, "linear gradients", property=no_worse_than_unfused, quick=quick)
+
+
+def _beyond_float16() -> Call:
+    """Hidden states and a classifier that float16 holds, with products that it does not."""
+    call = Linear(INDEX.but(dtype="float16", scale=1e4), width=1, chunk=7, options={"dtype": "float32"}).call()
+    return replace(call, hidden=call.hidden * call.hidden.dtype.type(4))
 
 
 def _frozen() -> Iterator[Case]:
