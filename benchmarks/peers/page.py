@@ -12,13 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent / "results"
-if __name__ == "__main__":
-    sys.path.insert(0, str(FOLDER.parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from peers import INTERPRETED, OWN, PEERS, Peer
 from peers.reported import REPORTED
 
+FOLDER = Path(__file__).parent / "results"
 # Where the page has its results, as a comment.
 MARKER = "<!-- python benchmarks/peers/page.py -->"
 
@@ -49,7 +48,8 @@ def markdown() -> str:
         "### By feature",
         "",
         "What weighs most of a feature's verdicts: " + ", ".join(f"{mark} {v}" for v, mark in MARKS.items()) + ". A",
-        "feature is refused where nothing of it could be asked. Columns are numbered as above; an empty one was not asked.",
+        "feature is refused where nothing of it could be asked. Columns are numbered as above; an empty one was not",
+        "asked.",
         "",
         *_matrix(results),
         "",

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "conformance"), str(ROOT / "backends"), str(ROOT)]
+sys.path.extend(
+    str(Path(__file__).resolve().parents[2] / each) for each in ("benchmarks", "conformance", "backends", "")
+)
 
 from peers import find
 from peers.page import FOLDER
@@ -25,6 +25,7 @@ from unixent_conformance.cases import find as find_case
 from unixent_conformance.model import Array, Call
 from unixent_conformance.results import Report, Result, Verdict
 
+ROOT = Path(__file__).resolve().parents[2]
 # Arrays up to this many elements are spelled out.
 SPELLED = 12
 

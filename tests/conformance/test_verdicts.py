@@ -141,7 +141,7 @@ def test_every_refusal_of_a_small_implementation_is_named() -> None:
     assert all(r.detail for r in report.cases if r.verdict.value == "refuses")
 
 
-def test_answers_that_should_be_one_are_told_apart_by_what_was_asked() -> None:
+def test_answers_that_should_be_one_are_named_by_what_was_asked() -> None:
     def value_and_grad(logits: Any, target: Any, **options: Any) -> Any:
         loss, grad = unixent.value_and_grad(logits, target, **options)
         return loss * (1.001 if target.dtype.kind == "f" else 1), grad
