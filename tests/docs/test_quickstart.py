@@ -24,6 +24,7 @@ class Launcher(NamedTuple):
     needs: str
     command: str
     step: str  # the loss and the parameters after the step
+    end: str = ""
 
 
 LAUNCHERS = {
@@ -32,6 +33,8 @@ LAUNCHERS = {
         "torch",
         "{python} -m torch.distributed.run --nproc-per-node {count} --master-port {port}",
         "loss.item(), model.weight.detach()",
+        # DistributedDataParallel keeps the destroyed group's threads, one of which may abort an interpreter at its end.
+        "os._exit(0)\n",
     ),
     "devices": Launcher("jax", "{python}", "loss, params"),
     "msrun": Launcher(
@@ -55,7 +58,7 @@ def script(name: str) -> str:
         if words.split() in (framework, [*framework, name])
     ]
     assert len(blocks) == 3
-    return "".join(blocks) + SAVE.format(LAUNCHERS[name].step)
+    return "".join(blocks) + SAVE.format(LAUNCHERS[name].step) + LAUNCHERS[name].end
 
 
 def steps(name: str, count: int, folder: Path) -> list[np.ndarray]:
