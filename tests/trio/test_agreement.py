@@ -26,12 +26,13 @@ def is_chosen(case: Case) -> bool:
     return is_core or case.feature in DIFFICULT or ("position_stats" in case.needs and "plain" in case.id)
 
 
-# Second derivatives are asked of a framework's differentiation, not by calls.
-CALLS = [case for case in catalogue(Tier.QUICK) if case.quantity != "second derivatives" and is_chosen(case)]
+# Asked of a framework's differentiation, not by calls.
+DIFFERENTIATED = ("second derivatives", "gradients of two passes")
+CALLS = [case for case in catalogue(Tier.QUICK) if case.quantity not in DIFFERENTIATED and is_chosen(case)]
 
 
 def test_every_feature_and_output_is_among_them() -> None:
-    quick = [case for case in catalogue(Tier.QUICK) if case.quantity != "second derivatives"]
+    quick = [case for case in catalogue(Tier.QUICK) if case.quantity not in DIFFERENTIATED]
     for property_of in (lambda case: case.feature, lambda case: case.build().statistic, lambda case: case.quantity):
         assert {property_of(case) for case in CALLS} == {property_of(case) for case in quick}
 
