@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -181,6 +183,19 @@ def test_the_gradient_formed_early_serves_every_backward_pass(form: str, tail: A
     for leaf, due in zip((*leaves, q), each_gradient(2 * loss.item()), strict=True):
         assert leaf.grad is not None
         torch.testing.assert_close(leaf.grad, due, rtol=tolerance, atol=tolerance / 10)
+
+
+def test_nothing_of_the_linear_form_outlives_its_backward_pass() -> None:
+    hidden = torch.randn(6, 4)
+    leaf = hidden.clone().requires_grad_()
+    states, target = leaf * 2, TopK(torch.zeros(6, 1, dtype=torch.int64), probs=torch.ones(6, 1))
+    loss, kept = unixent.linear_cross_entropy(states, torch.randn(9, 4), target), weakref.ref(states)
+    del states
+    assert kept() is not None
+    loss.backward()
+    gc.collect()
+    assert kept() is None
+    assert loss.isfinite()
 
 
 def test_the_linear_form_multiplies_three_times() -> None:

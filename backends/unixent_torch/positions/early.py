@@ -43,10 +43,13 @@ class SparseSpec(NamedTuple):
 Scores: TypeAlias = "tuple[Tensor | None, ...]"
 
 
-def position_losses(shares: Shares, factor: Tensor, one_minus_smoothing: float, stats: dict[str, Tensor]) -> Tensor:
-    """The loss of each position, P, but for its position weight, from statistics as `row_statistics` has them."""
+def position_losses(
+    shares: Shares, factor: Tensor, one_minus_smoothing: float, stats: dict[str, Tensor], v: Tensor | None
+) -> Tensor:
+    """The loss of each position, P, with its position weight, from statistics as `row_statistics` has them."""
     by_row = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
-    return sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, by_row).squeeze(-1)
+    losses: Tensor = sparse_targets.losses(ALONG, shares, factor, one_minus_smoothing, by_row).squeeze(-1)
+    return losses if v is None else torch.where(v == 0, 0, v * losses)
 
 
 def stats_upstream(
@@ -88,7 +91,7 @@ class LogitsForm:
 class LinearForm(NamedTuple):
     """The same of hidden states, classifier and bias."""
 
-    operands: LinearOperands
+    constants: tuple[Any, ...]  # the operands after these
     chunked: LinearSpec
     names: tuple[str, ...] = NAMES
 
@@ -112,7 +115,7 @@ class LinearForm(NamedTuple):
         return composed_gradients(self._with(scores), columns, spec, self.chunked, upstream, wrt)
 
     def _with(self, scores: Scores) -> LinearOperands:
-        return self.operands._replace(**dict(zip(self.names, scores, strict=True)))
+        return LinearOperands(*scores, *self.constants)  # type: ignore[arg-type]
 
 
 Form: TypeAlias = "LogitsForm | LinearForm"
@@ -138,7 +141,7 @@ class EarlyLoss(Function):
         form: Form,
         *scores: Tensor | None,
     ) -> Tensor:
-        shares, v = Shares(q, None, rest), columns.position_weight
+        shares = Shares(q, None, rest)
         ctx.spec, ctx.denominator, ctx.form = spec, denominator, form
         wrt, upstream = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :])), None
         if wrt:
@@ -148,14 +151,14 @@ class EarlyLoss(Function):
             )
         stats, grads = form.solve(scores, columns, spec.stats, upstream, wrt)
         ctx.save_for_backward(q, rest, factor, *columns, *scores, *stats.values(), *grads)
-        losses = position_losses(shares, factor, spec.one_minus_smoothing, stats)
-        losses = losses if v is None else torch.where(v == 0, 0, v * losses)
+        losses = position_losses(shares, factor, spec.one_minus_smoothing, stats, columns.position_weight)
         return reduce(losses, denominator, spec.loss, spec.stats.kernel.readable)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         spec, form, saved = ctx.spec, ctx.form, iter(ctx.saved_tensors)
-        (q, rest, factor), columns, scores = take(saved, 3), Columns(*take(saved, 5)), take(saved, len(form.names))
+        (q, rest, factor), columns = take(saved, 3), Columns(*take(saved, len(Columns._fields)))
+        scores = take(saved, len(form.names))
         stats, grads = dict(zip(spec.outputs, saved, strict=False)), tuple(saved)
         for_q, for_rest, *_ = ctx.needs_input_grad
         wrt = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :]))

@@ -85,8 +85,7 @@ class _SparseCall(LossCall):
             above = stats_upstream(shares, factor, one_minus_smoothing, scale, outputs)
         rest: Any = (columns, stats_spec, above, scores)
         stats, grads = of_logits(call, *rest) if isinstance(call, LogitsCall) else of_hidden(call, *rest)
-        losses = position_losses(shares, factor, one_minus_smoothing, stats)
-        losses = losses if v is None else torch.where(v == 0, 0, v * losses)
+        losses = position_losses(shares, factor, one_minus_smoothing, stats, v)
         by_name = dict(zip(scores, grads, strict=True))
         if "target" in wrt:
             stats = {name: each if name in WIDE else each.unsqueeze(-1) for name, each in stats.items()}
@@ -122,7 +121,7 @@ class SparseLinear(_SparseCall, LinearCall):
         self.operands = self.operands._replace(target=nothing)
 
     def _form(self) -> Form | None:
-        return LinearForm(self.operands, self.linear_spec) if self.is_differentiated() else None
+        return LinearForm(self.operands[3:], self.linear_spec) if self.is_differentiated() else None
 
 
 def sparse_call(problem: Problem | LinearProblem, shard: LocalShard | None = None) -> SparseLogits | SparseLinear:
