@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unixent.errors import OptionError, option_error
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 
 FLOAT_DTYPES = ("float16", "bfloat16", "float32", "float64")
 DEFAULT_IGNORE_INDEX = -100

@@ -22,10 +22,10 @@ from unixent.arguments import (
 )
 from unixent.classes import take_existing
 from unixent.errors import BackendError, DTypeError, OptionError, ShapeError, TargetRangeError, option_error
+from unixent.logit_transform import LogitTransform
 from unixent.options import DEFAULT_IGNORE_INDEX, LossOptions
 from unixent.protocol import ArrayInfo, Backend, LossProblem, Sharding
 from unixent.scores import Scores
-from unixent.semantics import LogitTransform
 from unixent.topk import TopK
 
 _IDENTITY = LogitTransform()

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from unixent.logit_transform import LogitTransform
 from unixent.options import LossOptions, ParallelConfig
 from unixent.row_statistics import Along
-from unixent.semantics import LogitTransform
 
 Array = Any  # whatever the framework calls its array
 

@@ -1,8 +1,8 @@
 """The statistics of rows of logits, as arithmetic on arrays of any framework: values, tangents and gradients.
 
-Rows x are P + (C,), transformed already (see `unixent.semantics.LogitTransform`), in the accumulation dtype. The pivot
-j of a row is its largest logit. With its loss L_j and the gaps d_c = x_j - x_c >= 0, every statistic is a sum of terms
-of one sign:
+Rows x are P + (C,), transformed already (see `unixent.logit_transform`), in the accumulation dtype. The pivot j of a
+row is its largest logit. With its loss L_j and the gaps d_c = x_j - x_c >= 0, every statistic is a sum of terms of one
+sign:
 
     L_c = L_j + d_c          entropy H = L_j + D,  D = sum_{c != j} p_c d_c
     log sum p^2 = log1p(Q) - 2 L_j,  Q = sum_{c != j} (p_c / p_j)^2 <= (1 - p_j) / p_j: no more than half cancels
@@ -25,8 +25,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from unixent import sparse_rows
-from unixent.semantics import RowStats, row_stats
-from unixent.sparse_rows import product
+from unixent.pivot import RowStats, row_stats
+from unixent.sparse_rows import masked_product
 
 Array = Any
 
@@ -166,9 +166,9 @@ def solve(along: Along, x: Array) -> Solved:
     largest = along.max(rest)
     shift = xp.where(largest == -math.inf, pivot_logit, largest)
     exps, gaps = xp.exp(rest - shift), along.beside(pivot_logit) - x
-    sum_rest, gap_sum = along.total(along.sum(exps), along.sum(product(xp, exps, gaps)))
+    sum_rest, gap_sum = along.total(along.sum(exps), along.sum(masked_product(xp, exps, gaps)))
     stats = row_stats(xp, shift, pivot_logit, sum_rest)
-    scalars = RowScalars(pivot, pivot_logit, shift, product(xp, stats.exp_scale, gap_sum), stats)
+    scalars = RowScalars(pivot, pivot_logit, shift, masked_product(xp, stats.exp_scale, gap_sum), stats)
     return Solved(x, scalars, is_pivot, gaps, exps * along.beside(stats.exp_scale))
 
 
@@ -255,7 +255,7 @@ def settled(
 def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Classes, moved: Array) -> dict[str, Array]:
     """How the graded outputs change where x moves along ``moved``; linear in it, and accurate transposed."""
     xp, stats = along.xp, rows.stats
-    of_pivot, (rest,) = along.take(moved, rows.pivot), along.total(along.sum(product(xp, rows.p_rest, moved)))
+    of_pivot, (rest,) = along.take(moved, rows.pivot), along.total(along.sum(masked_product(xp, rows.p_rest, moved)))
     changes: dict[str, Array] = {}
     for name in outputs:
         if name == "logsumexp":
@@ -263,7 +263,7 @@ def tangents(along: Along, rows: Solved, outputs: tuple[str, ...], classes: Clas
         elif name in sparse_rows.OUTPUTS:
             changes[name] = sparse_rows.tangent(along, rows, name, classes, moved, stats.p * of_pivot + rest)
         elif name == "entropy":
-            rise = product(xp, rows.p_rest, rows.gaps - along.beside(rows.gap_mean))
+            rise = masked_product(xp, rows.p_rest, rows.gaps - along.beside(rows.gap_mean))
             (rise,) = along.total(along.sum(rise * moved))
             changes[name] = rise - stats.p * rows.gap_mean * of_pivot
         elif name in ("log_prob", "selected_log_prob"):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from unixent.semantics import not_minus_inf, two_diff
+from unixent.pivot import not_minus_inf, two_diff
 
 Array = Any
 
@@ -73,7 +73,7 @@ def regularizer(along: Any, rows: Any, classes: Any) -> Array:
     value, base = classes.z_loss * rows.stats.logsumexp * rows.stats.logsumexp, classes.smoothing
     if base is None:
         return value
-    (gaps,) = along.total(along.sum(product(along.xp, _coefs_here(along, rows.x, base), rows.gaps)))
+    (gaps,) = along.total(along.sum(masked_product(along.xp, _coefs_here(along, rows.x, base), rows.gaps)))
     return value + (base.sum() * rows.stats.loss + gaps)
 
 
@@ -94,7 +94,7 @@ def tangent(along: Any, rows: Any, name: str, classes: Any, moved: Array, of_lse
     xp = along.xp
     if name == "rest_log_prob":
         others = rest(along, rows, classes)
-        outside, inside = product(xp, others.share, moved), product(xp, others.p_selected, moved)
+        outside, inside = masked_product(xp, others.share, moved), masked_product(xp, others.p_selected, moved)
         outside, inside = along.total(along.sum(outside), along.sum(inside))
         return others.sum_selected * outside - inside
     change = 2 * classes.z_loss * rows.stats.logsumexp * of_lse
@@ -114,6 +114,6 @@ def add_gradient(along: Any, rows: Any, upstream: dict[str, Array], classes: Any
     return grad
 
 
-def product(xp: Any, p: Array, value: Array) -> Array:
-    """p times a value, where a class of probability 0 counts nothing."""
+def masked_product(xp: Any, p: Array, value: Array) -> Array:
+    """p times a value: 0 where p is, even of NaN, and without a derivative for the value there."""
     return xp.where(p == 0, 0, p * xp.where(p == 0, 0, value))

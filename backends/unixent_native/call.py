@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_native.library import ADDRESSES, CALL, MAX_AXES, Library
 
 #: Codes of the dtypes that the library reads and writes; float32 and float64 are those it computes in.
@@ -79,7 +79,7 @@ def row_losses(
         label_smoothing, z_loss: the options.
         transform: what becomes of the logits first.
         threads: the most threads to use.
-        columns: float64; without a gradient `unixent.semantics.ShareStats` to fill, each field P in C order; with one
+        columns: float64; without a gradient `unixent.pivot.ShareStats` to fill, each field P in C order; with one
             what exp(x_c - m) is multiplied by, x_k, m, the gradient at the pivot, and L_k.
         all_classes: C of all processes.
 

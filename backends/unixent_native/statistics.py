@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_native.call import Strided, packed_call
 from unixent_native.library import ADDRESSES, STATISTICS, Library
 

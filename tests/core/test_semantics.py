@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent import semantics
-from unixent.semantics import RowStats
+from unixent import pivot, semantics
+from unixent.logit_transform import LogitTransform
+from unixent.pivot import RowStats
 
 # Infinities and NaN are part of the semantics; NumPy's backend silences the warnings around its calls.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -79,7 +80,7 @@ def exact_row_stats(shift: Any, pivot_logit: Any, sum_rest: Any) -> RowStats:
 @pytest.mark.parametrize("regime", REGIMES)
 def test_row_stats_are_accurate_to_a_few_units_whatever_the_distance(namespace, regime, dtype):
     inputs = rows(regime, dtype)
-    stats = semantics.row_stats(namespace.xp, *map(namespace.array, inputs))
+    stats = pivot.row_stats(namespace.xp, *map(namespace.array, inputs))
     truth = exact_row_stats(*inputs)
     unit = np.finfo(dtype).eps / 2
     # What is smaller is subnormal, or flushed to zero; the two halves of exp(D) and their product are within 10 units.
@@ -99,7 +100,7 @@ def test_row_stats_are_accurate_to_a_few_units_whatever_the_distance(namespace, 
 def test_logsumexp_does_not_take_the_rounding_of_the_distance(namespace):
     # The distance 10001.0001 rounds by far more than the 1.0001 that the target adds nothing to.
     shift, pivot_logit, sum_rest = np.float32([1.0001]), np.float32([-1e4]), np.float32([1.0])
-    stats = semantics.row_stats(namespace.xp, *map(namespace.array, (shift, pivot_logit, sum_rest)))
+    stats = pivot.row_stats(namespace.xp, *map(namespace.array, (shift, pivot_logit, sum_rest)))
     np.testing.assert_array_equal(np.asarray(stats.logsumexp), shift)
 
 
@@ -115,7 +116,7 @@ def test_row_stats_of_special_rows(namespace):
         "one whose rounding is huge": (-1e38, 3e30, 2.0),
     }
     inputs = np.array(list(cases.values()), np.float32).T
-    stats = semantics.row_stats(namespace.xp, *map(namespace.array, inputs))
+    stats = pivot.row_stats(namespace.xp, *map(namespace.array, inputs))
     of = {name: RowStats(*(float(value[i]) for value in stats)) for i, name in enumerate(cases)}
     assert of["the only class"][:5] == (0, 2, 0, 1, 0)
     assert of["a target of -inf"].loss == inf
@@ -207,7 +208,7 @@ def test_a_product_with_zero_is_zero_even_of_infinity(namespace):
 
 
 def everything(xp: Any, shift: Any, pivot_logit: Any, sum_rest: Any, target: Any, mask: Any) -> Any:
-    stats = semantics.row_stats(xp, shift, pivot_logit, sum_rest)
+    stats = pivot.row_stats(xp, shift, pivot_logit, sum_rest)
     index, position_weight, out_of_range = semantics.index_positions(xp, target, mask, mask, 5, -100)
     parts = semantics.denominators(xp, position_weight, mask[index], out_of_range)
     coefs = semantics.smoothing_coefs(xp, mask, target, 0.1)
@@ -248,7 +249,7 @@ def test_the_mean_of_losses_whose_sum_overflows_is_formed_by_every_namespace(nam
 
 
 def softcap_of(softcap, dtype):
-    return semantics.LogitTransform.of(1.0, softcap, 1.0, dtype).softcap
+    return LogitTransform.of(1.0, softcap, 1.0, dtype).softcap
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -272,7 +273,7 @@ def test_a_transform_is_the_logits_scaled_capped_and_tempered(scale, softcap, te
     expected = scale * x
     if softcap is not None:
         expected = softcap * np.tanh(expected / softcap)
-    cap, inverse_temperature = semantics.LogitTransform.of(scale, softcap, temperature, dtype)
+    cap, inverse_temperature = LogitTransform.of(scale, softcap, temperature, dtype)
     capped = x if cap is None else cap * np.tanh(x / cap)
     np.testing.assert_allclose(inverse_temperature * capped, expected / temperature, rtol=1e-12)
 
@@ -280,8 +281,8 @@ def test_a_transform_is_the_logits_scaled_capped_and_tempered(scale, softcap, te
 @pytest.mark.parametrize(("scale", "temperature"), [(1.0, 1e-39), (1e39, 1.0), (1e-39, 1.0), (1e-30, 1e30)])
 def test_a_transform_that_the_dtype_cannot_hold_is_refused_rather_than_wrong(scale, temperature):
     with pytest.raises(OverflowError, match="to compute in float32"):
-        semantics.LogitTransform.of(scale, None, temperature, "float32")
-    assert semantics.LogitTransform.of(scale, None, temperature, "float64").inverse_temperature == scale / temperature
+        LogitTransform.of(scale, None, temperature, "float32")
+    assert LogitTransform.of(scale, None, temperature, "float64").inverse_temperature == scale / temperature
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_native.library import Library
 from unixent_numpy import vocab_parallel
 from unixent_numpy.kernel import KernelSpec, composed, native

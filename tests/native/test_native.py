@@ -16,7 +16,7 @@ from calls import Alone, check, check_share, random_call
 from exponential import log1p_arguments, native_exp, native_log1p, worst_log1p_ulp, worst_ulp
 
 from unixent.errors import OptionError
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_native import library as library_module
 from unixent_native.call import Strided, merged_axes, row_losses
 from unixent_numpy.kernel import KernelSpec, native

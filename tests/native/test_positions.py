@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from position_calls import EXACT, GRADED, OUTPUTS, Call, check, composed, natively, random_position_call
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_numpy.kernel import KernelSpec
 from unixent_numpy.positions import native
 

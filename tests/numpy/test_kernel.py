@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_numpy.kernel import KernelSpec, blocks, row_losses
 
 OPTIONS = [

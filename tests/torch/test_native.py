@@ -10,7 +10,7 @@ import torch
 
 import unixent
 import unixent_native
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch import kernel
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, composed, native

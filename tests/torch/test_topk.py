@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import unixent
 from unixent import TopK
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch import CrossEntropyLoss, LinearCrossEntropyLoss
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.positions import kernel, native

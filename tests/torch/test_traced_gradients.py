@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 import unixent
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch.kernel import KernelSpec, row_losses, traced
 
 NAN, INF = math.nan, math.inf

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import unixent
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch.kernel import KernelSpec, composed, row_losses, triton
 from unixent_torch.kernel.triton import launch
 from unixent_torch.kernel.triton.configuration import configure

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, triton
 from unixent_torch.vocab_parallel import native, on_cuda

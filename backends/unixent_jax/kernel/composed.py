@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_jax.collectives import local_slice
 from unixent_jax.kernel import index_rows, mixed_rows
 from unixent_jax.kernel.class_axis import along_classes, class_indices, is_class, target_weight, where_or_zero

@@ -1,4 +1,4 @@
-"""The statistics of a row of logits, relative to its pivot (see `unixent.semantics`).
+"""The statistics of a row of logits, relative to its pivot (see `unixent.pivot`).
 
 The pivot is the target, or the argmax where the target is mixed. Its own exponential is left out of the sum and kept as
 a scalar, so that a confident row keeps its relative accuracy.
@@ -89,7 +89,7 @@ def exp_and_stats(x: Array, pivot: Array, classes: ClassAxis) -> tuple[Array, Ro
 def row_stats(shift: Array, pivot_logit: Array, sum_rest: Array) -> RowStats:
     """The scalars from the shift, the pivot's logit and the sum of the other exponentials.
 
-    `unixent.semantics.row_stats` says the same for all frameworks. Its care of pivots that lead by more than 60, which
+    `unixent.pivot.row_stats` says the same for all frameworks. Its care of pivots that lead by more than 60, which
     the shift rules out here, has XLA hold two more numbers a row, and value and gradient need more memory than optax.
     """
     pivot_logit = jnp.where(pivot_logit == jnp.inf, jnp.nan, pivot_logit)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_jax.kernel.class_axis import ClassAxis
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 
 
 def apply_transform(transform: LogitTransform, x: Array) -> Array:

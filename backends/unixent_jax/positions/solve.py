@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from unixent.logit_transform import LogitTransform
 from unixent.protocol import PositionStats
 from unixent.row_statistics import INDICES, WIDE, Classes, settled
-from unixent.semantics import LogitTransform
 from unixent_jax.collectives import ShardAxes
 from unixent_jax.kernel import is_index
 from unixent_jax.kernel.composed import mask_padding

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 DTYPES = {name: getattr(ms, name) for name in FLOATS} | {

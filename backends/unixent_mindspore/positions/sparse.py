@@ -20,10 +20,11 @@ from typing import cast
 import numpy as np
 
 from unixent import row_statistics, semantics, sparse_rows, sparse_targets
+from unixent.logit_transform import LogitTransform
 from unixent.protocol import SparseBackend, Teacher
 from unixent.registry import get_backend
 from unixent.row_statistics import Along, Classes, Solved
-from unixent.semantics import LogitTransform, product
+from unixent.semantics import product
 from unixent.sparse_targets import Shares
 from unixent_mindspore.collectives import Array
 from unixent_mindspore.logits.problem import LossSpec
@@ -149,7 +150,7 @@ def _of_rows(along: Along, rows: Solved, classes: Classes, upstream: dict[str, A
     stats, z = rows.stats, classes.z_loss
     p = np.where(rows.is_pivot, stats.p, rows.p_rest)
     mean = along.sum(product(np, p, moved))
-    centred = sparse_rows.product(np, p, moved - mean)
+    centred = sparse_rows.masked_product(np, p, moved - mean)
     hvp = -along.sum(upstream["selected_log_prob"]) * centred
     if "regularizer" in upstream:
         total = 0 if classes.smoothing is None else classes.smoothing.sum()
@@ -158,6 +159,6 @@ def _of_rows(along: Along, rows: Solved, classes: Classes, upstream: dict[str, A
         rest = sparse_rows.rest(along, rows, classes)
         of_rest = along.sum(product(np, rest.share, moved))
         left = rest.sum_selected * (moved - of_rest) + (1 - rest.sum_selected) * (mean - of_rest)
-        of_selected = sparse_rows.product(np, rest.p_selected, moved - mean)
-        hvp = hvp + upstream["rest_log_prob"] * (sparse_rows.product(np, rest.share, left) - of_selected)
+        of_selected = sparse_rows.masked_product(np, rest.p_selected, moved - mean)
+        hvp = hvp + upstream["rest_log_prob"] * (sparse_rows.masked_product(np, rest.share, left) - of_selected)
     return hvp

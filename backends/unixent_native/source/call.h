@@ -32,7 +32,7 @@ typedef struct {
     int64_t count; /* number of positions */
     int64_t threads;
     double label_smoothing, smoothing_per_class, z_loss;
-    double softcap, inverse_temperature; /* of LogitTransform, unixent/semantics.py; softcap: 0 where there is none */
+    double softcap, inverse_temperature; /* of LogitTransform, unixent/logit_transform.py; softcap: 0 where there is none */
 } Call;
 
 /* Where the classes of a row lie on several processes each has a call for its share, in two halves. The first, without

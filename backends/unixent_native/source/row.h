@@ -1,6 +1,6 @@
 /* The arithmetic of rows whose classes lie next to each other as numbers of the accumulation dtype T (float, double).
 
-   A row is worked a chunk at a time while the chunk is in the first cache. Its pivot k (unixent/semantics.py says what
+   A row is worked a chunk at a time while the chunk is in the first cache. Its pivot k (unixent/pivot.py says what
    for) is left out, and each chunk has a shift of its own, its maximum m_i:
 
        e_c = exp(x_c - m_i),   S_i = sum of e_c,   m = max m_i,   R = sum of S_i exp(m_i - m)

@@ -1,7 +1,7 @@
 """The arithmetic of one block of rows: statistics by a pivot, and the losses and gradients made of them.
 
 A block is a C-contiguous [rows, C] array of the accumulation dtype that is overwritten. Every reduction runs along a
-row, so that the bits of a row do not depend on which block it is in. `unixent.semantics` defines the pivot and what
+row, so that the bits of a row do not depend on which block it is in. `unixent.pivot` defines the pivot and what
 follows from it: with class indices it is the target, and otherwise the largest logit.
 """
 
@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unixent.semantics import LogitTransform, RowStats, SmoothingCoefs, product, row_stats, smoothing_coefs
+from unixent.logit_transform import LogitTransform
+from unixent.pivot import RowStats, row_stats
+from unixent.semantics import SmoothingCoefs, product, smoothing_coefs
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel.spec import KernelSpec
 

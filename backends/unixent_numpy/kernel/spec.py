@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 
 
 class KernelSpec(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from unixent.semantics import ShareStats
+from unixent.pivot import ShareStats
 from unixent_native import load
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import native

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unixent.semantics import RowStats, ShareStats, not_minus_inf, product, row_stats
+from unixent.pivot import RowStats, ShareStats, not_minus_inf, row_stats
+from unixent.semantics import product
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel.rows import multiply
 from unixent_numpy.vocab_parallel import native

@@ -3,7 +3,7 @@
 A block is a contiguous [rows, C] tensor of the accumulation dtype that is overwritten; what there is one of for each
 row is a [rows, 1] column. Every reduction runs along a row.
 
-The scalars of a row from its pivot are those of `unixent.semantics`, which also says what a pivot is for.
+The scalars of a row from its pivot are those of `unixent.pivot`, which also says what a pivot is for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import LogitTransform, RowStats, product, row_stats, smoothing_coefs
+from unixent.logit_transform import LogitTransform
+from unixent.pivot import RowStats, row_stats
+from unixent.semantics import product, smoothing_coefs
 from unixent_torch.kernel.blocks import row_sum
 
 

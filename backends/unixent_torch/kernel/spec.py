@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import LogitTransform, product, row_stats, two_diff
+from unixent.logit_transform import LogitTransform
+from unixent.pivot import row_stats, two_diff
+from unixent.semantics import product
 from unixent_torch.kernel.rows import class_weight, scale_infinite_
 from unixent_torch.kernel.spec import KernelSpec
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unixent.errors import BackendError
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.linear.autograd import NoDoubleBackward, cast_like, forms_gradient_late
 from unixent_torch.linear.chunks import NAMES, LinearOperands, LinearSpec, linear_row_losses

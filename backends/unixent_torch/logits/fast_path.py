@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from unixent.logit_transform import LogitTransform
 from unixent.options import LossOptions
-from unixent.semantics import LogitTransform
 from unixent_native import DTYPES, NUMBERS_PER_THREAD, Strided, load, row_losses
 from unixent_torch import compat
 from unixent_torch.kernel import KernelSpec

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from unixent.errors import BackendError
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import scale_infinite_

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from unixent.errors import OptionError
-from unixent.semantics import LogitTransform
+from unixent.logit_transform import LogitTransform
 from unixent_native import MAX_AXES, load
 from unixent_torch.kernel import KernelSpec, row_losses, triton
 from unixent_torch.kernel.triton.columns import RowColumns, num_columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unixent.semantics import ShareStats
+from unixent.pivot import ShareStats
 from unixent_native import load
 from unixent_native.library import Library
 from unixent_torch.collectives import LocalShard

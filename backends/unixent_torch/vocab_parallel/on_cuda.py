@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unixent.semantics import ShareStats, not_minus_inf
+from unixent.pivot import ShareStats, not_minus_inf
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, triton
 from unixent_torch.kernel.triton.columns import RowColumns

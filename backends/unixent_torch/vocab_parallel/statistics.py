@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unixent.semantics import ShareStats, not_minus_inf, product, row_stats, two_diff
+from unixent.pivot import ShareStats, not_minus_inf, row_stats, two_diff
+from unixent.semantics import product
 from unixent_torch.collectives import LocalShard, all_reduce
 from unixent_torch.kernel import KernelSpec
 from unixent_torch.kernel.blocks import row_sum

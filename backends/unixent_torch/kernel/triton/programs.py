@@ -2,7 +2,7 @@
 
 A row of C classes is cut into tiles. `index_tiles` and `mixed_tiles` give each tile statistics of its own, relative to
 the largest logit of the tile and without the row's or the tile's pivot; `combine_index` and `combine_mixed` put them
-together, one tile after another, and finish the row as `unixent.semantics.row_stats` does. There are no atomics and no
+together, one tile after another, and finish the row as `unixent.pivot.row_stats` does. There are no atomics and no
 running rescaling: a row's bits do not depend on how many others there are, and rows that rise slowly keep their
 accuracy.
 
@@ -145,7 +145,7 @@ def mixed_tiles(
 
 @triton.jit
 def row_stats(shift, pivot_logit, sum_rest):
-    """`unixent.semantics.row_stats` of rows whose shift is -inf where there is no class but the pivot."""
+    """`unixent.pivot.row_stats` of rows whose shift is -inf where there is no class but the pivot."""
     shift = tl.where(shift == float("-inf"), pivot_logit, shift)
     sum_rest = tl.where(pivot_logit == float("inf"), float("nan"), sum_rest)
     gap = shift - pivot_logit
