@@ -47,11 +47,7 @@ def make_problem(
     elif num_held < 1:
         name = "classifier" if first.name == "hidden" else first.name
         raise ShapeError(f"{name}: expected at least 1 class; got shape {shape}")
-    classes = num_held
-    if options.num_classes is not None:
-        classes = options.num_classes
-        if classes > num_held:
-            raise option_error("num_classes", f"None or an int in [1, {num_held}]", classes)
+    classes = num_held if options.num_classes is None else _checked_num_classes(options.num_classes, num_held)
     transform = _IDENTITY  # mostly, and not worth two calls
     if options.softcap is not None or not options.scale == options.temperature == 1:
         transform = options.transform(acc_dtype)
@@ -59,14 +55,8 @@ def make_problem(
     topk = None
     if isinstance(common.target, TopK):
         topk = check_topk(backend, arguments, common.target, positions)
+        _check_sparse(backend, topk.ids, classes, options, split)
         target, target_kind = topk.values, "sparse"
-        if split is not None and "sparse" not in backend.capabilities.parallel_targets:
-            raise BackendError(
-                f"parallel: the {backend.name} backend does not split sparse targets over processes; "
-                "expected degrees of 1"
-            )
-        if reads_values(topk.ids.info, options):
-            refuse_out_of_range(backend, topk.ids, classes, options.ignore_index)
     else:
         target = arguments["target"]
         target_kind = _check_target(backend, target, positions, shape)
@@ -85,12 +75,8 @@ def make_problem(
         if constant in arguments and arguments[constant].info.requires_grad:
             raise not_constant(constant)
     normalizer = common.normalizer
-    if "normalizer" in arguments:
-        normalizer = check_shape_dtype(arguments["normalizer"], (), NUMBERS)
-        if reads_values(arguments["normalizer"].info, options):
-            _check_normalizer_value(float(normalizer), normalizer)
-    elif normalizer is not None:
-        normalizer = float(normalizer)
+    if normalizer is not None:
+        normalizer = _normalizer_of_problem(normalizer, arguments.get("normalizer"), options)
     reads_target = target_kind == "index" and reads_values(target.info, options)
     # Of classes that are split over processes, each narrows its own share: only the backend knows which that is.
     has_padding = classes != num_held and (split is None or split.model_group is None)
@@ -115,6 +101,22 @@ def make_problem(
         sharding=split.existing(classes) if has_padding and split is not None else split,
     )
     return take_existing(backend, problem, classes) if has_padding else problem
+
+
+def _checked_num_classes(num_classes: int, num_held: int) -> int:
+    if num_classes > num_held:
+        raise option_error("num_classes", f"None or an int in [1, {num_held}]", num_classes)
+    return num_classes
+
+
+def _check_sparse(backend: Backend, ids: Argument, classes: int, options: LossOptions, split: Sharding | None) -> None:
+    """That the backend splits a sparse target where the call is split, and that ids which can be read are classes."""
+    if split is not None and "sparse" not in backend.capabilities.parallel_targets:
+        raise BackendError(
+            f"parallel: the {backend.name} backend does not split sparse targets over processes; expected degrees of 1"
+        )
+    if reads_values(ids.info, options):
+        refuse_out_of_range(backend, ids, classes, options.ignore_index)
 
 
 def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -212,6 +214,16 @@ def checked_normalizer(value: Any, options: LossOptions) -> Any:
         number = math.inf
     _check_normalizer_value(number, value)
     return number
+
+
+def _normalizer_of_problem(given: Any, argument: Argument | None, options: LossOptions) -> Any:
+    """A normalizer as the backend takes it: a float, or its own 0-d array."""
+    if argument is None:
+        return float(given)
+    array = check_shape_dtype(argument, (), NUMBERS)
+    if reads_values(argument.info, options):
+        _check_normalizer_value(float(array), array)
+    return array
 
 
 _NORMALIZER = "a finite float >= 0 or a 0-d array"
