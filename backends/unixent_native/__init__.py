@@ -5,7 +5,7 @@ positions, and `cores` counts what its threads may use. None knows a framework: 
 strides. ``source/`` holds the C, which hatch_build.py compiles.
 """
 
-from unixent_native.call import DTYPES, NUMBERS_PER_THREAD, Strided, packed_call, row_losses
+from unixent_native.call import DTYPES, NUMBERS_PER_THREAD, Share, Strided, packed_call, row_losses
 from unixent_native.cores import available_cores
 from unixent_native.library import MAX_AXES, instruction_set, kernel_name, load
 from unixent_native.statistics import KEPT, has_statistics, row_statistics
@@ -15,6 +15,7 @@ __all__ = [
     "KEPT",
     "MAX_AXES",
     "NUMBERS_PER_THREAD",
+    "Share",
     "Strided",
     "available_cores",
     "has_statistics",

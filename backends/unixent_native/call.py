@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unixent.logit_transform import LogitTransform
 from unixent_native.library import ADDRESSES, CALL, MAX_AXES, Library
@@ -37,22 +37,37 @@ class Strided(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Share(NamedTuple):
+    """One half of the pass over a share of the classes, as the backends' adapters are given it.
+
+    Attributes:
+        columns: the array that the first half writes, and the second reads.
+        all_classes: the number of classes of all processes.
+        pivot: P, the pivot's column where it is here, for the gradients of probabilities.
+    """
+
+    columns: Any
+    all_classes: int
+    pivot: Any = None
+
+
 def row_losses(
     library: Library,
     shape: tuple[int, ...],
     x: Strided,
-    index: int,
-    probabilities: Strided | None,
-    weight: int,
-    position_weight: int,
-    grad_scale: int,
-    grad_scale_step: int,
-    losses: int,
-    x_grad: Strided | None,
-    probabilities_grad: Strided | None,
+    *,
+    index: int = 0,
+    probabilities: Strided | None = None,
+    weight: int = 0,
+    position_weight: int = 0,
+    grad_scale: int = 0,
+    grad_scale_step: int = 0,
+    losses: int = 0,
+    x_grad: Strided | None = None,
+    probabilities_grad: Strided | None = None,
     acc_dtype: int,
-    label_smoothing: float,
-    z_loss: float,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
     transform: LogitTransform,
     threads: int,
     columns: int = 0,

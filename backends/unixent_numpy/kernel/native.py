@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from unixent_native import DTYPES, MAX_AXES, Strided
+from unixent_native import DTYPES, MAX_AXES, Share, Strided
 from unixent_native import row_losses as native_row_losses
 from unixent_native.library import Library
 from unixent_numpy.compat import Array
@@ -16,20 +16,6 @@ from unixent_numpy.kernel.composed import empty_grads
 from unixent_numpy.kernel.spec import KernelSpec
 
 Solved: TypeAlias = "tuple[Array, tuple[Array, ...]] | None"
-
-
-class Share(NamedTuple):
-    """One half of the pass over a share of the classes (see `unixent_native.row_losses`).
-
-    Attributes:
-        columns: what the first half writes, and the second reads.
-        all_classes: the number of classes of all processes.
-        pivot: P, the pivot's column where it is here, for the gradients of probabilities.
-    """
-
-    columns: Array
-    all_classes: int
-    pivot: Array | None = None
 
 
 def row_losses(
@@ -71,22 +57,22 @@ def row_losses(
         library,
         x.shape,
         strided(x),
-        _address(index),
-        None if is_index else strided(target),
-        _address(weight),
-        _address(position_weight),
-        _address(grad_scale),
-        0 if grad_scale is None or grad_scale.ndim == 0 else 1,
-        losses.ctypes.data,
-        strided(by_name["logits"]) if "logits" in by_name else None,
-        strided(by_name["target"]) if "target" in by_name else None,
-        DTYPES[dtype.name],
-        spec.label_smoothing,
-        spec.z_loss,
-        spec.transform,
-        num_threads(),
-        0 if share is None else share.columns.ctypes.data,
-        None if share is None else share.all_classes,
+        index=_address(index),
+        probabilities=None if is_index else strided(target),
+        weight=_address(weight),
+        position_weight=_address(position_weight),
+        grad_scale=_address(grad_scale),
+        grad_scale_step=0 if grad_scale is None or grad_scale.ndim == 0 else 1,
+        losses=losses.ctypes.data,
+        x_grad=strided(by_name["logits"]) if "logits" in by_name else None,
+        probabilities_grad=strided(by_name["target"]) if "target" in by_name else None,
+        acc_dtype=DTYPES[dtype.name],
+        label_smoothing=spec.label_smoothing,
+        z_loss=spec.z_loss,
+        transform=spec.transform,
+        threads=num_threads(),
+        columns=0 if share is None else share.columns.ctypes.data,
+        all_classes=None if share is None else share.all_classes,
     )
     return (losses, grads) if done else None
 

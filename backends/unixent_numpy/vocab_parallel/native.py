@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from unixent.pivot import ShareStats
-from unixent_native import load
+from unixent_native import Share, load
 from unixent_numpy.compat import Array
 from unixent_numpy.kernel import native
-from unixent_numpy.kernel.native import Share
 from unixent_numpy.vocab_parallel.blocks import LocalLogits
 
 

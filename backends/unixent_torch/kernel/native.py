@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from unixent_native import DTYPES as CODES
-from unixent_native import MAX_AXES, Strided, available_cores
+from unixent_native import MAX_AXES, Share, Strided, available_cores
 from unixent_native import row_losses as native_row_losses
 from unixent_native.library import Library
 from unixent_torch import compat
@@ -18,20 +18,6 @@ from unixent_torch.kernel.mode import is_traced
 from unixent_torch.kernel.spec import KernelSpec
 
 DTYPES = {getattr(torch, name): code for name, code in CODES.items()}
-
-
-class Share(NamedTuple):
-    """One half of the pass over a share of the classes (see `unixent_native.row_losses`).
-
-    Attributes:
-        columns: what the first half writes, and the second reads.
-        all_classes: the number of classes of all processes.
-        pivot: P, the pivot's column where it is here, for the gradients of probabilities.
-    """
-
-    columns: Tensor
-    all_classes: int
-    pivot: Tensor | None = None
 
 
 def row_losses(
@@ -88,22 +74,22 @@ def row_losses(
         library,
         x.shape,
         strided(x),
-        0 if index is None else index.data_ptr(),
-        None if is_index else strided(target),
-        at_weight,
-        at_position_weight,
-        at_scale,
-        0 if scale is None or scale.ndim == 0 else 1,
-        losses.data_ptr(),
-        strided(by_name["logits"]) if "logits" in by_name else None,
-        strided(by_name["target"]) if "target" in by_name else None,
-        DTYPES[dtype],
-        spec.label_smoothing,
-        spec.z_loss,
-        spec.transform,
-        num_threads(),
-        0 if share is None else share.columns.data_ptr(),
-        None if share is None else share.all_classes,
+        index=0 if index is None else index.data_ptr(),
+        probabilities=None if is_index else strided(target),
+        weight=at_weight,
+        position_weight=at_position_weight,
+        grad_scale=at_scale,
+        grad_scale_step=0 if scale is None or scale.ndim == 0 else 1,
+        losses=losses.data_ptr(),
+        x_grad=strided(by_name["logits"]) if "logits" in by_name else None,
+        probabilities_grad=strided(by_name["target"]) if "target" in by_name else None,
+        acc_dtype=DTYPES[dtype],
+        label_smoothing=spec.label_smoothing,
+        z_loss=spec.z_loss,
+        transform=spec.transform,
+        threads=num_threads(),
+        columns=0 if share is None else share.columns.data_ptr(),
+        all_classes=None if share is None else share.all_classes,
     )
     return (losses, grads) if done else None
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from unixent.pivot import ShareStats
-from unixent_native import load
+from unixent_native import Share, load
 from unixent_native.library import Library
 from unixent_torch.collectives import LocalShard
 from unixent_torch.kernel import KernelSpec, native
-from unixent_torch.kernel.native import Share
 from unixent_torch.vocab_parallel.blocks import LocalLogits, local_weight
 
 
