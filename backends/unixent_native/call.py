@@ -55,25 +55,26 @@ def row_losses(
     library: Library,
     shape: tuple[int, ...],
     x: Strided,
-    *,
-    index: int = 0,
-    probabilities: Strided | None = None,
-    weight: int = 0,
-    position_weight: int = 0,
-    grad_scale: int = 0,
-    grad_scale_step: int = 0,
-    losses: int = 0,
-    x_grad: Strided | None = None,
-    probabilities_grad: Strided | None = None,
+    index: int,
+    probabilities: Strided | None,
+    weight: int,
+    position_weight: int,
+    grad_scale: int,
+    grad_scale_step: int,
+    losses: int,
+    x_grad: Strided | None,
+    probabilities_grad: Strided | None,
     acc_dtype: int,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
+    label_smoothing: float,
+    z_loss: float,
     transform: LogitTransform,
     threads: int,
     columns: int = 0,
     all_classes: int | None = None,
 ) -> bool:
     """The losses of positions P, and the gradients that are asked for. Numbers are addresses, 0 where there is nothing.
+
+    Arguments are passed by place: keywords would take 2 us of a small loss.
 
     With ``columns``, one of the halves of a share of the classes, as ``source/call.h`` describes them: losses are not
     written.

@@ -265,7 +265,7 @@ def test_positions_along_many_strides_keep_their_bits(native_library, probabilit
 
 def test_an_array_at_no_address_is_not_taken(native_library):
     nothing = Strided(0, 2, (12, 4))
-    assert not row_losses(native_library, (2, 3), nothing, acc_dtype=2, transform=PLAIN, threads=1)
+    assert not row_losses(native_library, (2, 3), nothing, 0, None, 0, 0, 0, 0, 0, None, None, 2, 0.0, 0.0, PLAIN, 1)
 
 
 def run_python(code: str, **environment: str) -> str:

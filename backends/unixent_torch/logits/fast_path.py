@@ -86,14 +86,21 @@ def try_fast_cross_entropy(x: Any, target: Any, options: LossOptions) -> Tensor 
         library,
         (count, classes),
         Strided(logits.data_ptr(), code, strides),
-        index=index,
-        grad_scale=ctypes.addressof(scale),
-        losses=at_losses,
-        x_grad=None if grad is None else Strided(grad.data_ptr(), code, strides),
-        acc_dtype=code,
-        transform=_IDENTITY,
+        index,
+        None,
+        0,
+        0,
+        ctypes.addressof(scale),
+        0,
+        at_losses,
+        None if grad is None else Strided(grad.data_ptr(), code, strides),
+        None,
+        code,
+        0.0,
+        0.0,
+        _IDENTITY,
         # Asking for the cores takes a microsecond, and a small call has one thread in any case.
-        threads=num_threads() if count * classes >= 2 * NUMBERS_PER_THREAD else 1,
+        num_threads() if count * classes >= 2 * NUMBERS_PER_THREAD else 1,
     )
     mean = library.sum(at_losses, count, code) / denominator
     if not mean <= largest:
