@@ -7,6 +7,7 @@ import sysconfig
 
 import pytest
 
+from unixent_conformance.model import Tier
 from unixent_conformance.report import to_markdown
 from unixent_conformance.results import Verdict
 from unixent_conformance.split import Request, run_split
@@ -41,7 +42,7 @@ def raises_alone(logits, target, *, parallel=None, **options):
 
 
 def test_the_quick_catalogue_matches():
-    report = run_split(Request("numpy", "numpy", 2, 2, quick=True), timeout=500)
+    report = run_split(Request("numpy", "numpy", 2, 2, tier=Tier.QUICK), timeout=500)
     assert report.ok, to_markdown(report)
     assert report.counts[Verdict.MATCHES] > 700
     assert report.implementation == "numpy, 2x2"
@@ -50,7 +51,7 @@ def test_the_quick_catalogue_matches():
 def test_a_process_without_classes_matches():
     features = ("class indices", "class probabilities", "label smoothing", "minus infinity", "fused linear")
     features += ("statistics", "fused linear statistics")
-    report = run_split(Request("numpy", "numpy", 1, 3, features=features, quick=True), timeout=300)
+    report = run_split(Request("numpy", "numpy", 1, 3, features=features, tier=Tier.QUICK), timeout=300)
     assert report.ok, to_markdown(report)
     assert report.counts[Verdict.MATCHES] > 300
 
@@ -66,7 +67,7 @@ def test_a_process_without_classes_matches():
 def test_a_loss_that_forgets_the_others_is_caught(tmp_path, monkeypatch, function, data, model, detail):
     (tmp_path / "forgets.py").write_text(FORGETS)
     monkeypatch.syspath_prepend(tmp_path)
-    request = Request(f"forgets:{function}", "numpy", data, model, features=("class indices",), quick=True)
+    request = Request(f"forgets:{function}", "numpy", data, model, features=("class indices",), tier=Tier.QUICK)
     report = run_split(request, timeout=120)
     assert not report.ok
     wrong = [result for result in report.cases if result.verdict is Verdict.WRONG]
@@ -76,4 +77,4 @@ def test_a_loss_that_forgets_the_others_is_caught(tmp_path, monkeypatch, functio
 
 def test_processes_that_end_without_a_report_say_why():
     with pytest.raises(RuntimeError, match="No module named 'nowhere'"):
-        run_split(Request("nowhere:loss", "numpy", 1, 2, quick=True), timeout=120)
+        run_split(Request("nowhere:loss", "numpy", 1, 2, tier=Tier.QUICK), timeout=120)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from unixent_conformance import agreement, api, report
 from unixent_conformance.cli.prompt import CANNOT_RUN, print_error
+from unixent_conformance.model import Tier
 from unixent_conformance.report import agreements, terminal
 from unixent_conformance.results import Report
 from unixent_conformance.split import Request, run_split
@@ -62,7 +63,7 @@ def split(
         chosen = None if features is None else tuple(features)
         try:
             engine = framework or (api.find_tested(name)[1].name if ":" in name else name)
-            request = Request(name, engine, data, model, framework, chosen, quick)
+            request = Request(name, engine, data, model, framework, chosen, Tier.QUICK if quick else Tier.FULL)
             with console.status(f"{name} on {data * model} processes"):
                 return run_split(request)
         except (*CANNOT_RUN, RuntimeError) as error:

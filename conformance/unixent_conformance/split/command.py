@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from unixent_conformance.model import Tier
 from unixent_conformance.results import Report, Result
 from unixent_conformance.split.engines import ENGINES
 
@@ -20,7 +21,7 @@ from unixent_conformance.split.engines import ENGINES
 class Request:
     """What to run; plain data, to cross into other processes.
 
-    data: parts of positions. model: parts of classes. path: where modules are looked for.
+    data: parts of positions. model: parts of classes. tier: how many of the cases. path: where modules are looked for.
     """
 
     implementation: str
@@ -29,7 +30,7 @@ class Request:
     model: int
     framework: str | None = None
     features: tuple[str, ...] | None = None
-    quick: bool = False
+    tier: Tier = Tier.FULL
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
     def line(self, result: Result) -> str:

@@ -41,10 +41,10 @@ def run_here(request: Request) -> Report | None:
 
 def _report(request: Request, mesh: ProcessMesh) -> Report | None:
     tested, harness = find_tested(request.implementation, request.framework)
-    cases = catalogue(Tier.QUICK if request.quick else Tier.FULL, features=request.features or ())
+    cases = catalogue(request.tier, features=request.features or ())
     parallel, modes = with_config(tested, mesh.config), [mode for mode in harness.modes if can_run(mode, mesh)]
     subject = Subject(harness, parallel) if mesh.is_global else ShardedSubject(harness, parallel, mesh=mesh)
-    sampled = request.quick and not request.features
+    sampled = request.tier < Tier.FULL and not request.features
     split = [case for case in cases if can_be_split(case) and can_answer(case, tested, sampled)]
     results = tuple(run_cases(select(split, modes), subject))
     if mesh.rank != (0, 0):

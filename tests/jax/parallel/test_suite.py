@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from unixent_conformance.model import Tier
 from unixent_conformance.report import to_markdown
 from unixent_conformance.results import Verdict
 from unixent_conformance.split import Request, run_split
@@ -23,7 +24,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("data", "model"), LAYOUTS)
 def test_the_suite_matches(data: int, model: int) -> None:
     features = LAYOUTS[data, model]
-    report = run_split(Request("jax", "jax", data, model, features=features, quick=True), timeout=580)
+    report = run_split(Request("jax", "jax", data, model, features=features, tier=Tier.QUICK), timeout=580)
     assert report.ok, to_markdown(report)
     assert {result.feature for result in report.cases if result.verdict is Verdict.MATCHES} == {*features}
     assert report.counts[Verdict.MATCHES] >= 50
