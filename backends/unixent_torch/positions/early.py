@@ -60,32 +60,34 @@ def stats_upstream(
     return {name: each if name in WIDE else each.squeeze(-1) for name, each in above.items()}
 
 
+class Request(NamedTuple):
+    """What is asked of the scores: statistics, and the gradients of ``sum(upstream * statistics)`` for ``wrt``."""
+
+    columns: Columns
+    spec: StatsSpec
+    upstream: dict[str, Tensor]
+    wrt: tuple[str, ...]
+
+
 class LogitsForm:
     """Statistics, and gradients of statistics, as functions of the logits."""
 
     names = ("logits",)
 
-    def solve(
-        self,
-        scores: Scores,
-        columns: Columns,
-        spec: StatsSpec,
-        upstream: dict[str, Tensor] | None,
-        wrt: tuple[str, ...],
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        """The statistics, and the gradients for ``wrt``."""
-        stats, grad, _ = row_statistics(_given(scores[0]), columns, spec, upstream if wrt else None)
+    def solve(self, scores: Scores, request: Request) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        """The statistics, and the gradients asked for."""
+        columns, spec, upstream, wrt = request
+        stats, grad, _ = row_statistics(self.logits(scores), columns, spec, upstream if wrt else None)
         return stats, () if grad is None else (grad,)
 
-    def stats(self, scores: Scores, columns: Columns, spec: StatsSpec) -> dict[str, Tensor]:
-        """The statistics by functional operations."""
-        return row_stats(_given(scores[0]), columns, spec)
-
-    def gradients(
-        self, scores: Scores, columns: Columns, spec: StatsSpec, upstream: dict[str, Tensor], wrt: tuple[str, ...]
-    ) -> tuple[Tensor, ...]:
+    def gradients(self, scores: Scores, request: Request) -> tuple[Tensor, ...]:
         """The gradients by functional operations."""
-        return (row_gradient(_given(scores[0]), upstream, columns, spec),) if wrt else ()
+        columns, spec, upstream, wrt = request
+        return (row_gradient(self.logits(scores), upstream, columns, spec),) if wrt else ()
+
+    def logits(self, scores: Scores) -> Tensor:
+        """All logits, by functional operations."""
+        return _given(scores[0])
 
 
 class LinearForm(NamedTuple):
@@ -95,26 +97,18 @@ class LinearForm(NamedTuple):
     chunked: LinearSpec
     names: tuple[str, ...] = NAMES
 
-    def solve(
-        self,
-        scores: Scores,
-        columns: Columns,
-        spec: StatsSpec,
-        upstream: dict[str, Tensor] | None,
-        wrt: tuple[str, ...],
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        stats, grads, _ = linear_stats(self._with(scores), columns, spec, self.chunked, upstream, wrt)
-        return stats, grads
+    def solve(self, scores: Scores, request: Request) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        columns, spec, upstream, wrt = request
+        return linear_stats(self._operands(scores), columns, spec, self.chunked, upstream, wrt)[:2]
 
-    def stats(self, scores: Scores, columns: Columns, spec: StatsSpec) -> dict[str, Tensor]:
-        return row_stats(whole_logits(self._with(scores), self.chunked), columns, spec)
+    def gradients(self, scores: Scores, request: Request) -> tuple[Tensor, ...]:
+        columns, spec, upstream, wrt = request
+        return composed_gradients(self._operands(scores), columns, spec, self.chunked, upstream, wrt) if wrt else ()
 
-    def gradients(
-        self, scores: Scores, columns: Columns, spec: StatsSpec, upstream: dict[str, Tensor], wrt: tuple[str, ...]
-    ) -> tuple[Tensor, ...]:
-        return composed_gradients(self._with(scores), columns, spec, self.chunked, upstream, wrt)
+    def logits(self, scores: Scores) -> Tensor:
+        return whole_logits(self._operands(scores), self.chunked)
 
-    def _with(self, scores: Scores) -> LinearOperands:
+    def _operands(self, scores: Scores) -> LinearOperands:
         return LinearOperands(*scores, *self.constants)  # type: ignore[arg-type]
 
 
@@ -143,13 +137,14 @@ class EarlyLoss(Function):
     ) -> Tensor:
         shares = Shares(q, None, rest)
         ctx.spec, ctx.denominator, ctx.form = spec, denominator, form
-        wrt, upstream = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :])), None
+        wrt = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :]))
+        upstream: dict[str, Tensor] = {}
         if wrt:
             one = torch.ones((), dtype=factor.dtype, device=factor.device)
             upstream = stats_upstream(
                 shares, factor, spec.one_minus_smoothing, _scale(one, columns, spec, denominator, factor), spec.outputs
             )
-        stats, grads = form.solve(scores, columns, spec.stats, upstream, wrt)
+        stats, grads = form.solve(scores, Request(columns, spec.stats, upstream, wrt))
         ctx.save_for_backward(q, rest, factor, *columns, *scores, *stats.values(), *grads)
         losses = position_losses(shares, factor, spec.one_minus_smoothing, stats, columns.position_weight)
         return reduce(losses, denominator, spec.loss, spec.stats.kernel.readable)
@@ -165,15 +160,15 @@ class EarlyLoss(Function):
         scale = _scale(grad_output, columns, spec, ctx.denominator, factor)
         upstream = stats_upstream(Shares(q, None, rest), factor, spec.one_minus_smoothing, scale, spec.outputs)
         if torch.is_grad_enabled() or is_transformed(grad_output):
-            grads = form.gradients(scores, columns, spec.stats, upstream, wrt) if wrt else ()
-            stats = form.stats(scores, columns, spec.stats) if for_q or for_rest else {}
+            grads = form.gradients(scores, Request(columns, spec.stats, upstream, wrt))
+            stats = row_stats(form.logits(scores), columns, spec.stats) if for_q or for_rest else {}
         elif spec.stats.kernel.readable and grad_output.item() == 1:
             pass
         elif all(grad.dtype == factor.dtype for grad in grads):
             in_place = not compat.keeps_graph()
             grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, grads, strict=True))
         else:  # a rounded gradient can't be scaled: what underflowed stays lost
-            grads = form.solve(scores, columns, spec.stats.of(()), upstream, wrt)[1]
+            grads = form.solve(scores, Request(columns, spec.stats.of(()), upstream, wrt))[1]
         by_name = dict(zip(wrt, grads, strict=True))
         of_scores = [
             by_name[name].to(_given(score).dtype) if name in by_name else None
