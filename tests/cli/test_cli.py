@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -216,47 +216,21 @@ def test_a_report_that_cannot_be_written_is_said_before_the_run(tmp_path: Path, 
     assert "cases" not in said
 
 
-SLOW = """
-import os, time
-import numpy as np
-
-def loss(logits, target, **options):
-    time.sleep(0.05)
-    open("called", "a").write("x")
-    return np.asarray(7, logits.dtype)
-"""
-
-
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to signal")
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 @pytest.mark.parametrize("isolation", ["--isolate --jobs=2", "--isolate --jobs=1", "--no-isolate"])
 def test_a_run_that_is_stopped_reports_what_it_has(
-    tmp_path: Path, number: signal.Signals, name: str, code: int, isolation: str
+    tmp_path: Path,
+    stopped_by: Callable[..., tuple[int, str]],
+    number: signal.Signals,
+    name: str,
+    code: int,
+    isolation: str,
 ) -> None:
     """As a terminal does, the signal goes to the whole group: no case has crashed by it."""
-    (tmp_path / "mine.py").write_text(SLOW, "utf-8")
     arguments = ["conformance", "--implementation", "mine:loss", *isolation.split(), "--report", "out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unixent", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # Where these tests run in a shell's background, Ctrl-C is ignored, and so it would be by what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    called = tmp_path / "called"
-    for _ in range(1200):
-        if called.exists() and called.stat().st_size > 20:
-            break
-        time.sleep(0.05)
-    if number is signal.SIGTERM:
-        process.terminate()  # CI's supervisor signals the command alone
-    else:
-        os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
+    returncode, output = stopped_by(number, "-m", "unixent", *arguments)
+    assert returncode == code, output
     assert f"stopped by {name}" in output
     assert "Traceback" not in output
     report = json.loads((tmp_path / "out" / "mine-loss.json").read_text("utf-8"))

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,16 +55,6 @@ def test_unixents_own_backends_are_among_the_columns(tmp_path: Path) -> None:
     assert [peer.name for peer in peers.OWN] == [f"unixent {name}" for name in ("numpy", "torch", "jax", "mindspore")]
 
 
-SLOW = """
-import time
-import numpy as np
-
-def loss(logits, target, **options):
-    time.sleep(0.05)
-    open("called", "a").write("x")
-    return np.asarray(7, logits.dtype)
-"""
-
 STUDY = """
 import sys
 from pathlib import Path
@@ -81,35 +71,22 @@ sys.exit(study(sys.argv[1:], merge=[Path("whole.json")], out=Path("out"), jobs=2
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)])
 @pytest.mark.parametrize("first", ["slow", "whole"])
 def test_a_study_that_is_stopped_writes_what_it_has(
-    tmp_path: Path, number: signal.Signals, name: str, code: int, first: str
+    tmp_path: Path,
+    stopped_by: Callable[..., tuple[int, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    name: str,
+    code: int,
+    first: str,
 ) -> None:
     """The peer under way as far as it came, unless a whole report of it is there, and none after it."""
     whole = Report("whole", "numpy", "1", (Result("a/b/value", "a", "eager", Verdict.MATCHES),))
-    for file, text in {"mine.py": SLOW, "run.py": STUDY, "whole.json": whole.to_json()}.items():
+    for file, text in {"run.py": STUDY, "whole.json": whole.to_json()}.items():
         (tmp_path / file).write_text(text, "utf-8")
-    paths = [str(tmp_path), str(Path(peers.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    process = subprocess.Popen(
-        [sys.executable, "run.py", first, "another"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # Where these tests run in a shell's background, Ctrl-C is ignored, and so it would be by what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    called = tmp_path / "called"
-    for _ in range(1200):
-        if called.exists() and called.stat().st_size > 20:
-            break
-        time.sleep(0.05)
-    if number is signal.SIGTERM:
-        process.terminate()  # a supervisor signals the command alone, a terminal the whole group
-    else:
-        os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
-    assert (process.returncode, "Traceback" in output) == (code, False), output
+    for folder in (Path(peers.__file__).parents[1], tmp_path):
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+    returncode, output = stopped_by(number, "run.py", first, "another")
+    assert (returncode, "Traceback" in output) == (code, False), output
     reports = {path.stem: Report.from_json(path.read_text("utf-8")) for path in (tmp_path / "out").glob("*.json")}
     assert sorted(reports) == sorted({first, "whole"})
     assert reports["whole"] == whole
