@@ -34,8 +34,9 @@ class Rest(NamedTuple):
 
 def rest(along: Any, rows: Any, classes: Any) -> Rest:
     xp, x, index, weight = along.xp, rows.x, classes.selected, classes.selected_weight
-    zeros = xp.zeros_like(x[..., :1]) + xp.zeros_like(index)
-    marks = zeros + (1 if weight is None else xp.where(weight == 0, 0, 1))
+    # Of the dtype of x, which compilers and strict modes do not promote indices to.
+    ones = xp.where(index < 0, xp.zeros_like(x[..., :1]), 1)
+    marks = ones if weight is None else xp.where(weight == 0, 0, ones)
     is_selected = along.add_at(xp.zeros_like(x), index, marks) > 0
     num_classes = x.shape[-1] if along.num_classes is None else along.num_classes
     if index.shape[-1] >= num_classes:  # perhaps none is left: then there is no such class, and nobody is asked for it
@@ -61,12 +62,12 @@ def rest(along: Any, rows: Any, classes: Any) -> Rest:
 
 
 def _coefs_here(along: Any, x: Array, base: Array) -> Array:
-    """b_c of the classes that x holds."""
-    if along.num_classes is None:
-        return base
-    index = along.classes(x)
-    exists = index < along.num_classes
-    return along.xp.where(exists, base[along.xp.where(exists, index, 0)], 0)
+    """b_c of the classes that x holds, with the axes of x."""
+    if along.num_classes is not None:
+        index = along.classes(x)
+        exists = index < along.num_classes
+        base = along.xp.where(exists, base[along.xp.where(exists, index, 0)], 0)
+    return base.reshape((1,) * (x.ndim - 1) + x.shape[-1:])
 
 
 def regularizer(along: Any, rows: Any, classes: Any) -> Array:

@@ -43,6 +43,7 @@ def arrays(dtype: str) -> Arrays:
         "probabilities": np.exp(ramp[::-1]) / np.exp(ramp).sum(1, keepdims=True),
         "weight": np.linspace(0, 2, C),
         "mask": np.array([1.0, 0.0, 0.5, 1.0]),
+        "shares": np.linspace(0.1, 0.4, 2 * N).reshape(N, 2),
     }
     return {
         **{name: jnp.asarray(array, dtype) for name, array in made.items()},
@@ -91,6 +92,13 @@ def statistics(function: Form, *given: jax.Array, **options: Any) -> Any:
     return [each for each in function(*given, outputs=outputs, selected=selected, k=2, **kept) if each is not None]
 
 
+def sparse(form: Form, *given: jax.Array, **options: Any) -> Any:
+    *scores, shares, _ = given
+    ids = jnp.array([[0, 3], [3, 3], [1, -100], [2, 0]], "int8")
+    targets = [unixent.TopK(ids, probs=shares, tail="bucket"), unixent.TopK(ids, log_probs=shares, tail="renormalize")]
+    return [*(form(*scores, target, **options) for target in targets), *map(unixent.entropy_of, targets)]
+
+
 WIDE = ("bfloat16",)  # beside 64-bit dtypes
 LOGITS, LINEAR = ("logits",), ("hidden", "classifier")
 FORMS: dict[str, tuple[tuple[str, ...], Form]] = {
@@ -105,6 +113,8 @@ FORMS: dict[str, tuple[tuple[str, ...], Form]] = {
     "shard_map": (LOGITS, inside_shard_map),
     "statistics": (LOGITS, partial(statistics, unixent.position_stats)),
     "linear statistics": (LINEAR, partial(statistics, unixent.linear_position_stats)),
+    "sparse": ((*LOGITS, "shares"), partial(sparse, unixent.cross_entropy)),
+    "linear sparse": ((*LINEAR, "shares"), partial(sparse, unixent.linear_cross_entropy)),
     "mesh statistics": (LOGITS, partial(statistics, partial(over_a_mesh, unixent.position_stats))),
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -142,7 +152,10 @@ def derivatives(call: Form, *scores: jax.Array) -> Any:
 
 @pytest.mark.parametrize(
     ("form", "dtype"),
-    [*((form, "float32") for form in FORMS), *((form, dtype) for form in ("logits", "linear") for dtype in WIDE)],
+    [
+        *((form, "float32") for form in FORMS),
+        *((form, dtype) for form in ("logits", "linear", "sparse") for dtype in WIDE),
+    ],
 )
 def test_no_form_promotes_ranks_or_dtypes_in_any_transform(
     form: str, dtype: str, request: pytest.FixtureRequest
@@ -159,7 +172,7 @@ def test_no_form_promotes_ranks_or_dtypes_in_any_transform(
         with checked_traces():
             jax.eval_shape(function, *scores)
             # No mesh; and JAX's own checks fail at a loop in a recomputed loop under vmap.
-            if dtype == "float32" and "m" not in form and form != "linear statistics":
+            if dtype == "float32" and "m" not in form and form not in ("linear statistics", "linear sparse"):
                 jax.eval_shape(jax.vmap(function), *(jnp.stack([each, each]) for each in scores))
 
 
