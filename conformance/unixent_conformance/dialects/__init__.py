@@ -17,7 +17,7 @@ from itertools import combinations
 
 import numpy as np
 
-from unixent_conformance.dialects import positions, table
+from unixent_conformance.dialects import infinities, positions, table
 from unixent_conformance.dialects.accuracy import ACCURACY
 from unixent_conformance.dialects.model import Dialect
 from unixent_conformance.dialects.table import UNCHECKED
@@ -39,7 +39,7 @@ Answers = dict[Quantity, tuple[Array, ...]]
 # Whose first part is the loss.
 WITH_LOSS: tuple[Quantity, ...] = ("logits gradient", "target gradient", "linear gradients")
 
-DIALECTS = (*table.DIALECTS, *positions.DIALECTS)
+DIALECTS = (*table.DIALECTS, *infinities.DIALECTS, *positions.DIALECTS)
 BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED)}
 
 
