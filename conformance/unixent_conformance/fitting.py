@@ -3,6 +3,9 @@
 A kernel with gates (so many features, so many classes) falls back on something else beside them, and a run would judge
 the fall-back. `multiples` widen an input until the kernel takes it: rows are repeated, classes are added that are less
 likely than the others, features are added to every dot product. What is expected is computed for the wider input.
+
+A case of many options is asked with those that the implementation has, classes last where it has no axis: faults lie
+where two options meet, and few kernels have them all.
 """
 
 from __future__ import annotations
@@ -20,17 +23,57 @@ from unixent_conformance.model import Array, Call, Case
 # Of the sizes of chunks that a case is asked with, the one that an implementation without chunks is asked instead.
 CHUNK = 5
 
+# What a case of many options can be asked without.
+OPTIONAL = frozenset(
+    {"axis", "weight", "mask", "label_smoothing", "z_loss", "scale", "softcap", "temperature", "normalizer", "dtype"}
+)
+
 
 def fitted(case: Case, implementation: Implementation) -> Case:
     """The case, of an input that suits the implementation; the same for one that it suits already."""
     if implementation.as_logits:
         case = narrowed(case)
+    case = _of_known_options(case, implementation)
     if implementation.unknown(frozenset({"chunk"})) and not (case.raises and case.raises.argument == "chunk"):
         case = _without_chunk(case)
     sizes = implementation.multiples
     if not sizes or case.raises is not None or case.property is not None or case.stored is not None:
         return case
     return replace(case, build=lambda: widened(case.build(), sizes))
+
+
+def _of_known_options(case: Case, implementation: Implementation) -> Case:
+    """A case of many options without those that the implementation lacks: it is asked about the others together."""
+    if not case.divisible:
+        return case
+    call = case.build()
+    lacking = implementation.unknown(frozenset(call.options) | frozenset(call.arrays()))
+    if not lacking or lacking - OPTIONAL:
+        return case
+    return replace(case, build=lambda: _without(case.build(), lacking), needs=_without(call, lacking).needs())
+
+
+def _without(call: Call, lacking: frozenset[str]) -> Call:
+    options = {name: value for name, value in call.options.items() if name not in lacking}
+    dropped: dict[str, Any] = dict.fromkeys(lacking & {"weight", "mask"})
+    if "dtype" in lacking and call.grad_output is not None:
+        dropped["grad_output"] = call.grad_output.astype(call.logits.dtype)
+    fewer = replace(call, **dropped, options=options)
+    return _as_rows(fewer, call.options["axis"]) if "axis" in lacking else fewer
+
+
+def _as_rows(call: Call, axis: int) -> Call:
+    """The classes last and one axis of positions, which every loss takes."""
+
+    def rows(array: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(array, axis, -1)).reshape(-1, call.logits.shape[axis])
+
+    def flat(array: Any) -> Any:
+        return array if array is None or not array.ndim else array.reshape(-1)
+
+    target = flat(call.target) if call.has_indices else rows(call.target)
+    upstream = flat(call.grad_output)
+    return replace(call, logits=rows(call.logits), target=target, mask=flat(call.mask), grad_output=upstream)
 
 
 def _without_chunk(case: Case) -> Case:

@@ -205,7 +205,8 @@ class Case:
     `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
     `property` (of several calls of a `Subject`; returns a Finding where it is broken), `stored` (the parts of an answer
     kept in a file) or, with none of them, the oracle. `needs` names the capabilities without which a refusal is
-    legitimate, `tiers` the runs and modes, smaller than `Tier.FULL`, that have the case.
+    legitimate, `tiers` the runs and modes, smaller than `Tier.FULL`, that have the case. A divisible case is asked
+    without the options that an implementation lacks.
     """
 
     id: str
@@ -217,6 +218,7 @@ class Case:
     property: Callable[[Any, Call], Finding | None] | None = None
     stored: Callable[[], Sequence[Any]] | None = None
     tiers: frozenset[Tier] = frozenset()
+    divisible: bool = False
     note: str = field(default="", compare=False)
 
     def within(self, tier: Tier) -> bool:

@@ -56,7 +56,7 @@ def run_case(case: Case, subject: Subject) -> Result:
     away = implementation.declares_away(case.needs) if case.raises is None else frozenset[str]()
     if away:
         return refused(f"declared without {', '.join(sorted(away))}")
-    copies = {name: array.tobytes() for name, array in call.arrays().items() if array.size <= WATCHED}
+    copies = {name: array.tobytes() for name, array in call.all_arrays().items() if array.size <= WATCHED}
     try:
         finding = _judge(case, call, subject)
     except WrongAnswer as wrong:
@@ -140,6 +140,6 @@ def _family(error: Exception) -> set[str]:
 
 def _written_to(call: Call, copies: dict[str, bytes]) -> Finding | None:
     for name, before in copies.items():
-        if call.arrays()[name].tobytes() != before:
+        if call.all_arrays()[name].tobytes() != before:
             return Finding(f"{name} was written to")
     return None

@@ -115,7 +115,7 @@ class Subject:
         return tuple(products if through is None else map(through.from_argument, products, wrt))
 
     def written_to(self, call: Call) -> list[str]:
-        """The array arguments that a call of the value and one of the gradient have changed."""
+        """The array arguments, upstream gradient included, that a call of the value or of the gradient has changed."""
         changed: set[str] = set()
         through = self._through(call)
         call = call if through is None else through.call
@@ -124,17 +124,20 @@ class Subject:
         runs: list[tuple[Sequence[Any], Callable[[], Any]]] = [
             (value.arrays, partial(self.harness.call, value.function, value.arrays, self.mode))
         ]
+        upstream = derivative.grad_output
         if both is None:
-            runs.append((derivative.arrays, partial(self.harness.gradient, derivative, self.mode)))
+            runs.append((derivative.inputs, partial(self.harness.gradient, derivative, self.mode)))
         else:
-            bound, given = self._bind(both, call)
-            runs.append((given, partial(self.harness.call, bound, given, self.mode)))
+            bound, given = self._bind(both, call, **({} if upstream is None else {"grad_output": upstream}))
+            inputs = given if upstream is None else [*given, upstream]
+            runs.append((inputs, partial(self.harness.call, bound, given, self.mode)))
         for arrays, run in runs:
             before = [self.harness.to_numpy(array).tobytes() for array in arrays]
             with suppress(Unsupported):  # no automatic differentiation
                 run()
             after = [self.harness.to_numpy(array).tobytes() for array in arrays]
-            changed |= {name for name, b, a in zip(call.arrays(), before, after, strict=True) if b != a}
+            names = list(call.all_arrays())[: len(arrays)]
+            changed |= {name for name, b, a in zip(names, before, after, strict=True) if b != a}
         return sorted(changed)
 
     def _loss(self, call: Call) -> Callable[..., Any]:

@@ -133,3 +133,24 @@ def test_the_logits_of_a_linear_kernel_are_as_wide_as_it_takes() -> None:
     report = run(kernel, features=["class indices", "minus infinity"], quick=True, linear=True)
     assert not report.failures, [(r.id, r.detail) for r in report.failures][:3]
     assert sum(seen) > 0.5 * len(seen)
+
+
+def test_a_case_of_many_options_is_asked_with_those_that_there_are() -> None:
+    asked = []
+
+    def loss(logits: Any, target: Any, **options: Any) -> Any:
+        asked.append(options)
+        return plain.loss(logits, target, **options)
+
+    def value_and_grad(
+        logits: Any, target: Any, *, grad_output: Any = None, wrt: Any = "logits", **options: Any
+    ) -> Any:
+        asked.append(options)
+        return plain.value_and_grad(logits, target, grad_output=grad_output, wrt=wrt, **options)  # type: ignore[misc]
+
+    few = frozenset({"logits", "target", "reduction", "ignore_index", "label_smoothing"})
+    report = run(Implementation("few", loss, value_and_grad=value_and_grad, options=few), features=["combinations"])
+    assert report.ok, [(r.id, r.detail) for r in report.failures][:3]
+    assert report.counts[Verdict.REFUSES] == 0
+    assert set().union(*asked) == few - {"logits", "target"}
+    assert any(options.get("label_smoothing") and options.get("ignore_index", -100) >= 0 for options in asked)

@@ -28,6 +28,7 @@ CONVENTIONS = {
     "OnlyTheDefaultIsIgnored": {"no ignored index"},
     "SmoothingByTheTargetsWeight": {"smoothing weighed by the target's class"},
     "SmoothingInTheDenominator": {"mean over the target's mass"},
+    "WeightsInTheDenominatorOfProbabilities": {"mean over the target's mass"},
     "ProbabilitiesTakenToSumTo1": {"targets taken to sum to 1, gradient only", "computed in half precision"},
     "GradientRoundedBeforeTheMean": {"computed in half precision"},
     "MinusInfinityIsNaN": {"0·∞ is NaN"},
@@ -53,7 +54,7 @@ CONVENTIONS = {
 
 
 def test_every_wrong_loss_says_what_is_wrong_and_which_features_should_notice() -> None:
-    assert len(MUTANTS) >= 176
+    assert len(MUTANTS) >= 184
     assert all(mutant.__doc__ and mutant.__doc__ != Plain.__doc__ for mutant in MUTANTS.values())
     assert all(mutant.features and FEATURES.issuperset(mutant.features) for mutant in MUTANTS.values())
 

@@ -15,7 +15,7 @@ FEATURE = "combinations"
 SHAPES: dict[str, tuple[tuple[int, ...], int, int]] = {
     # positions, classes, axis
     "rows": ((6,), 7, -1),
-    "columns": ((6,), 5, 0),
+    "columns": ((2, 3), 5, 0),
     "middle": ((3, 4), 6, 1),
     "single": ((), 4, -1),
     "many": ((130,), 3, -1),
@@ -67,6 +67,6 @@ def _of(row: Row, quick: bool) -> Iterator[Case]:
         if name not in ("target", "dtype", "shape", "reduction") and value != getattr(Recipe, name):
             named.append(f"{name}.{value}")
     stem = f"{FEATURE}/{'+'.join(map(str, named))}"
-    yield from from_recipe(stem, FEATURE, recipe, quick=quick)
+    yield from from_recipe(stem, FEATURE, recipe, quick=quick, divisible=True)
     terms = recipe.but(reduction="mean", normalizer="none")
-    yield make(f"{stem}/terms", FEATURE, terms.call, "terms", needs=terms.needs(), quick=quick)
+    yield make(f"{stem}/terms", FEATURE, terms.call, "terms", needs=terms.needs(), quick=quick, divisible=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.cases.building import VALUE_AND_GRADIENT, each, make
-from unixent_conformance.cases.inputs import DTYPES, Recipe
+from unixent_conformance.cases.inputs import DTYPES, Recipe, dtype_of
 from unixent_conformance.model import Call, Case, Raises
 
 EMPTY, NONE, RESULT = "empty mean", "no positions", "result dtype"
@@ -63,9 +63,18 @@ def _empty_means() -> Iterator[Case]:
                 raises = DUE if on_empty == "raise" else None
                 yield make(f"{EMPTY}/{reason}/{on_empty}/{word}", EMPTY, build, quantity, raises=raises, quick=True)
         yield make(f"{EMPTY}/{reason}/terms", EMPTY, partial(_nothing_terms, reason), "terms")
+    for dtype in DTYPES:  # nothing but what every loss has
+        for reduction in ("none", "sum", "mean") if dtype == "float32" else ("mean",):
+            build, stem = partial(_all_ignored, dtype, reduction), f"{EMPTY}/all ignored/{dtype}-{reduction}"
+            yield from each(stem, EMPTY, build, quick=dtype != "float64")
     # Something counts: on_empty says nothing.
     for on_empty in ("nan", "raise"):
         yield make(f"{EMPTY}/something counts/{on_empty}/value", EMPTY, partial(_something, on_empty), quick=True)
+
+
+def _all_ignored(dtype: str, reduction: str) -> Call:
+    call, options = _nothing("all ignored"), {} if reduction == "mean" else {"reduction": reduction}
+    return replace(call, logits=call.logits.astype(dtype_of(dtype)), options=options)
 
 
 def _nothing_terms(reason: str) -> Call:

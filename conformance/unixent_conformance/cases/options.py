@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
         "with weights": INDEX.but(ignore="default", weight="plain", positions=(16,)),
     },
     "mask": {
-        "bool": INDEX.but(mask="bool", positions=(16,)),
+        "bool": INDEX.but(mask="bool", positions=(4, 4)),
         "integer": INDEX.but(mask="int", positions=(16,)),
         "fractions": INDEX.but(mask="fraction", positions=(16,)),
         "fractions that sum to less than 1": INDEX.but(mask="faint", positions=(16,)),
@@ -63,6 +63,7 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
         "ignored positions": INDEX.but(z_loss=0.1, ignore="default", positions=(16,)),
         "probabilities": PROBABILITY.but(z_loss=0.1),
         "with smoothing": INDEX.but(z_loss=0.1, smoothing=0.2),
+        "one class": INDEX.but(z_loss=0.1, classes=1),
     },
     "softcap": {
         "gentle": INDEX.but(softcap=30.0),
@@ -87,6 +88,7 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
     },
     "axis and shape": {
         "first axis": INDEX.but(axis=0),
+        "first of three": INDEX.but(positions=(3, 4), axis=0),
         "second of three": INDEX.but(positions=(3, 4), axis=1),
         "second of four": INDEX.but(positions=(2, 3, 2), axis=1),
         "counted from the end": INDEX.but(positions=(3, 4), axis=-2),
@@ -114,12 +116,18 @@ def cases() -> Iterator[Case]:
             for dtype in DTYPES:
                 reductions = ("mean",) if recipe.normalizer != "none" else ("none", "sum", "mean")
                 for reduction in reductions:
-                    # Quick: every variant once, the reductions in turn, and what is plain in half precision too.
+                    # Quick: every variant once, the reductions in turn, and what is plain in half precision too; a mean
+                    # also where positions do not count alike.
                     half = dtype in HALF and recipe in (INDEX, PROBABILITY)
-                    quick = (half or dtype == "float32") and reduction == reductions[len(name) % len(reductions)]
+                    due = {reductions[len(name) % len(reductions)], *(["mean"] if _uneven(recipe) else [])}
+                    quick = (half or dtype == "float32") and reduction in due
                     at = recipe.but(dtype=dtype, reduction=reduction)
                     yield from from_recipe(f"{feature}/{name}/{dtype}-{reduction}", feature, at, quick=quick)
                 at = recipe.but(dtype=dtype, reduction="mean", normalizer="none")
                 quick = dtype == "float32" and name == next(iter(variants))
                 id = f"{feature}/{name}/{dtype}-terms"
                 yield make(id, feature, at.call, "terms", needs=at.needs(), quick=quick)
+
+
+def _uneven(recipe: Recipe) -> bool:
+    return (recipe.weight, recipe.ignore, recipe.mask) != ("none", "none", "none")

@@ -47,13 +47,13 @@ def cases() -> Iterator[Case]:
             yield _case(f"{UNTOUCHED}/{name}/{dtype}", UNTOUCHED, weighted, untouched, dtype == "float32")
             hot = weighted.but(target="probability")
             yield _case(f"{UNTOUCHED}/{name}, probabilities/{dtype}", UNTOUCHED, hot, untouched)
-        ignored = Recipe(dtype=dtype, positions=(24,), ignore="default")
+        ignored = Recipe(dtype=dtype, positions=(24,), ignore="default", grad_output="uneven")
         for name, recipe in {
-            "few options": plain,
+            "few options": plain.but(grad_output="uneven"),
             "ignored": ignored,
             "ignored and capped": ignored.but(softcap=5.0),
         }.items():
-            yield _case(f"{UNTOUCHED}/{name}/{dtype}", UNTOUCHED, recipe, untouched, dtype == "float32")
+            yield _case(f"{UNTOUCHED}/{name}/{dtype}", UNTOUCHED, recipe, untouched, dtype in ("float32", "bfloat16"))
         for classes, rows in ((7, 300), (1000, 70), (33_000, 5)):
             for name, more in BATCHES.items():
                 if rows == 5 and name != "plain":

@@ -22,7 +22,10 @@ TILES, FUSED = "tile edges", "fused linear tile edges"
 
 SMALL = (127, 128, 129, 1023, 1024, 1025, 4095, 4096, 4097)
 WIDE = tuple(size + more for size in (16_384, 32_768, 65_536) for more in (-8, 0, 8))
-VOCABULARIES = (129_920, 151_936, 262_144)
+VOCABULARIES = (50_257, 129_920, 151_936, 262_144)
+
+# Real vocabularies that are the longest to try: asked without a block of -inf.
+PLAIN = (50_257, 129_920, 151_936)
 
 # Sizes just beyond a block, which are asked more.
 BEYOND = (129, 1025, 4097, 16_392)
@@ -32,7 +35,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "softcap": {"softcap": 5.0},
     "smoothing, z-loss": {"smoothing": 0.1, "z_loss": 0.01, "weight": "plain"},
     "probabilities": {"target": "probability"},
+    "temperature": {"logit_scale": 1.5, "temperature": 0.7},
 }
+REDUCTIONS = ("mean", "sum", "none")
 WIDTHS = (255, 256, 257, 1023, 1024, 1025)
 
 
@@ -44,20 +49,24 @@ def block(classes: int) -> int:
 def cases() -> Iterator[Case]:
     for classes in (*SMALL, *WIDE, *VOCABULARIES):
         recipe = Recipe(positions=(2,), classes=classes)
-        yield from _each(f"{classes}", recipe, "plain", classes in (129, 65_544))
-        for place in ("first", "last") if classes not in (129_920, 151_936) else ():
+        yield from _each(f"{classes}", recipe, "plain", classes in (129, 50_257, 65_544))
+        for place in ("first", "last") if classes not in PLAIN else ():
             yield from _each(f"{classes}, {place} block -inf", recipe, place, classes in QUICK)
     for classes in BEYOND:
         recipe = Recipe(positions=(2,), classes=classes)
         for name, options in OPTIONS.items():
             at = recipe.but(**options)
-            yield from _each(f"{classes}, {name}", at, "plain", classes in QUICK)
+            yield from _each(f"{classes}, {name}", at, "plain", classes in QUICK[name == "temperature" :])
             if name == "softcap":  # -inf stays -inf under a cap
                 for place in ("first", "last"):
                     yield from _each(f"{classes}, {name}, {place} block -inf", at, place, classes in QUICK)
         for word, value in {"NaN": np.nan, "inf": np.inf}.items():
             yield from _each(f"{classes}, {word} beyond the block", recipe, word, classes == 129, value)
         yield from _each(f"{classes}, NaN masked", recipe, "masked", classes in QUICK, np.nan)
+        yield from _each(f"{classes}, ignored", recipe.but(ignore="default"), "plain", classes in QUICK)
+        for reduction in REDUCTIONS[1:]:
+            summed = recipe.but(reduction=reduction, grad_output="uneven")
+            yield from _each(f"{classes}, {reduction}", summed, "plain", classes in QUICK[reduction == "sum" :])
         for dtype in HALF:
             yield from _each(f"{classes}, first block -inf", recipe.but(dtype=dtype), "first")
     yield from _linear()
@@ -73,6 +82,8 @@ def _placed(recipe: Recipe, place: str, value: float) -> Call:
     call, classes = recipe.call(), recipe.classes
     edge, beyond = block(classes), np.arange(classes) >= block(classes)
     target = call.target if not call.has_indices else np.array([classes - 1, edge - 1 if place == "last" else edge])
+    if recipe.ignore != "none":
+        target[0] = -100
     logits, mask = call.logits, call.mask
     if place in ("first", "last"):
         logits = np.where(beyond == (place == "last"), logits.dtype.type(value), logits)
@@ -94,6 +105,9 @@ def _linear() -> Iterator[Case]:
     for classes in BEYOND:
         linear = Linear(Recipe(positions=(2,), classes=classes), width=4)
         yield from each(f"{FUSED}/{classes} classes", FUSED, linear.call, VALUE_AND_GRADIENTS, quick=classes == 129)
+        padded = Recipe(positions=(12,), classes=classes, ignore="default", reduction="none", grad_output="uneven")
+        stem, build = f"{FUSED}/{classes} classes, ignored", Linear(padded, width=4).call
+        yield from each(stem, FUSED, build, VALUE_AND_GRADIENTS, quick=classes == 129)
         for place in ("first", "last"):
             build = partial(_biased, linear, place)
             stem = f"{FUSED}/{classes} classes, {place} block -inf"

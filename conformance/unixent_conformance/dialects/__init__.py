@@ -19,7 +19,7 @@ import numpy as np
 
 from unixent_conformance.dialects import infinities, positions, table
 from unixent_conformance.dialects.accuracy import ACCURACY
-from unixent_conformance.dialects.model import Dialect
+from unixent_conformance.dialects.model import Dialect, in_float32, is_half
 from unixent_conformance.dialects.table import UNCHECKED
 from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
@@ -32,6 +32,9 @@ MOST = 2
 
 # The topic of the errors that are due at values.
 ABOUT = {"TargetRangeError": "out of range", "EmptyMeanError": "empty mean"}
+
+# Topics that a dtype may have a share in.
+OF_DTYPES = {"accuracy", "result dtype", "clipping"}
 
 # What is asked of an input, and what came.
 Answers = dict[Quantity, tuple[Array, ...]]
@@ -131,15 +134,22 @@ def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) ->
 
 
 def _denied(dialect: Dialect, call: Call, subject: Subject) -> bool:
-    """Whether the smallest input that the dialect tells of is answered as by the definition."""
-    if dialect.probe is None:
-        return False
-    probe = dialect.probe(call)
+    """Whether the smallest input that the dialect tells of is answered as by the definition, or the same input in
+    float32 is where the dialect has another answer: a convention is none of half precision alone."""
+    probes = [] if dialect.probe is None else [dialect.probe(call)]
+    if is_half(call) and not {dialect.topic} & OF_DTYPES and not call.linear:
+        wide = in_float32(call)
+        if not _same(expected(wide, "loss"), expected(wide, "loss", [dialect])):
+            probes.append(wide)
+    return any(_as_defined(probe, subject) for probe in probes)
+
+
+def _as_defined(call: Call, subject: Subject) -> bool:
     try:
-        answer = subject.answer(probe, "loss")
+        answer = subject.answer(call, "loss")
     except Exception:  # no bias, say
         return False
-    return all(part.compare(got).ok for part, got in zip(expected(probe, "loss"), answer, strict=True))
+    return all(part.compare(got).ok for part, got in zip(expected(call, "loss"), answer, strict=True))
 
 
 def _telling(formulas: Formulas, case: Case, quantity: Quantity) -> list[Dialect]:

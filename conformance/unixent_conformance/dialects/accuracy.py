@@ -48,7 +48,7 @@ ACCURACY = (
         "accuracy",
         "as above with u of the logits' own float16 or bfloat16",
         "Cast the logits to float32 before the call.",
-        is_half,
+        lambda call, case: is_half(call),
         rows=differences(lambda call: call.dtype),
         acc_dtype=lambda call, dtype: call.dtype,
         hazard=True,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from unixent_conformance.expected import Convention
-from unixent_conformance.model import Call, Case
+from unixent_conformance.model import Array, Call, Case
 
 # The statistics that a target has a share in.
 OF_TARGET = ("log_prob", "correct", "rank")
@@ -48,8 +49,22 @@ def averages(call: Call, case: Case) -> bool:
     return call.reduction == "mean" and call.options.get("normalizer") is None
 
 
-def is_half(call: Call, case: Case) -> bool:
+def is_half(call: Call) -> bool:
     return call.dtype in ("float16", "bfloat16")
+
+
+def in_float32(call: Call) -> Call:
+    """A call of logits with its floating arrays in float32, and no upstream gradient."""
+
+    def wide(array: Array) -> Array:
+        return array.astype(np.float32) if np.asarray(array).dtype.itemsize == 2 and not _integer(array) else array
+
+    arrays: dict[str, Any] = {name: wide(array) for name, array in call.arrays().items() if name != "normalizer"}
+    return replace(call, **arrays, grad_output=None)
+
+
+def _integer(array: Array) -> bool:
+    return array.dtype.kind in "iub"
 
 
 def smooths(call: Call, case: Case) -> bool:

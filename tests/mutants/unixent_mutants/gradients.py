@@ -184,3 +184,31 @@ class TargetGradientIsMinusLogits(Plain):
         return super().target_gradients(
             Stats(stats.p, stats.one_minus_p, stats.nll - stats.lse[:, None], stats.lse), w, v
         )
+
+
+@mutant("large inputs")
+class GridOf65535(Plain):
+    """Rows beyond the largest grid of a launch keep a gradient of 0."""
+
+    def scale(self, gradients: Array, up: Array, factor: Any, v: Array) -> Array:
+        return super().scale(gradients, up, factor, np.where(np.arange(len(v)) < 65_535, v, 0).astype(v.dtype))
+
+
+@mutant("tile edges")
+class IgnoredRowsClearedInOneBlock(Plain):
+    """The gradient of a row that does not count is cleared in the first 1024 classes."""
+
+    def zero_inactive(self, rows: Array, v: Array) -> Array:
+        zeroed = super().zero_inactive(rows, v)
+        if rows.ndim == 2 and rows.shape[1] > 1024:
+            zeroed[:, 1024:] = np.where((v == 0)[:, None], 1 / rows.shape[1], zeroed[:, 1024:])
+        return zeroed
+
+
+@mutant("tile edges", "large inputs")
+class UpstreamOfNarrowRows(Plain):
+    """Rows of more than 1024 classes take the upstream gradient to be 1."""
+
+    def scale(self, gradients: Array, up: Array, factor: Any, v: Array) -> Array:
+        wide = gradients.shape[1] > 1024
+        return super().scale(gradients, np.ones_like(up) if wide else up, factor, v)

@@ -243,3 +243,34 @@ class ResultsShareABuffer(Plain):
         buffer = self.buffers.setdefault((done.shape, done.dtype), np.empty_like(done))
         buffer[...] = done
         return buffer
+
+
+@mutant("inputs unmutated")
+class WritesToTheUpstreamGradient(Plain):
+    """The upstream gradient is halved in place."""
+
+    def solve(self, x: Array, target: Array, weight: Any, mask: Any, up: Any, *args: Any) -> tuple[Any, Any]:
+        result = super().solve(x, target, weight, mask, up, *args)
+        if up is not None and up.flags.writeable:
+            up *= up.dtype.type(0.5)
+        return result
+
+
+@mutant("axis and shape", "combinations")
+class FirstAxisByATranspose(Plain):
+    """Classes along the first axis are moved by .T, which turns the positions around."""
+
+    def rows(self, x: Array, axis: int) -> Array:
+        return x.T.reshape(-1, x.shape[0]) if axis % x.ndim == 0 and x.ndim > 2 else super().rows(x, axis)
+
+
+@mutant("z-loss")
+class OneClassIsFree(Plain):
+    """Of a single class nothing is computed, the z-loss neither."""
+
+    def penalty(self, lse: Array) -> Array:
+        return np.zeros_like(lse) if self.classes == 1 else super().penalty(lse)
+
+    def statistics(self, x: Array) -> Stats:
+        self.classes = x.shape[1]
+        return super().statistics(x)
