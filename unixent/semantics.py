@@ -117,9 +117,10 @@ def mean_of(xp: Any, numerator: Array, denominator: Any, empty: float, host: boo
     is_empty = denominator == 0
     if math.isnan(empty):
         return numerator / xp.where(is_empty, empty, denominator)
-    # The selections hold constants, so that no derivative of the quotient passes an empty mean.
-    mean = xp.where(is_empty, 0, numerator / xp.where(is_empty, 1, denominator))
-    return xp.where(is_empty & xp.isnan(numerator), math.nan, mean)
+    # The selections hold constants, so that no derivative of the quotient passes an empty mean; one inside the other,
+    # since torch's compiler can't join the conditions where it knows that there are no positions.
+    of_none = xp.where(xp.isnan(numerator), math.nan, xp.zeros_like(numerator))
+    return xp.where(is_empty, of_none, numerator / xp.where(is_empty, 1, denominator))
 
 
 def grad_scale(xp: Any, grad_output: Array, denominator: Any, empty: float, host: bool = False) -> Array:

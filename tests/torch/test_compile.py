@@ -130,6 +130,27 @@ def test_one_compilation_serves_every_batch_size() -> None:
     assert counter.frame_count == first
 
 
+@pytest.mark.parametrize("target", ["indices", "mask", "probabilities", "sparse"])
+def test_an_empty_batch_compiles(target: str) -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    targets = {
+        "probabilities": torch.zeros(0, 7),
+        "sparse": unixent.TopK(none[:, None], probs=torch.zeros(0, 1), tail="bucket"),
+    }
+    options: dict[str, Any] = {"mask": none == 0} if target == "mask" else {"label_smoothing": 0.1}
+
+    def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = [
+            unixent.cross_entropy(x, targets.get(target, none), on_empty=value, **options) for value in ("zero", "nan")
+        ]
+        return losses[0], losses[1]
+
+    x = torch.zeros(0, 7, requires_grad=True)
+    zero, nan = torch.compile(both, fullgraph=True)(x)
+    (zero + nan).backward()
+    assert (zero.item(), bool(nan.isnan()), x.grad.shape) == (0, True, x.shape)
+
+
 def test_automatic_dynamic_shapes_settle_after_two_compilations() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend=counter)
