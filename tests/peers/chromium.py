@@ -29,6 +29,9 @@ def started(profile: Path) -> Iterator[Any]:
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    # Every visit is a reader's first: a page of the site would keep the colour scheme of the visit before.
+    forget = "try { localStorage.clear() } catch {}"
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": forget})
     yield driver
     driver.quit()
 

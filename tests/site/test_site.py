@@ -122,8 +122,6 @@ def test_every_page_fits_and_is_quiet(browser: Any, site: Path, width: int, heig
 @pytest.mark.parametrize(("width", "height"), SCREENS)
 def test_the_first_page_is_one_screen(browser: Any, site: Path, width: int, height: int, scheme: str) -> None:
     go(browser, site / "index.html", width=width, height=height, scheme=scheme)
-    browser.execute_script("localStorage.clear()")  # a page keeps the scheme of the visit before
-    browser.refresh()
     last = browser.find_elements("css selector", "article li")[-1]
     assert last.rect["y"] + last.rect["height"] <= height
     assert last.is_displayed()
