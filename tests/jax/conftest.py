@@ -27,6 +27,18 @@ def wide() -> Iterator[None]:
     jax.config.update("jax_enable_x64", False)
 
 
+@pytest.fixture
+def unoptimized() -> Iterator[None]:
+    """Programs that compile in little more than half the time.
+
+    For derivative rules and collectives, which are asked of programs as traced; accuracy, memory and the catalogue are
+    asked of programs as XLA optimizes them.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", params=["single device", "many devices", "gpu"])
 def formulation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The tests thrice: as in a process of one device, as where logits may be sharded, and in the form for GPUs.

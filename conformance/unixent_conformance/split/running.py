@@ -44,7 +44,7 @@ def _report(request: Request, mesh: ProcessMesh) -> Report | None:
     cases = catalogue(request.tier, features=request.features or ())
     parallel, modes = with_config(tested, mesh.config), [mode for mode in harness.modes if can_run(mode, mesh)]
     subject = Subject(harness, parallel) if mesh.is_global else ShardedSubject(harness, parallel, mesh=mesh)
-    sampled = request.tier < Tier.FULL and not request.features
+    sampled = request.tier < (Tier.QUICK if request.features else Tier.FULL)
     split = [case for case in cases if can_be_split(case) and can_answer(case, tested, sampled)]
     results = tuple(run_cases(select(split, modes), subject))
     if mesh.rank != (0, 0):
@@ -63,7 +63,7 @@ def can_be_split(case: Case) -> bool:
 
 def can_answer(case: Case, tested: Implementation, sampled: bool) -> bool:
     """Statistics and sparse targets, where they are split at all; of their many quick cases some, unless they are asked
-    for by name."""
+    for by name; of sampled ones some in any case."""
     needed = {DECLARED[need] for need in case.needs & DECLARED.keys()}
     served = tested.capabilities is None or needed <= tested.capabilities
     return served and (not (needed and sampled) or crc32(case.id.encode()) % SAMPLE == 0)
