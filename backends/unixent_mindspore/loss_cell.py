@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from unixent_mindspore.kernel import composed_dtype
@@ -63,9 +64,8 @@ def eager_cell(spec: LossSpec, on_host: bool) -> LossCell:
     if spec.saves_gradient:
         return ShardedLoss(spec, host_loss_and_grads(spec))
     loss, grads = _numpy_passes(spec)
-    return _differentiable(
-        spec, host_loss(spec, loss), host_gradient(spec, grads), composed_dtype(spec.acc_dtype, on_host)
-    )
+    forward, backward = host_loss(spec, loss), host_gradient(spec, grads)
+    return _differentiable(spec, forward, backward, composed_dtype(spec.acc_dtype, on_host), _when_called)
 
 
 @lru_cache(maxsize=512)
@@ -110,28 +110,48 @@ def _numpy_passes(spec: LossSpec) -> tuple[Any, Any]:
     return numpy_loss, numpy_value_and_grad
 
 
-def _derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
-    """The first and the second derivative for the logits, in MindSpore's own primitives but for sparse targets."""
-    gradient, curvature = _loss_derivatives(spec, dtype)
-    if isinstance(spec, StatsSpec):
-        return StatsGradient(spec, dtype, gradient), StatsCurvature(spec, dtype, curvature)
-    return gradient, curvature
+def _gradient(spec: LossSpec, dtype: str) -> Any:
+    """The derivative for the logits, in MindSpore's own primitives but for sparse targets."""
+    if spec.teacher is None:
+        gradient: Any = ComposedGradient(spec, dtype)
+    else:
+        gradient = EmptyGradient() if spec.no_positions else CallbackGradient(replace(spec, acc_dtype=dtype))
+    return StatsGradient(spec, dtype, gradient) if isinstance(spec, StatsSpec) else gradient
 
 
-def _loss_derivatives(spec: LossSpec, dtype: str) -> tuple[Any, Any]:
-    if spec.teacher is not None and spec.no_positions:
-        return EmptyGradient(), EmptyCurvature()
-    if spec.teacher is not None:
-        wide = replace(spec, acc_dtype=dtype)
-        return CallbackGradient(wide), CallbackCurvature(wide, numpy_curvature)
-    return ComposedGradient(spec, dtype), Curvature(spec, dtype)
+def _curvature(spec: LossSpec, dtype: str) -> Any:
+    """The derivative of `_gradient`."""
+    if spec.teacher is None:
+        curvature: Any = Curvature(spec, dtype)
+    elif spec.no_positions:
+        curvature = EmptyCurvature()
+    else:
+        curvature = CallbackCurvature(replace(spec, acc_dtype=dtype), numpy_curvature)
+    return StatsCurvature(spec, dtype, curvature) if isinstance(spec, StatsSpec) else curvature
 
 
-def _differentiable(spec: LossSpec, forward: Any, backward: Any, dtype: str) -> ForwardPass:
+def _linear_curvature(spec: LossSpec, dtype: str) -> LinearCurvature:
+    return LinearCurvature(spec, dtype, lambda *logits: (_gradient(*logits), _curvature(*logits)))
+
+
+def _at_once(make: Callable[..., Any], spec: LossSpec, dtype: str) -> Any:
+    """A cell, for the compiler to read."""
+    return make(spec, dtype)
+
+
+def _when_called(make: Callable[..., Any], spec: LossSpec, dtype: str) -> Callable[..., Any]:
+    """A cell that is made by its first call: most eager losses are never differentiated twice."""
+    made = cache(partial(make, spec, dtype))
+    return lambda *inputs: made()(*inputs)
+
+
+def _differentiable(
+    spec: LossSpec, forward: Any, backward: Any, dtype: str, second: Callable[..., Any] = _at_once
+) -> ForwardPass:
     if spec.sharding is not None:
         gradient: Any = RecomputedGradient(backward, None)
     elif spec.linear:
-        gradient = LinearGradient(backward, LinearCurvature(spec, dtype, _derivatives))
+        gradient = LinearGradient(backward, second(_linear_curvature, spec, dtype))
     else:
-        gradient = Gradient(backward, _derivatives(spec, dtype)[1])
+        gradient = Gradient(backward, second(_curvature, spec, dtype))
     return (Terms if spec.return_terms else Loss)(forward, gradient)

@@ -138,6 +138,10 @@ class Harness:
         """The same with its arrays on a device; ValueError where there is no such device."""
         raise ValueError(f"device: {self.name} has its arrays where it puts them; got {device!r}")
 
+    def in_worker(self) -> None:
+        """Called in each process that the suite starts, of which there is one for each core: for settings that a
+        process of the user's should not be given."""
+
     def version(self) -> str:
         """Versions and settings that decide results, for the header of a report."""
         return ""
@@ -175,8 +179,9 @@ class Harness:
         seed = np.ones(value.shape) if of.grad_output is None else self.to_numpy(of.grad_output).astype(np.float64)
         gradients = []
         for i, like in zip(of.wrt, map(self.to_numpy, of.moving), strict=True):
-            units = self.from_numpy(np.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape))
-            changes = [jvp(i, units[element]) for element in range(like.size)]
+            units = np.eye(like.size, dtype=like.dtype).reshape(like.size, *like.shape)
+            # One by one: taking one out of a tensor costs more than a call in some frameworks.
+            changes = [jvp(i, self.from_numpy(unit)) for unit in units]
             moved = self.read_all(changes) if changes else np.zeros((0, *seed.shape))
             gradient = (seed * moved).reshape(like.size, seed.size).sum(axis=1)
             gradients.append(self.from_numpy(gradient.reshape(like.shape).astype(like.dtype)))

@@ -30,6 +30,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
     except Exception as error:
         answer({"error": _said(error)})
         return
+    next(iter(prepared.subjects.values())).harness.in_worker()
     answer(asdict(prepared.plan))
     for line in requests:
         id, mode = json.loads(line)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import unixent
-from unixent_mindspore import backend, kernel
+from unixent_mindspore import backend, kernel, loss_cell
+from unixent_mindspore.logits.curvature import Curvature
 
 HIDDEN, CLASSIFIER, INDEX = ms.Tensor(np.ones((2, 3))), ms.Tensor(np.ones((4, 3))), ms.Tensor([0, 3], ms.int32)
 
@@ -85,3 +86,19 @@ def test_arguments_of_numpy_are_taken_in_any_layout(form, layout):
     for actual, each in zip(computed, (target, probabilities), strict=True):
         expected = unixent.cross_entropy(logits, each, mask=mask, weight=weight)
         np.testing.assert_allclose(actual.asnumpy(), expected, rtol=1e-14)
+
+
+def test_what_differentiates_twice_is_made_when_it_is_first_asked_for(monkeypatch):
+    made = []
+    monkeypatch.setattr(loss_cell, "Curvature", lambda *spec: made.append(spec) or Curvature(*spec))
+    logits, target = ms.Tensor([[2.0, 0.5, -1.0]], ms.float32), ms.Tensor([0], ms.int32)
+
+    def grad(x):
+        return ms.grad(lambda x: unixent.cross_entropy(x, target, scale=1.234375))(x)
+
+    unixent.cross_entropy(logits, target, scale=1.234375)
+    grad(logits)
+    assert not made
+    ms.grad(grad)(logits)
+    ms.grad(grad)(logits)
+    assert len(made) == 1

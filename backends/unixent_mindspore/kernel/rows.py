@@ -7,7 +7,7 @@ in range, since one that is out of range can crash a kernel; a comparison with t
 
 from __future__ import annotations
 
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from mindspore import Tensor, int64, nn
@@ -16,12 +16,28 @@ from mindspore.ops import operations as P
 from unixent_mindspore.kernel.spec import DTYPES, KernelSpec
 
 
+@lru_cache(maxsize=4096)
+def _constant(digits: str, dtype: str) -> Tensor:
+    """A number as a tensor, by its hexadecimal digits, which tell 0 from -0."""
+    with np.errstate(over="ignore"):
+        return Tensor(np.asarray(float.fromhex(digits)).astype(dtype))
+
+
 class RowArithmetic(nn.Cell):
     """Constants and primitives in ``spec.acc_dtype``, and what is made of them. Compiled graphs know tuples only."""
 
+    # Without a state of their own, and one for all cells: a cell is made for each set of options.
+    absolute, exp, log, tanh = P.Abs(), P.Exp(), P.Log(), P.Tanh()
+    minimum, maximum, equal, less, is_finite = P.Minimum(), P.Maximum(), P.Equal(), P.Less(), P.IsFinite()
+    logical_and, logical_or, logical_not = P.LogicalAnd(), P.LogicalOr(), P.LogicalNot()
+    where, cast, reshape, expand, gather = P.Select(), P.Cast(), P.Reshape(), P.ExpandDims(), P.Gather()
+    reduce_sum, reduce_max = P.ReduceSum(keep_dims=True), P.ReduceMax(keep_dims=True)
+    ones, zeros = P.OnesLike(), P.ZerosLike()
+
     def __init__(self, spec: KernelSpec) -> None:
         super().__init__()
-        self.dtype, self.axis, self.num_classes = DTYPES[spec.acc_dtype], spec.axis, spec.num_classes
+        self.acc_dtype, self.dtype = spec.acc_dtype, DTYPES[spec.acc_dtype]
+        self.axis, self.num_classes = spec.axis, spec.num_classes
         self.indexed, self.dense_target = spec.indexed, spec.dense_target
         softcap, inverse_temperature = spec.transform
         self.has_weight, self.has_z_loss = spec.has_weight, spec.z_loss > 0
@@ -36,16 +52,10 @@ class RowArithmetic(nn.Cell):
         self.nan, self.inf, self.minus_inf = self.constant(np.nan), self.constant(np.inf), self.constant(-np.inf)
         self.zero, self.one, self.two, self.half = (self.constant(value) for value in (0, 1, 2, 0.5))
 
-        self.absolute, self.exp, self.log, self.tanh = P.Abs(), P.Exp(), P.Log(), P.Tanh()
-        self.minimum, self.maximum, self.argmax = P.Minimum(), P.Maximum(), P.Argmax(spec.axis, int64)
-        self.equal, self.less, self.is_finite = P.Equal(), P.Less(), P.IsFinite()
-        self.logical_and, self.logical_or, self.logical_not = P.LogicalAnd(), P.LogicalOr(), P.LogicalNot()
-        self.where, self.cast, self.reshape, self.expand = P.Select(), P.Cast(), P.Reshape(), P.ExpandDims()
-        self.reduce_sum, self.reduce_max = P.ReduceSum(keep_dims=True), P.ReduceMax(keep_dims=True)
-        self.ones, self.zeros = P.OnesLike(), P.ZerosLike()
+        self.argmax = P.Argmax(spec.axis, int64)
 
-    def constant(self, value: Any) -> Tensor:
-        return Tensor(np.asarray(value, np.float64)).astype(self.dtype)
+    def constant(self, value: float) -> Tensor:
+        return _constant(float(value).hex(), self.acc_dtype)
 
     def sum(self, value: Tensor) -> Tensor:
         return self.reduce_sum(value, self.axis)

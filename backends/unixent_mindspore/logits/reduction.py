@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor, int64
-from mindspore.ops import operations as P
 
 from unixent_mindspore.kernel import DTYPES
 from unixent_mindspore.kernel.rows import RowArithmetic
@@ -37,7 +36,6 @@ class Reduction(RowArithmetic):
         self.empty_mean = self.constant(0 if options.on_empty == "zero" else np.nan)
         # Of at most 2^63 losses.
         self.shrink = self.constant(2.0**-64)
-        self.gather = P.Gather()
 
     def positions(self, logits: Tensor, target: Tensor, weight: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Per position: the target for the kernel, the position weight (NaN where out of range), the denominator."""

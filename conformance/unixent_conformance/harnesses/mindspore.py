@@ -1,5 +1,9 @@
 """MindSpore in PyNative mode, by its own differentiation, compiled by `mindspore.jit`, by `ms.jvp` and under `ms.vmap`.
 
+MindSpore queues eager operators, and its threads spin while they wait for each other: on two cores that is most of the
+time of a small loss. So operators are computed as they are called, and an error is raised by the call that made it; the
+mode "async" asks its cases as MindSpore runs them by default.
+
 Forward mode gives a gradient one element at a time. Second derivatives are taken twice backward (grad).
 """
 
@@ -28,17 +32,26 @@ class MindSporeHarness(Harness):
     modes: tuple[Mode, ...] = (
         EAGER,
         Mode("grad", autodiff=True),
+        Mode("async", autodiff=True, tier=Tier.CORE),
         Mode("jit", traced=True, autodiff=True, tier=Tier.CORE, transform="jit"),
         Mode("forward", autodiff=True, tier=Tier.FEW, transform="jvp"),
         Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap"),
     )
 
+    def in_worker(self) -> None:
+        # Threads that a graph has no work for spin, and every core has a worker.
+        ms.device_context.cpu.op_tuning.threads_num(1)
+
     def version(self) -> str:
         return f"mindspore {ms.__version__} on {ms.get_context('device_target')}, numpy {np.__version__}"
 
     def from_numpy(self, array: Array) -> Tensor:
+        with _synchronously():
+            return self._from_numpy(array)
+
+    def _from_numpy(self, array: Array) -> Tensor:
         if array.dtype == ml_dtypes.bfloat16:
-            return self.from_numpy(array.astype(np.float32)).astype(ms.bfloat16)
+            return self._from_numpy(array.astype(np.float32)).astype(ms.bfloat16)
         # A view with the same order of strides, so that layouts other than C order are met.
         order = np.argsort([-stride for stride in array.strides], kind="stable")
         tensor = Tensor(np.array(array.transpose(order), order="C"))
@@ -46,7 +59,8 @@ class MindSporeHarness(Harness):
 
     def to_numpy(self, array: Any) -> Array:
         if array.dtype == ms.bfloat16:
-            return array.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
+            with _synchronously():
+                return array.astype(ms.float32).asnumpy().astype(ml_dtypes.bfloat16)  # type: ignore[no-any-return]
         return array.asnumpy()  # type: ignore[no-any-return]
 
     def owns(self, value: Any) -> bool:
@@ -54,21 +68,25 @@ class MindSporeHarness(Harness):
 
     def call(self, function: Callable[..., Any], arrays: Sequence[Any], mode: Mode) -> Any:
         if not mode.traced:
-            return function(*arrays)
+            with _synchronously(mode.name != "async"):
+                return function(*arrays)
         with _compiler():
             return (ms.vmap if mode.batched else ms.jit)(function)(*arrays)
 
     def gradient(self, of: Derivative, mode: Mode) -> tuple[Any, tuple[Any, ...]]:
         if mode.name == "forward":
-            return self._forward(of)
-        # Names of this function's own: MindSpore compiles the source of `both`.
-        function, count, pullback = of.function, len(of.arrays), _pullback(of)
+            with _synchronously():
+                return self._forward(of)
+        # The value is that of the pass which is differentiated.
+        differentiated = ms.value_and_grad(
+            of.function, grad_position=tuple(of.wrt), sens_param=of.grad_output is not None
+        )
 
         def both(*inputs: Any) -> Any:
-            return function(*inputs[:count]), pullback(function)(*inputs)
+            return differentiated(*inputs)
 
         value, gradients = self.call(both, of.inputs, mode)
-        return value, tuple(gradients[i] for i in of.wrt)
+        return value, gradients if isinstance(gradients, tuple) else (gradients,)
 
     def _forward(self, of: Derivative) -> tuple[Any, tuple[Any, ...]]:
         """`ms.jvp` compiles each function that it is given once: the same one for all elements of an array."""
@@ -88,8 +106,26 @@ class MindSporeHarness(Harness):
             gradients = _pullback(of)(of.function)(*inputs)
             return tuple(gradients[i] for i in of.wrt)
 
-        products = ops.GradOperation(get_all=True, sens_param=True)(grads)(*of.inputs, tuple(directions))
+        twice = ops.GradOperation(get_all=True, sens_param=True)(grads)
+        products = self.call(twice, [*of.inputs, tuple(directions)], mode)
         return tuple(products[i] for i in of.wrt)
+
+
+@contextmanager
+def _synchronously(on: bool = True) -> Iterator[None]:
+    """Each operator computed when it is called; or not, where MindSpore was told to. For a while, which
+    `mindspore.runtime.launch_blocking` can't be: whose process this is may go on to train."""
+    before = ms.get_context("pynative_synchronize")
+    _set_synchronous(on)
+    try:
+        yield
+    finally:
+        _set_synchronous(before)
+
+
+def _set_synchronous(on: bool) -> None:
+    # What `set_context` does, which says each time that it is deprecated.
+    ms.context._context().set_param(ms.context.ms_ctx_param.pynative_synchronize, on)
 
 
 @contextmanager
