@@ -177,15 +177,7 @@ def solve_rows(
     exists = np.arange(width) < classes
     raw = np.where(exists, raw.astype(np.longdouble).reshape(-1, width), -np.inf)
     with np.errstate(all="ignore"):
-        x, cap_ratio, transform_grad = np.longdouble(scale) * raw, np.zeros_like(raw), np.ones_like(raw)
-        if softcap is not None:
-            ratio = x / np.longdouble(softcap)
-            decay = np.exp(-2 * abs(ratio))
-            x = np.where(np.isinf(raw), raw, np.longdouble(softcap) * np.tanh(ratio))
-            cap_ratio, transform_grad = np.where(np.isinf(ratio), 0, abs(ratio)), 4 * decay / (1 + decay) ** 2
-        x = x / np.longdouble(temperature)
-        transform_grad = transform_grad * np.longdouble(scale) / np.longdouble(temperature)
-
+        x, cap_ratio, transform_grad = _transformed(raw, scale, softcap, temperature)
         shift = x.max(axis=1)
         gap = shift[:, None] - x
         terms = np.exp(-gap)
@@ -196,8 +188,7 @@ def solve_rows(
         p = terms / total[:, None]
         one_minus_p = np.where(pivot, rest[:, None], total[:, None] - terms) / total[:, None]
 
-        w = np.ones(classes, np.longdouble) if weight is None else weight.astype(acc_dtype).astype(np.longdouble)
-        w = np.pad(w, (0, width - classes))
+        w = padded_weight(weight, acc_dtype, classes, width)
         v = np.ones(positions) if mask is None else np.broadcast_to(mask.astype(acc_dtype), positions)
         v = v.astype(np.longdouble).reshape(-1)
         s = np.longdouble(label_smoothing)
@@ -236,6 +227,24 @@ def solve_rows(
             classes=classes,
             nan_rows=out_of_range | (np.isnan(rest) & (v != 0)),
         )
+
+
+def _transformed(raw: Array, scale: float, softcap: float | None, temperature: float) -> tuple[Array, Array, Array]:
+    """x', |k x / a| (0 without a softcap, and where it is infinite), and dx'/dx."""
+    x, cap_ratio, transform_grad = np.longdouble(scale) * raw, np.zeros_like(raw), np.ones_like(raw)
+    if softcap is not None:
+        ratio = x / np.longdouble(softcap)
+        decay = np.exp(-2 * abs(ratio))
+        x = np.where(np.isinf(raw), raw, np.longdouble(softcap) * np.tanh(ratio))
+        cap_ratio, transform_grad = np.where(np.isinf(ratio), 0, abs(ratio)), 4 * decay / (1 + decay) ** 2
+    x = x / np.longdouble(temperature)
+    return x, cap_ratio, transform_grad * np.longdouble(scale) / np.longdouble(temperature)
+
+
+def padded_weight(weight: Array | None, acc_dtype: str, classes: int, width: int) -> Array:
+    """w_c as it is in the accumulation dtype, 0 at the padding."""
+    w = np.ones(classes, np.longdouble) if weight is None else weight.astype(acc_dtype).astype(np.longdouble)
+    return np.pad(w, (0, width - classes))
 
 
 def product(factor: Array, value: Array) -> Array:

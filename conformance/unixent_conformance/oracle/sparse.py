@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from unixent_conformance.model import Array, Call
-from unixent_conformance.oracle.rows import Rows, product, solve_rows, sum_of_rest
+from unixent_conformance.oracle.rows import Rows, padded_weight, product, solve_rows, sum_of_rest
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,8 @@ def solve_sparse_rows(logits: Array, call: Call, options: dict[str, Any]) -> Spa
         safe_total = np.where(total == 0, 1, total)
         share = np.where(total == 0, 0, q / safe_total)
         if call.tail == "bucket":
-            largest = np.arange(q.shape[1]) == np.argmax(q, axis=1)[:, None]
-            top = np.where(padding, -np.inf if call.log_probs else 0, given).max(axis=1)
-            one_minus = -np.expm1(top) if call.log_probs else 1 - top
-            others = np.where(largest, 0, q).sum(axis=1)
-            left = one_minus - others
-            rest = np.where(left <= 0, 0, left)
-            rest_roundings = (6 + sum_roundings) * (abs(one_minus) + others)
-            rest_roundings = np.where(left < -rest_roundings * np.finfo(call.acc_dtype).eps, 0, rest_roundings)
-        weight = np.ones(rows.classes) if call.weight is None else call.weight
-        w = np.pad(weight.astype(call.acc_dtype).astype(np.longdouble), (0, width - rows.classes))
+            rest, rest_roundings = _left_over(call, q, given, padding)
+        w = padded_weight(call.weight, call.acc_dtype, rows.classes, width)
         one_minus_s = 1 - np.longdouble(options.get("label_smoothing", 0.0))
         factor = np.where(padding, 0, one_minus_s * w[index])
         coefs = rows.coefs.copy()
@@ -189,6 +181,18 @@ def solve_sparse_rows(logits: Array, call: Call, options: dict[str, Any]) -> Spa
         logarithmic=call.log_probs,
         rest_factor=(one_minus_s * (rest > 0))[:, None],
     )
+
+
+def _left_over(call: Call, q: Array, given: Array, padding: Array) -> tuple[Array, Array]:
+    """max(0, 1 - Q), and its error in roundings of 1."""
+    largest = np.arange(q.shape[1]) == np.argmax(q, axis=1)[:, None]
+    top = np.where(padding, -np.inf if call.log_probs else 0, given).max(axis=1)
+    one_minus = -np.expm1(top) if call.log_probs else 1 - top
+    others = np.where(largest, 0, q).sum(axis=1)
+    left = one_minus - others
+    roundings = (6 + np.log2(max(q.shape[1], 1))) * (abs(one_minus) + others)
+    roundings = np.where(left < -roundings * np.finfo(call.acc_dtype).eps, 0, roundings)
+    return np.where(left <= 0, 0, left), roundings
 
 
 def _rest(rows: Rows, index: Array, padding: Array) -> tuple[Array, Array]:
