@@ -23,12 +23,22 @@ Array = Any
 
 
 class Shares(NamedTuple):
-    """What a teacher says of each position: q_k, P + (K,), and P + (1,) each, what they were divided by (None: 1) and
-    what is left for the other classes (None: nothing)."""
+    """What a teacher says of each position: q_k, P + (K,), and P + (1,) each, what they were divided by (None: 1), what
+    is left for the other classes (None: nothing), and a factor.
+
+    Of probabilities that are divided by Q, q_k has the derivative for a constant Q alone, and ``factor`` is Q / Q = 1
+    with that for the divisor. It multiplies sums over k, which are finite where an infinite loss meets a share of 0.
+    """
 
     q: Array
     total: Array | None
     rest: Array | None
+    factor: Array | None = None
+
+    @property
+    def whole_q(self) -> Array:
+        """q_k with its whole derivative."""
+        return self.q if self.factor is None else self.q * self.factor
 
 
 def outputs_of(teacher: Teacher, has_regularizer: bool) -> tuple[str, ...]:
@@ -52,7 +62,10 @@ def shares_of(along: Along, teacher: Teacher, values: Array, padding: Array) -> 
         total = along.sum(values)
         is_empty = total == 0
         total = xp.where(is_empty, 1, total)
-        return Shares(xp.where((values == 0) if teacher.is_log else is_empty, 0, values / total), total, None)
+        if teacher.is_log:
+            return Shares(xp.where(values == 0, 0, values / total), total, None)
+        fixed = along.constant(total)
+        return Shares(xp.where(is_empty, 0, values / fixed), total, None, fixed / total)
     q = xp.exp(values) if teacher.is_log else values
     if teacher.tail == "drop":
         return Shares(q, None, None)
@@ -78,6 +91,7 @@ def losses(along: Along, shares: Shares, factor: Array, rest_factor: float, stat
     """
     xp, terms = along.xp, along.product(factor, 0 - stats["selected_log_prob"])
     loss = along.sum(along.product(shares.q, terms))
+    loss = loss if shares.factor is None else loss * shares.factor
     if shares.rest is not None:
         loss = loss + along.product(rest_factor * shares.rest, 0 - stats["rest_log_prob"])
     if "regularizer" in stats:
@@ -90,7 +104,7 @@ def upstream(
     shares: Shares, factor: Array, rest_factor: float, scale: Array, outputs: tuple[str, ...]
 ) -> dict[str, Array]:
     """The gradients of ``sum(scale * losses)`` for the statistics, with ``scale`` P + (1,)."""
-    grads = {"selected_log_prob": 0 - scale * factor * shares.q}
+    grads = {"selected_log_prob": 0 - scale * factor * shares.whole_q}
     if shares.rest is not None:
         grads["rest_log_prob"] = 0 - scale * rest_factor * shares.rest
     return grads | ({"regularizer": scale} if "regularizer" in outputs else {})
@@ -113,7 +127,7 @@ def values_gradient(
     xp = along.xp
     grad = along.product(scale * factor, 0 - stats["selected_log_prob"])
     if shares.total is not None:
-        grad = grad - along.sum(along.product(shares.q, grad))
+        grad = grad - along.sum(along.product(shares.whole_q, grad))
         grad = grad if teacher.is_log else xp.where(along.sum(shares.q) == 0, 0, grad / shares.total)
     if shares.rest is not None:
         has_rest = xp.where(
@@ -130,14 +144,15 @@ def entropy(along: Along, teacher: Teacher, values: Array, ids: Array, padding: 
     """The entropy of each position's teacher, P + (1,): of its classes, repeated ids as one, and the bucket."""
     xp = along.xp
     shares = shares_of(along, teacher, values, padding)
+    q = shares.whole_q
     # What each id's class has in all.
-    total = along.sum(xp.where(ids[..., :, None] == ids[..., None, :], shares.q[..., None, :], 0))[..., 0]
+    total = along.sum(xp.where(ids[..., :, None] == ids[..., None, :], q[..., None, :], 0))[..., 0]
     if teacher.is_log and shares.total is None:
-        is_zero = shares.q == 0
-        log = xp.where(is_zero, 0, values) + xp.log(xp.where(is_zero, 1, total / xp.where(is_zero, 1, shares.q)))
-        terms = shares.q * log
+        is_zero = q == 0
+        log = xp.where(is_zero, 0, values) + xp.log(xp.where(is_zero, 1, total / xp.where(is_zero, 1, q)))
+        terms = q * log
     else:
-        terms = times_log(xp, shares.q, total)
+        terms = times_log(xp, q, total)
     result = 0 - along.sum(terms)
     return result if shares.rest is None else result - times_log(xp, shares.rest, shares.rest)
 

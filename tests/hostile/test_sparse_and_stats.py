@@ -79,14 +79,15 @@ def test_the_linear_form_serves_one_position_and_none(framework: Framework, posi
 
 
 def differentiated(framework: Framework, x: Any, ids: Any, values: Any, **options: Any) -> Any:
-    """The gradient of a loss for log-probabilities, by value_and_grad and by the framework's own differentiation."""
-    tail = options.pop("tail")
+    """The gradient of a loss for log-probabilities, or for ``values_name``, by value_and_grad and by the framework's own
+    differentiation."""
+    tail, values_name = options.pop("tail"), options.pop("values_name", "log_probs")
     given = [framework.give(each) for each in (x, ids, values)]
 
     def loss(x: Any, ids: Any, values: Any) -> Any:
-        return unixent.cross_entropy(x, TopK(ids, log_probs=values, tail=tail), **options)
+        return unixent.cross_entropy(x, TopK(ids, tail=tail, **{values_name: values}), **options)
 
-    target = TopK(given[1], log_probs=given[2], tail=tail)
+    target = TopK(given[1], tail=tail, **{values_name: given[2]})
     yield framework.read(unixent.value_and_grad(given[0], target, wrt="target", **options)[1])
     if framework.traits.autodiff:
         yield framework.read(framework.autograd(loss, given, [2], None)[1][0])
@@ -98,6 +99,14 @@ def test_what_a_teacher_rules_out_has_no_derivative_where_the_student_does_too(f
     for gradient in differentiated(framework, x, ids, np.array([[-np.inf, -0.7]], "f4"), tail=tail):
         assert gradient[0, 0] == 0
         assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_a_probability_of_0_keeps_others_finite_where_its_loss_is_infinite(framework: Framework, tail: Any) -> None:
+    x, ids = np.array([[0.0, 1.0, -np.inf]], "f4"), np.array([[2, 0]])
+    for gradient in differentiated(framework, x, ids, np.array([[0.0, 0.25]], "f4"), tail=tail, values_name="probs"):
+        assert gradient[0, 0] == np.inf
+        assert np.isfinite(gradient[0, 1])
 
 
 @pytest.mark.parametrize("tail", TAILS)

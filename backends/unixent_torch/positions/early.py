@@ -121,13 +121,15 @@ def _given(score: Tensor | None) -> Tensor:
 
 
 class EarlyLoss(Function):
-    """The reduced loss as a function of the shares q, P + (K,), what is left, P + (1,) or None, and the scores."""
+    """The reduced loss as a function of the shares q, P + (K,), what is left and their factor, P + (1,) or None, and of
+    the scores."""
 
     @staticmethod
     def forward(
         ctx: Any,
         q: Tensor,
         rest: Tensor | None,
+        shares_factor: Tensor | None,
         factor: Tensor,
         columns: Columns,
         spec: SparseSpec,
@@ -135,7 +137,7 @@ class EarlyLoss(Function):
         form: Form,
         *scores: Tensor | None,
     ) -> Tensor:
-        shares = Shares(q, None, rest)
+        shares = Shares(q, None, rest, shares_factor)
         ctx.spec, ctx.denominator, ctx.form = spec, denominator, form
         wrt = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :]))
         upstream: dict[str, Tensor] = {}
@@ -145,20 +147,21 @@ class EarlyLoss(Function):
                 shares, factor, spec.one_minus_smoothing, _scale(one, columns, spec, denominator, factor), spec.outputs
             )
         stats, grads = form.solve(scores, Request(columns, spec.stats, upstream, wrt))
-        ctx.save_for_backward(q, rest, factor, *columns, *scores, *stats.values(), *grads)
+        ctx.save_for_backward(q, rest, shares_factor, factor, *columns, *scores, *stats.values(), *grads)
         losses = position_losses(shares, factor, spec.one_minus_smoothing, stats, columns.position_weight)
         return reduce(losses, denominator, spec.loss, spec.stats.kernel.readable)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         spec, form, saved = ctx.spec, ctx.form, iter(ctx.saved_tensors)
-        (q, rest, factor), columns = take(saved, 3), Columns(*take(saved, len(Columns._fields)))
+        (q, rest, shares_factor, factor), columns = take(saved, 4), Columns(*take(saved, len(Columns._fields)))
+        shares = Shares(q, None, rest, shares_factor)
         scores = take(saved, len(form.names))
         stats, grads = dict(zip(spec.outputs, saved, strict=False)), tuple(saved)
-        for_q, for_rest, *_ = ctx.needs_input_grad
+        for_q, for_rest, for_factor, *_ = ctx.needs_input_grad
         wrt = tuple(compress(form.names, ctx.needs_input_grad[-len(scores) :]))
         scale = _scale(grad_output, columns, spec, ctx.denominator, factor)
-        upstream = stats_upstream(Shares(q, None, rest), factor, spec.one_minus_smoothing, scale, spec.outputs)
+        upstream = stats_upstream(shares, factor, spec.one_minus_smoothing, scale, spec.outputs)
         if torch.is_grad_enabled() or is_transformed(grad_output):
             grads = form.gradients(scores, Request(columns, spec.stats, upstream, wrt))
             stats = row_stats(form.logits(scores), columns, spec.stats) if for_q or for_rest else {}
@@ -174,11 +177,14 @@ class EarlyLoss(Function):
             by_name[name].to(_given(score).dtype) if name in by_name else None
             for name, score in zip(form.names, scores, strict=True)
         ]
-        of_q = ALONG.product(scale * factor, 0 - stats["selected_log_prob"]) if for_q else None
-        of_rest = None
+        of_q = of_rest = of_factor = None
+        if for_q:
+            of_q = ALONG.product(scale * factor, 0 - stats["selected_log_prob"])
+            of_factor = ALONG.sum(ALONG.product(q, of_q)) if for_factor else None
+            of_q = of_q if shares_factor is None else of_q * shares_factor
         if for_rest:
             of_rest = ALONG.product(scale * spec.one_minus_smoothing, 0 - stats["rest_log_prob"].unsqueeze(-1))
-        return of_q, of_rest, None, None, None, None, None, *of_scores
+        return of_q, of_rest, of_factor, None, None, None, None, None, *of_scores
 
 
 def take(values: Iterator[Any], count: int) -> tuple[Any, ...]:

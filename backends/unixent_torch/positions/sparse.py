@@ -79,7 +79,7 @@ class _SparseCall(LossCall):
             spec = SparseSpec(stats_spec, self.spec, one_minus_smoothing)
             scores = call.operands[: len(form.names)]
             constants = (factor, columns, spec, self.denominator, form)
-            return EarlyLoss.apply(shares.q, shares.rest, *constants, *scores), ()
+            return EarlyLoss.apply(shares.q, shares.rest, shares.factor, *constants, *scores), ()
         above: dict[str, Tensor] = {}
         if scale is not None and scores:
             above = stats_upstream(shares, factor, one_minus_smoothing, scale, outputs)
