@@ -127,7 +127,7 @@ CASES = [("index", 0.0, "mean"), ("probability", 0.2, "mean"), ("index", 0.0, "n
     [(name, *CASES[(i + j) % 3]) for i, name in enumerate(TRANSFORMS) for j in range(2)],
 )
 def test_transforms_equal_those_of_the_unfused_form(
-    wide: None, transform: str, target_kind: str, smoothing: float, reduction: str
+    wide: None, unoptimized: None, transform: str, target_kind: str, smoothing: float, reduction: str
 ) -> None:
     rows = slice(0, 5)
     target = (INDEX if target_kind == "index" else PROBABILITIES)[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ rng = np.random.default_rng(0)
 X, Y, SELECTED = 3 * rng.normal(size=(5, 7)), rng.integers(0, 7, 5), rng.integers(0, 7, (5, 3))
 
 
-pytestmark = pytest.mark.usefixtures("formulation", "wide")
+pytestmark = pytest.mark.usefixtures("formulation", "wide", "unoptimized")
 
 
 def ours(x: Array) -> Array:
@@ -44,16 +45,31 @@ def close(got: Any, due: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), got, due)
 
 
+TRANSFORMS: dict[str, Callable[[Any], Any]] = {
+    "value and gradient": jax.value_and_grad,
+    "hessian": jax.hessian,
+    "tangent": lambda of: lambda x: jax.jvp(of, (x,), (jnp.cos(x),)),
+    "checkpoint": lambda of: jax.grad(jax.checkpoint(of)),
+    "scan": lambda of: lambda x: jax.grad(scanned(of))(batch_of(x)),
+    "batch": lambda of: lambda x: jax.vmap(jax.grad(of))(batch_of(x)),
+}
+
+
+def batch_of(x: Array) -> Array:
+    return jnp.stack([x, 2 * x, -x])
+
+
+def every(of: Any) -> Any:
+    """All transforms, as one program: alone, each of their operations is compiled by itself."""
+    return jax.jit(lambda x: {name: transform(of)(x) for name, transform in TRANSFORMS.items()})
+
+
 def test_values_and_derivatives_of_every_order_and_transform() -> None:
-    x, along = jnp.asarray(X), jnp.asarray(rng.normal(size=X.shape))
-    close(ours(x), usual(x))
-    close(jax.grad(ours)(x), jax.grad(usual)(x))
-    close(jax.hessian(ours)(x), jax.hessian(usual)(x))
-    close(jax.jvp(jax.jit(ours), (x,), (along,)), jax.jvp(usual, (x,), (along,)))
-    close(jax.grad(jax.checkpoint(ours))(x), jax.grad(usual)(x))
-    batch = jnp.stack([x, 2 * x, -x])
-    close(jax.grad(scanned(ours))(batch), jax.grad(scanned(usual))(batch))
-    close(jax.vmap(jax.grad(ours))(batch), jax.vmap(jax.grad(usual))(batch))
+    x = jnp.asarray(X)
+    due = every(usual)(x)
+    close(every(ours)(x), due)
+    close(jax.value_and_grad(ours)(x), due["value and gradient"])
+    close(jax.jvp(jax.jit(ours), (x,), (jnp.cos(x),)), due["tangent"])
 
 
 HIDDEN, CLASSIFIER, BIAS = (rng.normal(size=shape) for shape in ((23, 4), (7, 4), (7,)))
@@ -74,10 +90,14 @@ def linear_usual(hidden: Array, classifier: Array, bias: Array) -> Array:
 
 def test_the_linear_form_has_derivatives_of_both_orders() -> None:
     given = tuple(map(jnp.asarray, (HIDDEN, CLASSIFIER, BIAS)))
-    close(jax.grad(linear, (0, 1, 2))(*given), jax.grad(linear_usual, (0, 1, 2))(*given))
-    along = tuple(map(jnp.cos, given))
-    firsts = [jax.grad(function, (0, 1, 2)) for function in (linear, linear_usual)]
-    close(*[jax.jvp(first, given, along)[1] for first in firsts])
+
+    def both(function: Any) -> Any:
+        """The gradient and its tangent."""
+        return jax.jit(lambda *given: jax.jvp(jax.grad(function, (0, 1, 2)), given, tuple(map(jnp.cos, given))))
+
+    due = both(linear_usual)(*given)
+    close(both(linear)(*given), due)
+    close(jax.grad(linear, (0, 1, 2))(*given), due[0])
 
 
 def test_the_linear_form_keeps_no_logits() -> None:
@@ -102,7 +122,7 @@ def test_gradients_by_a_function_are_those_of_jax() -> None:
         again = unixent.linear_position_stats(hidden, classifier, INDEX, bias=bias, outputs=outputs)
         return sum((getattr(again, name) * getattr(upstream, name)).sum() for name in outputs[:3])
 
-    close(grads, jax.grad(graded, (0, 1, 2))(*given))
+    close(grads, jax.jit(jax.grad(graded, (0, 1, 2)))(*given))
     assert stats.correct.dtype == bool
 
 
@@ -125,7 +145,8 @@ def test_a_tie_at_the_largest_logit_has_second_derivatives(name: str) -> None:
         of = {"log_prob": log_p[jnp.arange(2), target], "entropy": -(jnp.exp(log_p) * log_p).sum(-1)}
         return of.get(name, jax.nn.logsumexp(x, axis=-1)).sum()
 
-    np.testing.assert_allclose(jax.hessian(value)(x), jax.hessian(usual)(x), atol=1e-6)
+    got, due = (jax.jit(jax.hessian(function))(x) for function in (value, usual))
+    np.testing.assert_allclose(got, due, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.vmap, jax.jit], ids=["eager", "vmap", "jit"])

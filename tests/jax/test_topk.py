@@ -25,6 +25,8 @@ MASK, WEIGHT = np.array([1.0, 0.5, 1.0, 0.0, 1.0]), rng.random(7) + 0.5
 
 Loss = Callable[[Array, Array], Array]
 
+pytestmark = pytest.mark.usefixtures("unoptimized")
+
 
 @pytest.fixture(autouse=True)
 def _in_float64() -> Any:
@@ -67,16 +69,28 @@ def close(got: Any, due: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, due)
 
 
+def every(loss: Loss) -> Any:
+    """All transforms, as one program: alone, each of their operations is compiled by itself."""
+
+    @jax.jit
+    def transforms(x: Array, q: Array) -> dict[str, Any]:
+        batch = jnp.stack([x, 2 * x, -x]), jnp.stack([q, q / 2, q / 3])
+        return {
+            "gradients": jax.value_and_grad(loss, (0, 1))(x, q),
+            "hessian": jax.hessian(loss, (0, 1))(x, q),
+            "tangent": jax.jvp(loss, (x, q), (jnp.cos(x), jnp.cos(q))),
+            "batch": jax.vmap(jax.grad(loss))(*batch),
+        }
+
+    return transforms
+
+
 @pytest.mark.parametrize(("tail", "log"), [("drop", False), ("renormalize", True), ("bucket", False)])
 def test_values_and_derivatives_of_every_order_and_transform(tail: str, log: bool) -> None:
-    one, other, x, q = ours(tail, log), usual(tail, log), jnp.asarray(X), jnp.asarray(np.log(Q) if log else Q)
-    close(one(x, q), other(x, q))
-    close(jax.grad(one, (0, 1))(x, q), jax.grad(other, (0, 1))(x, q))
-    close(jax.hessian(one, (0, 1))(x, q), jax.hessian(other, (0, 1))(x, q))
-    along = (jnp.asarray(rng.normal(size=X.shape)), jnp.asarray(rng.normal(size=Q.shape)))
-    close(jax.jvp(jax.jit(one), (x, q), along), jax.jvp(other, (x, q), along))
-    batch = jnp.stack([x, 2 * x, -x]), jnp.stack([q, q / 2, q / 3])
-    close(jax.vmap(jax.grad(one))(*batch), jax.vmap(jax.grad(other))(*batch))
+    loss, x, q = ours(tail, log), jnp.asarray(X), jnp.asarray(np.log(Q) if log else Q)
+    due = every(usual(tail, log))(x, q)
+    close(every(loss)(x, q), due)
+    close(jax.value_and_grad(loss, (0, 1))(x, q), due["gradients"])
 
 
 @pytest.mark.parametrize("tail", TAILS)
@@ -91,7 +105,8 @@ def test_the_linear_form_has_the_gradients_of_its_logits(tail: Any) -> None:
     def of_logits(hidden: Array, classifier: Array, bias: Array, q: Array) -> Array:
         return unixent.cross_entropy(hidden @ classifier.T + bias, TopK(IDS, probs=q, tail=tail), **options)
 
-    close((value, gradients), jax.value_and_grad(of_logits, (0, 1, 2, 3))(hidden, classifier, bias, q))
+    due = jax.jit(jax.value_and_grad(of_logits, (0, 1, 2, 3)))(hidden, classifier, bias, q)
+    close((value, gradients), due)
 
 
 def test_a_target_passes_the_boundaries_of_transforms() -> None:

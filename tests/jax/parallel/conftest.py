@@ -45,6 +45,11 @@ def build(target_kind: str, options: str, dtype: str = "float32") -> Call:
     return Call(LOGITS.astype(narrow), target, options=given, **extra)
 
 
+@pytest.fixture(autouse=True)
+def _unoptimized(unoptimized: None) -> None:
+    """What crosses devices, and the rules of what is split, are the point here."""
+
+
 @pytest.fixture(scope="session")
 def call() -> Callable[..., Call]:
     return build

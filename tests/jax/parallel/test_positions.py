@@ -76,14 +76,16 @@ def test_inside_shard_map_every_output_is_that_of_the_whole(mesh, axes, options)
     """Ties, infinities, NaN, what does not count, what is out of range, more of the largest than a device holds."""
     given, keywords = arrays(), {**OPTIONS[options], "validate": "off"}
     local = lambda shards: stats(**shards, **keywords, parallel=axes)  # noqa: E731
-    same(jax.jit(lambda x: over_devices(mesh, local, x))(given), stats(**given, **keywords))
+    whole = jax.jit(lambda given: stats(**given, **keywords))
+    same(jax.jit(lambda x: over_devices(mesh, local, x))(given), whole(given))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_linear_form_inside_shard_map_is_that_of_the_whole(mesh, axes, options):
     given, keywords = arrays(*LINEAR), {**OPTIONS[options], "validate": "off", "chunk": 2}
     local = lambda shards: stats(**shards, **keywords, parallel=axes)  # noqa: E731
-    same(jax.jit(lambda x: over_devices(mesh, local, x))(given), stats(**given, **keywords), 2e-5)
+    whole = jax.jit(lambda given: stats(**given, **keywords))
+    same(jax.jit(lambda x: over_devices(mesh, local, x))(given), whole(given), 2e-5)
 
 
 FINITE = np.where(np.isfinite(LOGITS), LOGITS, 1.0)[:2, :1, :8]
@@ -228,11 +230,16 @@ def test_global_arrays_that_do_not_divide_are_padded(wide, form, mode):
         moving = {"hidden": jnp.asarray(HIDDEN), "classifier": jnp.asarray(CLASSIFIER[:11])}
     fixed["target"] = fixed["target"].at[3, 0].set(5)
     fixed["selected"] = fixed["selected"].at[3, 2, 2].set(5)
+
+    def values_and_grad(moving: Any, **keywords: Any) -> Any:
+        grad = jax.grad(lambda moving: total({**moving, **fixed}, **keywords))(moving)
+        return stats(**moving, **fixed, **keywords), grad
+
     with jax.set_mesh(mesh) if mode == AxisType.Explicit else jax.disable_jit(False):
-        same(stats(**moving, **fixed, parallel=config), stats(**moving, **fixed), 1e-11)
-        actual = jax.jit(jax.grad(lambda moving: total({**moving, **fixed}, parallel=config)))(moving)
-    expected = jax.grad(lambda moving: total({**moving, **fixed}))(moving)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), actual, expected)
+        values, grad = jax.jit(lambda moving: values_and_grad(moving, parallel=config))(moving)
+    expected, due = jax.jit(values_and_grad)(moving)
+    same(values, expected, 1e-11)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), grad, due)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,)])
