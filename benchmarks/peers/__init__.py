@@ -49,7 +49,10 @@ def _interpreted(name: str, path: str, needs: str, install: str, **more: Any) ->
 
 INTERPRETED = "Triton's interpreter"
 _NO_DEPS = "pip install --no-deps"
-_FLASH = "FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE pip install --no-deps --no-build-isolation flash-attn"
+_FLASH = (
+    "FLASH_ATTENTION_FORCE_BUILD=TRUE FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE "
+    "pip install --no-deps --no-build-isolation flash-attn"
+)
 
 PEERS = (
     _peer("torch cross_entropy", "torch_losses:cross_entropy", "torch"),
@@ -96,7 +99,7 @@ PEERS = (
     _peer("optax dense", "optax_losses:dense", "jax", "optax"),
     _peer("optax safe", "optax_losses:safe", "jax", "optax"),
     _peer("mindspore ops", "mindspore_losses:ops_loss", "mindspore", how="PyNative mode"),
-    _peer("mindspore mint", "mindspore_losses:mint_loss", "mindspore", how="PyNative mode"),
+    _peer("mindspore mint", "mindspore_losses:mint_loss", "mindspore", how="mindspore.jit"),
     _peer("tensorflow softmax_cross_entropy", "tensorflow_losses:softmax", "tensorflow"),
     _peer("paddle cross_entropy", "paddle_losses:cross_entropy", "paddle", install="pip install paddlepaddle"),
     _peer("mlx cross_entropy", "mlx_losses:cross_entropy", "mlx", install="pip install 'mlx[cpu]'"),

@@ -1,7 +1,12 @@
-"""`mindspore.ops.cross_entropy` and `mindspore.mint.nn.functional.cross_entropy`, in PyNative mode."""
+"""`mindspore.ops.cross_entropy` in PyNative mode and `mindspore.mint.nn.functional.cross_entropy` compiled.
+
+mint is for Ascend. On a CPU its operators have no kernels in PyNative mode ("The kernel LogSoftmaxExt unregistered"),
+while `mindspore.jit` lowers most of them to kernels that are there.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import mindspore as ms
@@ -59,8 +64,30 @@ def _mint(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
+    return _loss(_compiled_mint, logits, target, weight, axis, reduction, ignore_index, label_smoothing)
+
+
+def _compiled_mint(
+    logits: Tensor, target: Tensor, weight: Tensor | None, *, ignore_index: int, reduction: str, label_smoothing: float
+) -> Tensor:
+    return _mint_function(ignore_index, reduction, label_smoothing)(logits, target, weight)
+
+
+@cache
+def _mint_function(ignore_index: int, reduction: str, label_smoothing: float) -> Any:
     function = mint.nn.functional.cross_entropy
-    return _loss(function, logits, target, weight, axis, reduction, ignore_index, label_smoothing)
+
+    def of_arrays(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+        return function(
+            logits,
+            target,
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+        )
+
+    return ms.jit(of_arrays)
 
 
 ops_loss = peer("mindspore ops", _ops)

@@ -7,8 +7,10 @@ page on other libraries.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,25 +41,30 @@ def markdown() -> str:
     dates = sorted(each["date"] for each in results)
     machines = sorted({each["machine"] for each in results})
     lines = [
-        f"{len(results)} implementations, run from {dates[0]} to {dates[-1]} on {'; '.join(machines)}.",
-        "Quick is what `--quick` asks of the catalogue.",
+        f"{len(results)} implementations against [the definition](semantics.md), run from {dates[0]} to {dates[-1]} on",
+        f"{'; '.join(machines)}; versions stand with each below. Full is the whole catalogue, which has fewer cases",
+        "for a peer that is called in one mode than for unixent's backends. An interpreter or a compiler would take",
+        "hours for it: of these, what tells most was run for some minutes; the table says how many of how many cases.",
         *([f"Not run, with what installs them: {'; '.join(absent)}."] if absent else []),
         "",
         *_overview(results, everyone),
         "",
         "### By feature",
         "",
-        "What weighs most of a feature's verdicts: " + ", ".join(f"{mark} {v}" for v, mark in MARKS.items()) + ". A",
-        "feature is refused where nothing of it could be asked. Columns are numbered as above; an empty one was not",
+        "What weighs most of a feature's verdicts, with the counts of all on a hover: "
+        + ", ".join(f"{mark} {v}" for v, mark in MARKS.items())
+        + ".",
+        "A feature is refused where nothing of it could be asked. Columns are numbered as above; an empty cell was not",
         "asked.",
         "",
         *_matrix(results),
         "",
         "### What is wrong, and with what",
         "",
-        "Of each feature in which a result is silently wrong, or an error internal: the case with the smallest input,",
-        "what came and what is due. Arrays of more than a few elements are given by their shape;",
-        "`unixent_conformance.case(id).build()` has them.",
+        "Of each feature in which a result is silently wrong, or an error internal: the smallest input that shows it,",
+        "found by leaving out positions, classes and options of a failing case and rounding its numbers; what came,",
+        "and what is due. The lines to paste run in a checkout, in an environment of the library, with",
+        "`PYTHONPATH=benchmarks`.",
         "",
     ]
     for i, each in enumerate(results, 1):
@@ -78,11 +85,12 @@ def _overview(results: list[dict[str, Any]], everyone: dict[str, Peer]) -> list[
 
 
 def _run(each: dict[str, Any], peer: Peer) -> str:
-    """How it was called, and which tier of the catalogue."""
+    """How it was called, and how much of the catalogue."""
     text = " ".join(each["left_out"])
+    asked = sum(sum(row.values()) for row in each["features"].values())
+    not_run = sum(int(n) for n in re.findall(r"(\d+) cases, since (?:[\d.]+ s were over|the run was stopped)", text))
     tier = "quick" if "quick cases" in text else "full"
-    early = ", as far as its time went" if "s were over" in text or each["stopped"] else ""
-    return f"{peer.how}, {tier}{early}"
+    return f"{peer.how}, {asked:,} of {asked + not_run:,} cases" if not_run else f"{peer.how}, {tier}"
 
 
 def _time(seconds: float) -> str:
@@ -95,17 +103,20 @@ def _matrix(results: list[dict[str, Any]]) -> list[str]:
     names = [f'<th title="{each["implementation"]}">{i}</th>' for i, each in enumerate(results, 1)]
     lines = ['<div class="matrix">', "<table>", f"<thead><tr><th>feature</th>{''.join(names)}</tr></thead>", "<tbody>"]
     for name in features:
-        cells = [_cell(each["implementation"], each["features"].get(name, {})) for each in results]
+        cells = [_cell(each, name) for each in results]
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
     return [*lines, "</tbody>", "</table>", "</div>"]
 
 
-def _cell(implementation: str, row: dict[str, int]) -> str:
+def _cell(each: dict[str, Any], feature: str) -> str:
+    row = each["features"].get(feature)
     if not row:
         return "<td></td>"
     verdict = max(row, key=list(MARKS).index)
-    counts = ", ".join(f"{n} {each}" for each, n in row.items())
-    return f'<td class="{verdict.split()[-1]}" title="{implementation}: {counts}">{MARKS[verdict]}</td>'
+    counts = ", ".join(f"{n} {said}" for said, n in row.items())
+    reason = each.get("refused", {}).get(feature, "")
+    title = f"{each['implementation']}: {counts}" + (f" ({reason})" if reason else "")
+    return f'<td class="{verdict.split()[-1]}" title="{escape(title)}">{MARKS[verdict]}</td>'
 
 
 def _of_one(number: int, each: dict[str, Any], peer: Peer) -> list[str]:
@@ -115,23 +126,35 @@ def _of_one(number: int, each: dict[str, Any], peer: Peer) -> list[str]:
     if each["left_out"]:
         lines += [f"Left out: {'; '.join(each['left_out'])}.", ""]
     if each["dialects"]:
-        dialects = ", ".join(f"{name} ({n})" for name, n in each["dialects"].items())
-        lines += [f"Dialects, and in how many cases: {dialects}.", ""]
-    for fault in each["faults"]:
-        asked = sum(each["features"][fault["feature"]].values())
-        head = f"**{fault['feature']}**, {fault['verdict']} in {fault['cases']} of {asked}: `{fault['input']}`"
-        url = REPORTED.get((peer.name, fault["feature"]))
-        seen = f" Reported: <{url}>." if url else ""
-        lines.append(f"- {head}. {_plain(fault['detail'])}. Case `{fault['case']}`.{seen}")
-    return [*lines, *([] if each["faults"] else ["Nothing is silently wrong, nothing crashed."]), ""]
+        dialects = [f"{name} ({n}{_report_of(peer, name)})" for name, n in each["dialects"].items()]
+        lines += [f"Dialects, and in how many cases: {', '.join(dialects)}.", ""]
+    if not each["faults"]:
+        return [*lines, "Nothing is silently wrong, nothing crashed.", ""]
+    return [*lines, '<ul class="faults">', *(_fault(each, fault, peer) for fault in each["faults"]), "</ul>", ""]
+
+
+def _report_of(peer: Peer, dialect: str) -> str:
+    url = REPORTED.get((peer.name, dialect))
+    return f", [reported]({url})" if url else ""
+
+
+def _fault(each: dict[str, Any], fault: dict[str, Any], peer: Peer) -> str:
+    """In HTML, with the lines to paste folded away."""
+    asked = sum(each["features"][fault["feature"]].values())
+    head = f"<strong>{fault['feature']}</strong>, {fault['verdict']} in {fault['cases']} of {asked}:"
+    url = REPORTED.get((peer.name, fault["feature"]))
+    seen = f' Reported: <a href="{url}">{url.removeprefix("https://github.com/")}</a>.' if url else ""
+    text = f"<li>{head} <code>{escape(fault['input'], quote=False)}</code>. {_plain(fault['detail'])}.{seen}"
+    if not fault.get("lines"):
+        return f"{text} Case <code>{fault['case']}</code>.</li>"
+    # A blank line would end the block.
+    lines = escape(fault["lines"], quote=False).replace("\n\n", "\n")
+    return f"{text}\n<details><summary>Lines to paste</summary><pre><code>{lines}</code></pre></details></li>"
 
 
 def _plain(text: str) -> str:
-    """A message as text: nothing in it is markup, and infinitely many bounds need no number."""
-    text = text.replace(" (inf times the bound)", "")
-    for mark in "\\`*_<>[]|":
-        text = text.replace(mark, f"&#{ord(mark)};")
-    return text.rstrip(".")
+    """A message: infinitely many bounds need no number."""
+    return escape(text.replace(" (inf times the bound)", "").rstrip("."), quote=False)
 
 
 if __name__ == "__main__":

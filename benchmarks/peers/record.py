@@ -1,7 +1,10 @@
 """Keep what a study found: of each report a small file, from which the page of the site is made (`page.py`).
 
-python benchmarks/peers --quick --report out/
+python benchmarks/peers --report out/
 python benchmarks/peers/record.py out/          # into benchmarks/peers/results/
+
+In the environment of a library its failing inputs are made as small as they can be; elsewhere they stay the
+catalogue's.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +23,33 @@ sys.path.extend(
     str(Path(__file__).resolve().parents[2] / each) for each in ("benchmarks", "conformance", "backends", "")
 )
 
-from peers import find
+from peers import find, smallest
 from peers.page import FOLDER
 from unixent_conformance import report
+from unixent_conformance.api import subject
 from unixent_conformance.cases import find as find_case
 from unixent_conformance.model import Array, Call
 from unixent_conformance.results import Report, Result, Verdict
+from unixent_conformance.under_test import Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 # Arrays up to this many elements are spelled out.
 SPELLED = 12
 
 
-def record(report: Report) -> dict[str, Any]:
+def record(report: Report, subjects: Callable[[str], Subject] | None = None) -> dict[str, Any]:
     """What a page says of a report: versions and counts, a row for each feature, and for each feature in which
-    something is silently wrong or crashed the failing case of the smallest input."""
-    features = {}
+    something is silently wrong or crashed the failing case of the smallest input, with lines that reproduce it.
+
+    subjects: the implementation in a mode, by which inputs are made smaller.
+    """
+    features: dict[str, dict[str, int]] = {}
+    reasons: dict[str, str] = {}
     for name, results in report.by_feature().items():
         features[name] = {v.value: n for v in Verdict if (n := sum(r.verdict is v for r in results))}
+        refused = Counter(_line(r.detail) for r in results if r.verdict is Verdict.REFUSES)
+        if refused:
+            ((reasons[name], _),) = refused.most_common(1)
     return {
         "implementation": report.implementation,
         "environment": report.version,
@@ -46,26 +60,49 @@ def record(report: Report) -> dict[str, Any]:
         "left_out": list(report.left_out),
         "dialects": report.dialects,
         "features": features,
-        "faults": [fault for results in report.by_feature().values() for fault in _faults(results)],
+        "refused": reasons,
+        "faults": [fault for results in report.by_feature().values() for fault in _faults(results, subjects)],
     }
 
 
-def _faults(results: tuple[Result, ...]) -> list[dict[str, Any]]:
+def _faults(results: tuple[Result, ...], subjects: Callable[[str], Subject] | None) -> list[dict[str, Any]]:
     faults = []
     for verdict in (Verdict.WRONG, Verdict.CRASHED):
         alike = [r for r in results if r.verdict is verdict]
         if alike:
-            calls = [(r, find_case(r.id).build()) for r in alike]
-            smallest, call = min(calls, key=lambda pair: _size(pair[1]))
-            what = {"feature": smallest.feature, "verdict": verdict.value, "cases": len(alike), "case": smallest.id}
-            # An error may be pages long, and have paths of the machine.
-            detail = re.sub(r"(/[\w.+-]+){2,}/", "", smallest.detail.splitlines()[0])[:300]
-            faults.append({**what, "input": spelled(call), "detail": detail})
+            result = min(alike, key=lambda r: smallest.size(find_case(r.id).build()))
+            case = find_case(result.id)
+            call = case.build()
+            if subjects is not None:
+                call, result = smallest.shrunk(case, result, subjects(result.mode))
+            what = {"feature": result.feature, "verdict": verdict.value, "cases": len(alike), "case": result.id}
+            faults.append({**what, "input": spelled(call), "detail": _line(result.detail), "lines": _lines(result)})
     return faults
 
 
-def _size(call: Call) -> tuple[int, int]:
-    return sum(int(np.asarray(array).size) for array in call.all_arrays().values()), len(call.options)
+def _line(detail: str) -> str:
+    """An error may be pages long, and have paths of the machine."""
+    return re.sub(r"(/[\w.+-]+){2,}/", "", next(iter(detail.splitlines()), ""))[:300]
+
+
+def _lines(result: Result) -> str:
+    """The lines to paste, without the comment that says what the page says."""
+    return "\n".join(line for line in result.repro.splitlines() if not line.startswith("#")).strip()
+
+
+def installed(report: Report) -> Callable[[str], Subject] | None:
+    """The implementation of a report, if it is installed here in the same version and no case has ended its process:
+    one that reads where it should not would end this one, too."""
+    peer = find(report.implementation)
+    if peer.absent() or ":" not in peer.path or any(r.detail.startswith("the process") for r in report.cases):
+        return None
+    try:
+        version = subject(peer.path, peer.harness, report.cases[0].mode, linear=peer.linear).version
+    except (ImportError, LookupError):
+        return None
+    if version != report.version:
+        return None
+    return lambda mode: subject(peer.path, peer.harness, mode, linear=peer.linear)
 
 
 def spelled(call: Call) -> str:
@@ -99,9 +136,8 @@ def _number(value: Any) -> str:
 def main(paths: list[str]) -> None:
     for path in paths:
         for each in report.read(Path(path)):
-            find(each.implementation)  # a name that the page knows
             file = FOLDER / (re.sub(r"[^A-Za-z0-9_.-]+", "-", each.implementation) + ".json")
-            file.write_text(json.dumps(record(each), ensure_ascii=False, indent=1) + "\n", "utf-8")
+            file.write_text(json.dumps(record(each, installed(each)), ensure_ascii=False, indent=1) + "\n", "utf-8")
             print(file)
 
 

@@ -178,8 +178,7 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
     pairs = task.choice.of(cases, harness.modes, everything)
     left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))
     ids = tuple((case.id, mode.name) for case, mode in (by_weight(pairs) if task.by_weight else pairs))
-    version = ", ".join(filter(None, (tested.version, harness.version())))
-    plan = Plan(tested.name, harness.name, version, ids, left_out)
+    plan = Plan(tested.name, harness.name, Subject(harness, tested).version, ids, left_out)
     subjects = {mode.name: Subject(harness, tested, mode) for mode in harness.modes}
     return Prepared(plan, subjects, task.strict or tested.own_errors, task.linear)
 

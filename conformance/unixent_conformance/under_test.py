@@ -32,6 +32,11 @@ class Subject:
     mode: Mode = EAGER
 
     @property
+    def version(self) -> str:
+        """What ran: of the implementation, and of its framework."""
+        return ", ".join(filter(None, (self.implementation.version, self.harness.version())))
+
+    @property
     def judges(self) -> bool:
         """Whether its answers are judged here; of a loss over several processes the first judges, the others answer."""
         return True

@@ -109,3 +109,28 @@ def _rows(logits: Any, target: Any) -> Any:
 
 def _reduced(loss: Any, reduction: str) -> Any:
     return np.asarray({"none": lambda: loss, "sum": loss.sum, "mean": loss.mean}[reduction]())
+
+
+def summed(logits: Any, target: Any, *, weight: Any = None, reduction: str = "mean") -> Any:
+    """Indices are picked, probabilities summed up, with 0 times infinity NaN in both."""
+    rows = _log_sum_exp(logits)[..., None] - logits.astype(np.float64)
+    weights = np.ones(logits.shape[-1]) if weight is None else weight.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        if target.dtype.kind == "f":
+            loss, denominator = (weights * target * rows).sum(-1), target[..., 0].size
+        else:
+            _indices_only(target)
+            loss = weights[target] * np.take_along_axis(rows, target[..., None], -1)[..., 0]
+            denominator = weights[target].sum()
+    return np.asarray(loss if reduction == "none" else loss.sum() / (denominator if reduction == "mean" else 1)).astype(
+        logits.dtype
+    )
+
+
+def capped(logits: Any, target: Any, *, softcap: float | None = None, reduction: str = "mean") -> Any:
+    """a·tanh(x/a), of infinities too."""
+    _indices_only(target)
+    if softcap is None:
+        raise NotImplementedError("softcap: a number")
+    capped = softcap * np.tanh(logits.astype(np.float64) / softcap)
+    return _reduced(_rows(capped, target), reduction).astype(logits.dtype)

@@ -39,8 +39,7 @@ def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> 
     assert report.implementation == peer.name
     assert not report.failures, verdicts
     assert report.counts[Verdict.REFUSES], verdicts
-    if peer.name != "mindspore mint":  # it has no kernel on a CPU
-        assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts
+    assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts
 
 
 def test_peers_go_by_name_and_an_unknown_one_lists_them() -> None:

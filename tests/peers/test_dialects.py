@@ -16,6 +16,8 @@ from unixent_conformance.results import Verdict
         ("others_smoothed", "label smoothing", "smoothing over the other classes"),
         ("clamped", "out-of-range targets", "index out of range: clamped"),
         ("wide", "class indices", "result in float64"),
+        ("summed", "minus infinity", "0·∞ is NaN"),
+        ("capped", "minus infinity", "softcap of ±∞ is ±a"),
     ],
 )
 def test_a_convention_is_named(name: str, feature: str, dialect: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -80,14 +81,14 @@ def test_the_page_has_every_recorded_implementation_and_is_made_when_the_site_is
         assert re.search(rf"^#### \d+\. {re.escape(each['implementation'])}$", text, re.MULTILINE)
         assert each["environment"] in text
         for fault in each["faults"]:
-            assert f"`{fault['input']}`" in text
+            assert f"<code>{escape(fault['input'], quote=False)}</code>" in text
 
 
 def test_reports_are_of_what_the_study_shows() -> None:
     shown = {
-        (each["implementation"], fault["feature"])
+        (each["implementation"], what)
         for path in page.FOLDER.glob("*.json")
         for each in [json.loads(path.read_text("utf-8"))]
-        for fault in each["faults"]
+        for what in (*each["dialects"], *(fault["feature"] for fault in each["faults"]))
     }
     assert set(REPORTED) <= shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unixent_conformance.dialects import changes
-from unixent_conformance.dialects.model import Dialect, beside_the_target, infinite
+from unixent_conformance.dialects.model import Dialect, beside_the_target, infinite, zero_beside_infinity
 from unixent_conformance.dialects.rows import NaNValue, become
 from unixent_conformance.oracle import Rows
 
@@ -15,7 +15,7 @@ DIALECTS = (
         "A class of probability 0 or weight 0 with a -inf logit makes the loss NaN: use a large finite number.",
         infinite,
         rows=changes.zero_times_infinity,
-        probe=beside_the_target,
+        probe=zero_beside_infinity,
     ),
     Dialect(
         "0·∞ is NaN, gradient too",
@@ -24,7 +24,7 @@ DIALECTS = (
         "A class of probability 0 or weight 0 with a -inf logit makes all NaN: use a large finite number.",
         infinite,
         rows=lambda rows, call: become(Rows, rows, nan_rows=rows.nan_rows | changes.zero_meets_infinity(rows)),
-        probe=beside_the_target,
+        probe=zero_beside_infinity,
     ),
     Dialect(
         "NaN gradient of uncounted rows",

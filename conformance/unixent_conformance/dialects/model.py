@@ -98,10 +98,22 @@ def infinite(call: Call, case: Case) -> bool:
 
 
 def beside_the_target(call: Call) -> Call:
-    """One logit of -inf, in the form and dtype of a call."""
+    """One logit of -inf, not the target's, in the form and dtypes of a call."""
     given = np.asarray(call.hidden if call.linear else call.logits)
-    scores, target = np.array([-np.inf, 0.0, 1.0]).astype(given.dtype), np.array([2])
+    scores = np.array([-np.inf, 0.0, 1.0]).astype(given.dtype)
+    target = np.array([2]) if call.has_indices else np.array([[0.0, 0.0, 1.0]]).astype(np.asarray(call.target).dtype)
     if not call.linear:
         return Call(scores[None], target)
     one = np.ones((1, 1), given.dtype)
     return Call(None, target, hidden=one, classifier=0 * one.repeat(3, axis=0), bias=scores)
+
+
+def zero_beside_infinity(call: Call) -> Call:
+    """The same where 0 meets infinity as it does in a call: with class weights, the weight of that class is 0; it is
+    smoothed, or the target, if nothing else sums over the classes."""
+    probe = beside_the_target(call)
+    if call.weight is None or not bool((np.asarray(call.weight) == 0).any()):
+        return probe
+    smoothing = {name: value for name, value in call.options.items() if name == "label_smoothing"}
+    target = np.array([0]) if call.has_indices and not any(smoothing.values()) else probe.target
+    return replace(probe, target=target, weight=np.array([0, 1, 1]).astype(call.weight.dtype), options=smoothing)
