@@ -79,8 +79,8 @@ def test_the_linear_form_serves_one_position_and_none(framework: Framework, posi
 
 
 def differentiated(framework: Framework, x: Any, ids: Any, values: Any, **options: Any) -> Any:
-    """The gradient of a loss for the teacher's log-probabilities, or what ``values_name`` says: by value_and_grad and by
-    the framework's own differentiation."""
+    """The gradient of a loss for the teacher's log-probabilities, or what ``values_name`` says, by value_and_grad and
+    by the framework's own differentiation."""
     tail, values_name = options.pop("tail"), options.pop("values_name", "log_probs")
     given = [framework.give(each) for each in (x, ids, values)]
 

@@ -220,6 +220,22 @@ def test_a_kept_graph_gives_the_same_gradient_twice(upstream: float) -> None:
     assert torch.equal(last, before)
 
 
+@pytest.mark.parametrize("form", ["options", "linear", "sparse", "linear sparse"])
+def test_a_gradient_may_be_written_to_while_its_graph_is_kept(form: str) -> None:
+    target = torch.tensor([0, 4, 2, -100])
+    if "sparse" in form:
+        target = unixent.TopK(torch.tensor([[0, 1]] * 4), probs=torch.full((4, 2), 0.4), tail="bucket")
+    x = torch.linspace(-2, 2, 20).reshape(4, 5).requires_grad_()
+    if "linear" in form:
+        loss = unixent.linear_cross_entropy(x, torch.eye(5), target, label_smoothing=0.1)
+    else:
+        loss = unixent.cross_entropy(x, target, label_smoothing=0.1)
+    (once,) = torch.autograd.grad(loss, x, retain_graph=True)
+    before = once.clone()
+    once.zero_()
+    assert torch.equal(torch.autograd.grad(loss, x)[0], before)
+
+
 def test_gradients_add_up_and_do_not_share_memory() -> None:
     problem = Problem()
     x = problem.logits.requires_grad_()

@@ -23,6 +23,7 @@ from unixent_torch.logits.gradient import (
     given_tangents,
     in_order,
     needed,
+    owned,
     scaled,
     unbatched,
 )
@@ -74,6 +75,8 @@ class ReverseLinear(Function):
         elif transformed or not spec.loss.kernel.readable or grad_output.item() != 1:
             in_place = not (transformed or compat.keeps_graph())
             grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, grads, strict=True))
+        else:
+            grads = owned(grads)
         return in_order(wrt, cast_like(wrt, grads, operands), 4, NAMES)
 
 

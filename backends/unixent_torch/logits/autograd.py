@@ -25,6 +25,7 @@ from unixent_torch.logits.gradient import (
     in_order,
     inner,
     needed,
+    owned,
     scaled,
     unbatched,
 )
@@ -77,7 +78,7 @@ class ReverseLoss(Function):
             columns = RowColumns(*saved)
             grads = triton.row_gradients(*operands, scale, spec.kernel, columns, wrt)
         elif saved and spec.kernel.readable and grad_output.item() == 1:
-            grads = tuple(saved)
+            grads = owned(tuple(saved))
         elif saved and all(grad.dtype == spec.kernel.acc_dtype for grad in saved):
             in_place = not compat.keeps_graph()
             grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, saved, strict=True))

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from unixent.errors import BackendError
 from unixent.logit_transform import LogitTransform
+from unixent_torch import compat
 from unixent_torch.kernel import KernelSpec, row_losses
 from unixent_torch.kernel.mode import Mode
 from unixent_torch.kernel.rows import scale_infinite_
@@ -126,6 +127,11 @@ def scaled(name: str, grad: Tensor, factor: Tensor, in_place: bool = False) -> T
     if name == "target":
         return scale_infinite_(grad, factor) if in_place else scale_infinite(grad, factor)
     return grad.mul_(factor) if in_place else grad * factor
+
+
+def owned(grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Saved gradients for the caller, who may write to them: copies where the graph is kept to be run again."""
+    return tuple(grad.clone() for grad in grads) if compat.keeps_graph() else grads
 
 
 def inner(grads: tuple[Tensor, ...], tangents: dict[str, Tensor], dtype: torch.dtype) -> Tensor:

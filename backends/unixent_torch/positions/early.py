@@ -21,7 +21,7 @@ from unixent.sparse_targets import Shares
 from unixent_torch import compat
 from unixent_torch.linear.chunks import LinearOperands, LinearSpec
 from unixent_torch.logits.autograd import is_transformed
-from unixent_torch.logits.gradient import scaled
+from unixent_torch.logits.gradient import owned, scaled
 from unixent_torch.logits.reduction import Denominator, LossSpec, expand_to, grad_scale_of, reduce
 from unixent_torch.positions.kernel import row_statistics
 from unixent_torch.positions.linear import NAMES, composed_gradients, linear_stats, whole_logits
@@ -166,7 +166,7 @@ class EarlyLoss(Function):
             grads = form.gradients(scores, Request(columns, spec.stats, upstream, wrt))
             stats = row_stats(form.logits(scores), columns, spec.stats) if for_q or for_rest else {}
         elif spec.stats.kernel.readable and grad_output.item() == 1:
-            pass
+            grads = owned(grads)
         elif all(grad.dtype == factor.dtype for grad in grads):
             in_place = not compat.keeps_graph()
             grads = tuple(scaled(name, grad, grad_output, in_place) for name, grad in zip(wrt, grads, strict=True))
