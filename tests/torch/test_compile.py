@@ -43,11 +43,15 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
-def test_generated_code_agrees_with_eager(options: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    # Each compiles C++: the half dtype with and without the terms of every class, the others with one of the two.
+    [("plain", torch.float32), ("plain", torch.bfloat16), ("ignore", torch.float64), ("all", torch.bfloat16)],
+    ids=str,
+)
+def test_generated_code_agrees_with_eager(name: str, dtype: torch.dtype) -> None:
     def call(x: Any, y: Any) -> Any:
-        return unixent.cross_entropy(x, y, **options)
+        return unixent.cross_entropy(x, y, **CALLS[name])
 
     x, y = inputs(6, dtype)
     eager, compiled = call(x, y), torch.compile(call, fullgraph=True)(x, y)
