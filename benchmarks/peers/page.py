@@ -43,7 +43,8 @@ def markdown() -> str:
     lines = [
         f"{len(results)} implementations against [the definition](semantics.md), run from {dates[0]} to {dates[-1]} on",
         f"{'; '.join(machines)}; versions stand with each below. Full is the whole catalogue, which has fewer cases",
-        "for a peer that is called in one mode than for unixent's backends. An interpreter or a compiler would take",
+        "for a peer that is called in one mode than for unixent's backends; quick is what `--quick` asks. All ran",
+        "beside other work on the machine, which the times show. An interpreter or a compiler would take",
         "hours for it: of these, what tells most was run for some minutes; the table says how many of how many cases.",
         *([f"Not run, with what installs them: {'; '.join(absent)}."] if absent else []),
         "",

@@ -54,6 +54,14 @@ def test_a_record_names_no_folder_of_the_machine() -> None:
     assert fault["detail"] == "OSError: 'kernels.so' has no symbol"
 
 
+def test_what_an_interpreter_does_not_end_in_time_is_no_crash() -> None:
+    detail = "the process gave no answer in 60 s and was killed"
+    result = Result("class-indices/plain/float32-mean/value", "class indices", "eager", Verdict.CRASHED, detail)
+    kept = record.record(Report("liger-kernel", "torch", "1", (result,)))
+    assert (kept["faults"], kept["features"], kept["left_out"]) == ([], {}, ["1 that took too long"])
+    assert record.record(Report("torch loss_parallel", "torch", "1", (result,)))["faults"]
+
+
 def test_arrays_of_a_few_elements_are_spelled_out() -> None:
     import numpy as np
 
@@ -63,6 +71,8 @@ def test_arrays_of_a_few_elements_are_spelled_out() -> None:
     assert record.spelled(call) == "logits=float32 [[0.1, -inf]], target=[0], reduction='none'"
     wide = Call(np.zeros((3, 70000), np.float16), np.zeros(3, np.int32))
     assert record.spelled(wide) == "logits=float16 of shape (3, 70000), target=int32 [0, 0, 0]"
+    strided = Call(np.zeros((2, 4), np.float32)[:, ::2], np.zeros(2, np.int64))
+    assert record.spelled(strided) == "logits=float32 of shape (2, 2), strides (4, 2), target=[0, 0]"
 
 
 def test_the_page_has_every_recorded_implementation_and_is_made_when_the_site_is(tmp_path: Path) -> None:
