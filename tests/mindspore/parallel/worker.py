@@ -18,6 +18,9 @@ import unixent
 from unixent_mindspore import CrossEntropyLoss, grid
 
 ms.set_device("CPU")
+# More processes than cores: threads without work, and operators that are queued, would spin. The example queues them.
+ms.device_context.cpu.op_tuning.threads_num(1)
+ms.runtime.launch_blocking()
 init()
 DATA, MODEL = int(sys.argv[1]), int(sys.argv[2])
 RANK, SIZE = distributed.get_rank(), distributed.get_world_size()
