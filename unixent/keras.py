@@ -83,18 +83,18 @@ class CrossEntropy(keras.losses.Loss):
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         if y_true.ndim == y_pred.ndim and y_true.shape[-1] == 1 != y_pred.shape[-1]:
             y_true = ops.squeeze(y_true, -1)
-        counted = None if mask is None else _as_weight(mask, y_pred)
+        active_weight = None if mask is None else _as_weight(mask, y_pred)
         if y_true.ndim < y_pred.ndim:
             y_true = ops.cast(y_true, "int32")
             known = ops.cast(y_true != self.options.get("ignore_index", DEFAULT_IGNORE_INDEX), "float32")
-            counted = known if counted is None else counted * known
+            active_weight = known if active_weight is None else active_weight * known
         normalizer = None
         if self.reduction in ("sum_over_batch_size", "mean"):
-            normalizer = float(math.prod(y_pred.shape[:-1])) if counted is None else ops.sum(counted)
-        weight = counted
+            normalizer = float(math.prod(y_pred.shape[:-1])) if active_weight is None else ops.sum(active_weight)
+        weight = active_weight
         if sample_weight is not None:
             sample_weight = _as_weight(sample_weight, y_pred)
-            weight = sample_weight if counted is None else counted * sample_weight
+            weight = sample_weight if active_weight is None else active_weight * sample_weight
         return cross_entropy(
             y_pred,
             y_true,

@@ -96,12 +96,12 @@ def whole_logits(operands: LinearOperands, spec: LinearSpec) -> Tensor:
     """All logits, for transforms, in the accumulation dtype."""
     bias = None if operands.bias is None else operands.bias.to(spec.loss.kernel.acc_dtype)
     with without_autocast(operands.hidden.device):
-        states = _counted(spec.widen(operands.hidden), operands)
+        states = _zero_inactive(spec.widen(operands.hidden), operands)
         return torch.nn.functional.linear(states, spec.widen(operands.classifier), bias)
 
 
-def _counted(x: Tensor, operands: LinearOperands) -> Tensor:
-    """x, one row a position, with 0 where the position does not count: 0 times a NaN would reach a gradient."""
+def _zero_inactive(x: Tensor, operands: LinearOperands) -> Tensor:
+    """x, one row a position, with 0 where the position is inactive: 0 times a NaN would reach a gradient."""
     v = operands.position_weight
     return x if v is None else x.masked_fill((v == 0).unsqueeze(-1), 0)
 
@@ -116,12 +116,12 @@ def composed_gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients as functions of the operands and the upstream gradients, with all logits at a time."""
     grad = row_gradient(whole_logits(operands, chunked), upstream, columns, spec)
-    hidden, classifier = _counted(chunked.widen(operands.hidden), operands), chunked.widen(operands.classifier)
+    hidden, classifier = _zero_inactive(chunked.widen(operands.hidden), operands), chunked.widen(operands.classifier)
     flat, states = grad.reshape(-1, grad.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
     grads: dict[str, Tensor] = {}
     with without_autocast(operands.hidden.device):
         if "hidden" in wrt:
-            grads["hidden"] = _counted(grad @ classifier, operands)
+            grads["hidden"] = _zero_inactive(grad @ classifier, operands)
         if "classifier" in wrt:
             grads["classifier"] = flat.t() @ states
         if "bias" in wrt:
