@@ -10,6 +10,9 @@ from typing import Any
 
 from unixent_conformance.model import UNPROMISED, Case
 
+# What is given by position, whatever it is called there.
+LEADING = frozenset({"logits", "hidden", "classifier", "target"})
+
 
 @dataclass(frozen=True)
 class Implementation:
@@ -88,8 +91,8 @@ class Implementation:
         return "target:sparse" in (self.capabilities or ())
 
     def unknown(self, options: frozenset[str]) -> frozenset[str]:
-        """Which keywords its signature does not have."""
-        return frozenset() if self.options is None else options - self.options
+        """Which keywords its signature does not have; the arrays that are given by position need not be among them."""
+        return frozenset() if self.options is None else options - self.options - LEADING
 
 
 def of_backend(name: str, device: str | None = None) -> Implementation:
@@ -142,13 +145,21 @@ def wrap(given: Any) -> Implementation:
         return given
     if not callable(given):
         raise TypeError(f"implementation: expected a callable; got {type(given).__name__}")
+    if isinstance(given, type):
+        raise TypeError(f"implementation: expected a function or an instance; got the class {given.__name__}")
     name = f"{getattr(given, '__module__', '')}:{getattr(given, '__qualname__', repr(given))}"
     return Implementation(name, given, options=_keywords(given), refusals=(NotImplementedError,))
 
 
+# The methods in which modules of torch and cells of MindSpore have their signature.
+METHODS = ("forward", "construct")
+
+
 def _keywords(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The keywords that a function takes, None for any; what it is given by position may have any name."""
+    method = next((getattr(function, name) for name in METHODS if callable(getattr(function, name, None))), function)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):  # a builtin or a C extension without a signature
         return None
     if any(p.kind is p.VAR_KEYWORD for p in parameters):

@@ -82,6 +82,7 @@ class Worker:
             text=True,
             encoding="utf-8",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, task.path))},
+            start_new_session=True,  # it is ended with what it has started
         )
         self._lines: Queue[str] = Queue()
         Thread(target=self._read, daemon=True).start()
@@ -101,21 +102,23 @@ class Worker:
         return said if isinstance(said, str) else Result.from_record(said)
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process and those that it has started, whatever they are doing."""
+        with suppress(OSError):  # nothing is left of it
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
+        for stream in (self._process.stdin, self._errors):
             if stream is not None:
                 with suppress(OSError):  # a pipe whose reader has died, with a line still in the buffer
                     stream.close()
 
     def _read(self) -> None:
+        """Until nobody can write any more: closing the pipe elsewhere would wait for a process that is left."""
         assert self._process.stdout is not None
-        try:
-            for line in self._process.stdout:
+        with self._process.stdout as lines:
+            for line in lines:
                 self._lines.put(line)
-        except ValueError:  # closed while waiting
-            pass
         self._lines.put("")
 
     def _ask(self, message: Any, seconds: float | None) -> Any:

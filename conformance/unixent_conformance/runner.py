@@ -14,6 +14,7 @@ crashed
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -50,7 +51,7 @@ def run_case(case: Case, subject: Subject) -> Result:
         return replace(result, verdict=verdict, detail=detail, units=units, repro=snippet(case, call, subject, detail))
 
     arguments = frozenset(call.options) | frozenset(call.arrays())
-    unknown = implementation.unknown(arguments - {"hidden", "classifier"})  # given by position, like logits
+    unknown = implementation.unknown(arguments)
     if unknown:
         return refused(f"has no option {', '.join(sorted(unknown))}")
     away = implementation.declares_away(case.needs) if case.raises is None else frozenset[str]()
@@ -69,6 +70,8 @@ def run_case(case: Case, subject: Subject) -> Result:
             return result
         if lacking and (not implementation.own_errors or "UnixentError" in _family(error)):
             return refused(f"declared without {', '.join(sorted(lacking))}: {error}")
+        if implementation.options is None and isinstance(error, TypeError) and _unexpected(error) in arguments:
+            return refused(f"has no option {_unexpected(error)}")
         no_rule = _may_lack_rule(subject, case) and subject.harness.has_no_rule(error, subject.mode)
         if no_rule or any(issubclass(cls, implementation.refusals) for cls in subject.harness.raised(error)):
             return refused(text)
@@ -132,6 +135,12 @@ def _may_lack_rule(subject: Subject, case: Case) -> bool:
     declared of transforms is said of the loss of logits, not of a fused linear form."""
     asked = any(need.startswith("transform:") for need in case.needs | subject.mode.needs)
     return asked and (subject.implementation.capabilities is None or "linear" in case.needs)
+
+
+def _unexpected(error: TypeError) -> str:
+    """The keyword that Python says a function does not take, where its signature takes any and another's does not."""
+    match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return match[1] if match else ""
 
 
 def _family(error: Exception) -> set[str]:

@@ -86,7 +86,7 @@ def shown(tested: str, **options: Any) -> tuple[int, str]:
 def test_a_run_in_which_nothing_matches_is_not_ok() -> None:
     code, text = shown(f"{__name__}:refuses_everything", features=["mask", "z-loss"], isolate=False)
     assert code == 2
-    assert "nothing matches" in text
+    assert "nothing matches: no case shows that it is right; most often: has no option mask" in text
     assert not run(refuses_everything, features=["mask"], quick=True, isolate=False).ok
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,43 @@ def always_dies(logits: Any, target: Any, **options: Any) -> Any:
 def chatty(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
     print('{"id": "an answer of its own"}', flush=True)
     return right(logits, target, reduction=reduction)
+
+
+def forks(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """A helper process that outlives it and holds its pipes."""
+    if logits.shape == (3, 1000) and os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    return right(logits, target, reduction=reduction)
+
+
+def disturbs(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    """Underflow and warnings are errors to all that comes after it."""
+    loss = right(logits, target, reduction=reduction)
+    np.seterr(all="raise")
+    warnings.simplefilter("error")
+    return loss
+
+
+def torchs_names(input: Any, labels: Any, reduction: str = "mean") -> Any:
+    return right(input, labels, reduction=reduction)
+
+
+def passes_all_on(*arrays: Any, **options: Any) -> Any:
+    return right(*arrays, **options)
+
+
+class Module:
+    """As a module of torch: the signature is that of another method than is called."""
+
+    def __call__(self, *arrays: Any, **options: Any) -> Any:
+        return self.forward(*arrays, **options)
+
+    def forward(self, input: Any, target: Any, *, reduction: str = "mean") -> Any:
+        return right(input, target, reduction=reduction)
+
+
+module = Module()
 
 
 def over_positions(logits: Any, target: Any, *, weight: Any = None, reduction: str = "mean") -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from unixent_conformance import run
@@ -35,6 +37,23 @@ def test_a_case_that_ends_its_process_costs_no_other(name: str, said: str) -> No
     assert [r for r in report.cases if r.id not in bad] == [r for r in sound.cases if r.id not in bad]
     assert [r.id for r in report.cases] == [r.id for r in sound.cases]
     assert not report.ok
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_ends_though_a_process_that_a_case_started_goes_on() -> None:
+    assert run("subjects:forks", "numpy", features=INDICES, quick=True, timeout=20).ok
+
+
+@pytest.mark.parametrize("name", ["disturbs", "torchs_names", "passes_all_on", "module"])
+def test_a_right_loss_may_be_written_in_many_ways(name: str) -> None:
+    sound = run("subjects:right", "numpy", features=[*INDICES, "label smoothing"], quick=True)
+    report = run(f"subjects:{name}", "numpy", features=[*INDICES, "label smoothing"], quick=True)
+    assert [(r.id, r.verdict) for r in report.cases] == [(r.id, r.verdict) for r in sound.cases]
+
+
+def test_a_class_is_no_implementation() -> None:
+    with pytest.raises(ImportError, match="a function or an instance; got the class Module"):
+        run("subjects:Module", "numpy", features=INDICES)
 
 
 def test_lines_to_paste_name_the_implementation() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def print_summary(console: Console, report: Report) -> None:
     if report.ok:
         console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
     elif not report.failures and not report.stopped:
-        console.print("[bold yellow]nothing matches[/bold yellow]: no case shows that it is right", highlight=False)
+        console.print(f"[bold yellow]nothing matches[/bold yellow]: {escape(_why_nothing(report))}", highlight=False)
 
 
 def summary(report: Report) -> list[str]:
@@ -102,6 +103,13 @@ def summary(report: Report) -> list[str]:
     refused = f", {len(report.cases) - judged} refused" if judged < len(report.cases) else ""
     lines = [f"{judged} of {len(report.cases)} cases judged{refused} (judged by mode: {modes})"]
     return [*lines, f"left out: {'; '.join(report.left_out)}"] if report.left_out else lines
+
+
+def _why_nothing(report: Report) -> str:
+    """The refusal that came most often, as long as there is one."""
+    reasons = Counter(r.detail for r in report.cases if r.verdict is Verdict.REFUSES and r.detail)
+    said = [f"; most often: {' '.join(reason.split())[:200]}" for reason, _ in reasons.most_common(1)]
+    return "".join(["no case shows that it is right", *said])
 
 
 def print_failures(console: Console, report: Report, most: int = 5) -> None:
