@@ -74,15 +74,21 @@ def markdown() -> str:
 
 
 def _overview(results: list[dict[str, Any]], everyone: dict[str, Peer]) -> list[str]:
-    lines = ["| | implementation | run | " + " | ".join(MARKS) + " | cases | time |", "|--:|---|---|" + "--:|" * 7]
+    """In HTML, as the matrix: a table of Markdown has columns too wide for all of its counts to be seen."""
+    names = ("implementation", "run", *MARKS, "cases", "time")
+    lines = ['<div class="matrix">', "<table>", "<thead>", _row("th", ["", *names]), "</thead>", "<tbody>"]
     for i, each in enumerate(results, 1):
         counts: Counter[str] = Counter()
         for row in each["features"].values():
             counts.update(row)
         cells = [str(i), each["implementation"], _run(each, everyone[each["implementation"]])]
         cells += [str(counts[verdict] or "") for verdict in MARKS]
-        lines.append(f"| {' | '.join([*cells, str(counts.total()), _time(each['seconds'])])} |")
-    return lines
+        lines.append(_row("td", [*cells, str(counts.total()), _time(each["seconds"])]))
+    return [*lines, "</tbody>", "</table>", "</div>"]
+
+
+def _row(tag: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
 
 
 def _run(each: dict[str, Any], peer: Peer) -> str:
