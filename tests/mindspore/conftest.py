@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import mindspore as ms
 import pytest
 
+# Once per process, before anything runs; threads that a graph has no work for spin.
+ms.device_context.cpu.op_tuning.threads_num(1)
+
 
 @pytest.fixture(autouse=True)
 def on_cpu(tmp_path, monkeypatch) -> Iterator[None]:

@@ -20,6 +20,9 @@ from unixent import PositionStats, TopK
 from unixent_mindspore import grid
 
 ms.set_device("CPU")
+# More processes than cores: threads without work, and operators that are queued, would spin. The example queues them.
+ms.device_context.cpu.op_tuning.threads_num(1)
+ms.runtime.launch_blocking()
 init()
 DATA, MODEL = int(sys.argv[1]), int(sys.argv[2])
 RANK = distributed.get_rank()
