@@ -27,7 +27,7 @@ from unixent_conformance.harness import Harness
 from unixent_conformance.implementation import Implementation, load, of_backend, wrap
 from unixent_conformance.isolation import Isolated, Plan, Task
 from unixent_conformance.model import Call, Case
-from unixent_conformance.results import Report, Result
+from unixent_conformance.results import Report, Result, plural
 from unixent_conformance.runner import run_case
 from unixent_conformance.selection import Choice, by_weight
 from unixent_conformance.under_test import Subject
@@ -131,7 +131,7 @@ class Interrupted(KeyboardInterrupt):
 
 def _report(plan: Plan, results: Sequence[Result], start: float, stopped: str = "", why: str = "") -> Report:
     why, not_run = why or (f"the run was stopped by {stopped}" if stopped else ""), len(plan.cases) - len(results)
-    left_out = (f"{not_run} cases, since {why}", *plan.left_out) if why else plan.left_out
+    left_out = (f"{plural(not_run, 'case')}, since {why}", *plan.left_out) if why and not_run else plan.left_out
     about = (left_out, now(), machine(), stopped, round(monotonic() - start, 1))
     return Report(plan.name, plan.framework, plan.version, settle(results), *about)
 
@@ -144,8 +144,7 @@ def now() -> str:
 def machine() -> str:
     """What a report says of the machine: nothing that names it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    plural = "s" if cores > 1 else ""
-    return f"{platform.system()} {platform.machine()}, {cores} core{plural}, Python {platform.python_version()}"
+    return f"{platform.system()} {platform.machine()}, {plural(cores, 'core')}, Python {platform.python_version()}"
 
 
 @contextmanager

@@ -240,6 +240,15 @@ class Agreement:
         )
 
 
+def plural(n: int, noun: str) -> str:
+    """A number of things.
+
+    >>> plural(1, "case"), plural(2, "case")
+    ('1 case', '2 cases')
+    """
+    return f"{n} {noun}{'s'[: n != 1]}"
+
+
 def _records(differences: Iterable[Difference]) -> list[dict[str, Any]]:
     records = [{**vars(d), "pair": list(d.pair), "units": _finite_or_text(d.units)} for d in differences]
     return [{name: value for name, value in record.items() if name != "detail" or value} for record in records]

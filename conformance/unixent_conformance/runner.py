@@ -25,8 +25,9 @@ from unixent_conformance.fitting import fitted
 from unixent_conformance.harness import Mode, Unsupported
 from unixent_conformance.model import Call, Case, Finding, Raises
 from unixent_conformance.results import Result, Verdict
+from unixent_conformance.returned import WrongAnswer
 from unixent_conformance.snippet import snippet
-from unixent_conformance.under_test import Subject, WrongAnswer
+from unixent_conformance.under_test import Subject
 
 # Arrays up to this many elements are compared with a copy after the call.
 WATCHED = 1 << 16
@@ -117,7 +118,7 @@ def _judge(case: Case, call: Call, subject: Subject) -> Finding | None:
 def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Finding | None:
     try:
         subject.answer(call, case.quantity)
-    except Unsupported:
+    except (Unsupported, WrongAnswer):
         raise
     except Exception as error:
         if not subject.implementation.own_errors:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from unixent_conformance.harness import Mode
 from unixent_conformance.model import Case, Tier
+from unixent_conformance.results import plural
 
 Pair = tuple[Case, Mode]
 
@@ -58,7 +59,7 @@ class Choice:
         words |= {"some dtypes": self.dtypes, "skipping some": self.skip}
         chosen = " and ".join(word for word, asked in words.items() if asked)
         if more:
-            yield f"{more} cases{f', since {chosen} were asked for' if chosen else ''}"
+            yield f"{plural(more, 'case')}{f', since {chosen} were asked for' if chosen else ''}"
         absent = [mode.name for mode in modes if mode.name not in ran]
         if absent:
             yield f"the modes {', '.join(absent)}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from unixent_conformance.harness import BATCH, EAGER, Derivative, Harness, Mode,
 from unixent_conformance.identity import Through, through_identity
 from unixent_conformance.implementation import Implementation
 from unixent_conformance.model import Array, Call, Case, Quantity
+from unixent_conformance.returned import WrongAnswer, several, statistic_of, type_of
+
+T = TypeVar("T")
 
 # How the neighbours of an example are made from it: rolled so far, and scaled.
 NEIGHBOURS = ((1, 0.5), (-1, 1.5))
-
-
-class WrongAnswer(Exception):
-    """An answer that is no array of the framework."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,15 @@ class Subject:
     def loss(self, call: Call) -> Array:
         through = self._through(call)
         call = call if through is None else through.call
-        return self._read(self._run(self._loss(call), call))
+        with self._explaining(call):
+            value = self._run(self._loss(call), call)
+        return self._read(value)
 
     def terms(self, call: Call) -> tuple[Array, Array]:
         if self.implementation.terms is None:
             raise Unsupported(f"{self.implementation.name} has no loss_terms")
         terms = self._sparse(self.implementation.terms, call) if call.tail else self.implementation.terms
-        numerator, denominator = self._run(terms, call)
+        numerator, denominator = several(self._run(terms, call), "the result of loss_terms", 2)
         return self._read(numerator), self._read(denominator)
 
     def gradients(self, call: Call, wrt: tuple[str, ...] = ("logits",)) -> tuple[Array, ...]:
@@ -89,13 +90,14 @@ class Subject:
         if both is not None and call.tail:
             both = self._sparse(both, call)
         if both is None or self.mode.autodiff:
-            value, gradients = self.harness.gradient(self._derivative(call, wrt), self.mode)
+            value, gradients = self._differentiated(call, wrt, self.harness.gradient)
         else:
             # One argument by its name, since not every function takes several.
             alone = len(wrt) == 1 and not call.linear
             extra = {} if call.grad_output is None else {"grad_output": self._give(call.grad_output)}
-            value, gradients = self._run(both, call, wrt=wrt[0] if alone else wrt, **extra)
-            gradients = (gradients,) if alone else gradients
+            answer = self._run(both, call, wrt=wrt[0] if alone else wrt, **extra)
+            value, gradients = several(answer, "the result of value_and_grad", 2)
+            gradients = (gradients,) if alone else several(gradients, "its gradient", len(wrt))
         return self._read(value), *(self._read(gradient) for gradient in gradients)
 
     def gradients_of_two_passes(self, call: Call) -> tuple[Array, ...]:
@@ -105,7 +107,11 @@ class Subject:
         asked = (call, wrt) if through is None else (through.call, through.wrt(wrt))
         upstream = [self._give(call.of_first_pass().grad_output)]
         upstream.append(None if call.grad_output is None else self._give(call.grad_output))
-        gradients = self.harness.gradients(self._derivative(*asked), upstream, self.mode)
+
+        def gradients_of(derivative: Derivative, mode: Mode) -> list[tuple[Any, ...]]:
+            return self.harness.gradients(derivative, upstream, mode)
+
+        gradients = self._differentiated(*asked, gradients_of)
         read = [self._read(gradient) for each in gradients for gradient in each]
         return tuple(read if through is None else map(through.from_argument, read, 2 * wrt))
 
@@ -116,7 +122,11 @@ class Subject:
             directions["logits"] = through.to_argument(directions["logits"])
         asked = (call, wrt) if through is None else (through.call, through.wrt(wrt))
         given = [self._give(array) for array in directions.values()]
-        products = map(self._read, self.harness.hvp(self._derivative(*asked), given, self.mode))
+
+        def hvp(derivative: Derivative, mode: Mode) -> tuple[Any, ...]:
+            return self.harness.hvp(derivative, given, mode)
+
+        products = map(self._read, self._differentiated(*asked, hvp))
         return tuple(products if through is None else map(through.from_argument, products, wrt))
 
     def written_to(self, call: Call) -> list[str]:
@@ -197,8 +207,9 @@ class Subject:
             upstream = None if grad_output is None else PositionStats(**{name: grad_output})
             if call.linear:
                 options["wrt"] = wrt
-            stats, gradient = both(*arrays, outputs=(name,), grad_output=upstream, **options)
-            return getattr(stats, name), gradient
+            answer = both(*arrays, outputs=(name,), grad_output=upstream, **options)
+            stats, gradient = several(answer, "the result of position_stats_and_grad", 2)
+            return statistic_of(stats, name), gradient
 
         return one
 
@@ -206,6 +217,39 @@ class Subject:
         function, arrays = self._bind(self._loss(call), call)
         places = [list(call.arrays()).index(name) for name in wrt]
         return Derivative(function, arrays, places, None if call.grad_output is None else self._give(call.grad_output))
+
+    def _differentiated(self, call: Call, wrt: tuple[str, ...], differentiate: Callable[[Derivative, Mode], T]) -> T:
+        with self._explaining(call):
+            return differentiate(self._derivative(call, wrt), self.mode)
+
+    @contextmanager
+    def _explaining(self, call: Call) -> Iterator[None]:
+        """Where a framework fails on a result that it cannot trace or differentiate, such as None, it speaks of its own
+        insides: the loss alone, called once more, shows what its result is."""
+        try:
+            yield
+        except (Unsupported, WrongAnswer):
+            raise
+        except Exception as error:
+            problem = replace(self, mode=EAGER)._problem_of_result(call)
+            if problem:
+                raise WrongAnswer(problem) from error
+            raise
+
+    def _problem_of_result(self, call: Call) -> str:
+        """What a result has of another form than was asked for; empty if nothing, or if there is no result."""
+        with suppress(Exception):
+            function: Any = self._loss(call)
+            if call.statistic:
+                tested = self.implementation
+                stats: Any = tested.linear_position_stats if call.linear else tested.position_stats
+                function = partial(stats, outputs=(call.statistic,))
+            value = self._run(function, call)
+            try:
+                self._owned(statistic_of(value, call.statistic) if call.statistic else value)
+            except WrongAnswer as wrong:
+                return str(wrong)
+        return ""
 
     def _run(self, function: Callable[..., Any], call: Call, **extra: Any) -> Any:
         bound, arrays = self._bind(function, call, **extra)
@@ -229,10 +273,13 @@ class Subject:
     def _give(self, array: Array) -> Any:
         return self.harness.from_numpy(_among_others(array) if self.mode.batched else array)
 
-    def _read(self, value: Any) -> Array:
+    def _owned(self, value: Any) -> Any:
         if not self.harness.owns(value):
-            raise WrongAnswer(f"the result is a {type(value).__module__}.{type(value).__name__}")
-        array = self.harness.to_numpy(value)
+            raise WrongAnswer(f"the result is of type {type_of(value)}, not an array of {self.harness.name}")
+        return value
+
+    def _read(self, value: Any) -> Array:
+        array = self.harness.to_numpy(self._owned(value))
         if not self.mode.batched:
             return array
         if array.shape[:1] != (BATCH,):

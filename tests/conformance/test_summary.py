@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from unixent_conformance import case, check, run, subject
+from unixent_conformance.api import Interrupted
 from unixent_conformance.cases import catalogue
 from unixent_conformance.cli import runs
 from unixent_conformance.harness import Mode
@@ -120,3 +121,19 @@ def test_an_error_that_comes_everywhere_is_shown_once() -> None:
 
 def no_device(logits: Any, target: Any, **options: Any) -> Any:
     raise RuntimeError("no device is found")
+
+
+@pytest.mark.parametrize(("judged", "said"), [(2, ""), (1, "1 case, since the run was stopped by Ctrl-C")])
+def test_a_stop_says_how_many_cases_it_left_out_if_any(judged: int, said: str) -> None:
+    chosen: dict[str, Any] = {"features": ["batch invariance"], "quick": True, "isolate": False}
+    cases = len(run(of_indices, **chosen).cases)
+
+    def stop(done: int, total: int) -> None:
+        if done == cases - 2 + judged:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        run(of_indices, **chosen, progress=stop)
+    report = stopped.value.report
+    assert report.stopped == "Ctrl-C"
+    assert [line for line in report.left_out if "since the run" in line] == ([said] if said else [])

@@ -150,3 +150,44 @@ def test_answers_that_should_be_one_are_named_by_what_was_asked() -> None:
     assert result.verdict.value == "silently wrong"
     for words in ("loss at", " of class indices and ", " of their one-hot rows, more than ", "times the bound"):
         assert words in result.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (None, "the result of value_and_grad is of type NoneType, not a tuple of 2"),
+        ((1.0, 2.0, 3.0), "the result of value_and_grad is a tuple of 3, not of 2"),
+        ((1.0, 2.0), "the result is of type float, not an array of numpy"),
+        ((np.float32(1), None), "the result is of type NoneType, not an array of numpy"),
+    ],
+)
+def test_a_value_and_a_gradient_are_two_arrays(answer: Any, detail: str) -> None:
+    loss = replace(plain, value_and_grad=lambda *given, **options: answer)
+    result = judge(loss, "class-indices/plain/float32-mean/gradient")
+    assert (result.verdict.value, result.detail) == ("silently wrong", detail)
+
+
+def test_a_gradient_of_each_argument_is_due() -> None:
+    def one_for_two(*given: Any, **options: Any) -> Any:
+        loss, gradients = unixent.linear_value_and_grad(*given, **options)
+        return loss, gradients[0]
+
+    loss = Implementation("one", plain.loss, linear=unixent.linear_cross_entropy, linear_value_and_grad=one_for_two)
+    result = judge(loss, "fused-linear/class-indices/plain/float32-none/gradients")
+    assert result.detail == "its gradient is of type numpy.ndarray, not a tuple of 2"
+
+
+def test_terms_and_statistics_are_several_arrays() -> None:
+    lost = replace(plain, terms=lambda *given, **options: None, position_stats=lambda *given, **options: None)
+    result = judge(lost, "mask/bool/float32-terms")
+    assert result.detail == "the result of loss_terms is of type NoneType, not a tuple of 2"
+    result = judge(lost, "statistics/log_prob-plain/float32/value")
+    assert result.detail == "the result of position_stats is of type NoneType, not a tuple of 13"
+
+
+def test_no_result_is_no_error_where_one_is_due() -> None:
+    result = judge(Implementation("mute", lambda *given, **options: None), "bad-input/target-of-another-shape/value")
+    assert (result.verdict.value, result.detail) == (
+        "silently wrong",
+        "the result is of type NoneType, not an array of numpy",
+    )

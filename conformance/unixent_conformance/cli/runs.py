@@ -21,7 +21,7 @@ from unixent_conformance import agreement, api, report
 from unixent_conformance.cli.prompt import CANNOT_RUN, print_error
 from unixent_conformance.model import Tier
 from unixent_conformance.report import agreements, terminal
-from unixent_conformance.results import Report
+from unixent_conformance.results import Report, plural
 from unixent_conformance.split import Request, run_split
 
 T = TypeVar("T")
@@ -160,9 +160,9 @@ def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Ca
         terminal.print_summary(console, current)
         code = max(code, exit_code(current))
         if current.stopped:
-            done = f"{len(current.cases)} cases were judged"
+            done = f"{plural(len(current.cases), 'case')} judged"
             console.print(f"[bold yellow]stopped[/bold yellow] by {current.stopped}: {done}", highlight=False)
-            code = STOPPED[current.stopped]
+            code = STOPPED.get(current.stopped, 130)
             break
     if out is not None and reports:
         tested = ", ".join(each.implementation for each in reports)

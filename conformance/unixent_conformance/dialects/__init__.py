@@ -25,7 +25,8 @@ from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.model import Array, Call, Case, Quantity
 from unixent_conformance.results import Result, Verdict
-from unixent_conformance.under_test import Subject, WrongAnswer
+from unixent_conformance.returned import WrongAnswer
+from unixent_conformance.under_test import Subject
 
 # More at once than this explains anything.
 MOST = 2

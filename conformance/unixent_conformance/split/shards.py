@@ -12,8 +12,9 @@ import numpy as np
 
 from unixent_conformance.harness import Unsupported
 from unixent_conformance.model import Array, Call, Quantity
+from unixent_conformance.returned import WrongAnswer
 from unixent_conformance.split.engines import ProcessMesh
-from unixent_conformance.under_test import Subject, WrongAnswer
+from unixent_conformance.under_test import Subject
 
 # Where axes are cut, as fractions of their length.
 CUTS: dict[int, tuple[float, ...]] = {1: (0, 1), 2: (0, 0.6, 1), 3: (0, 0.6, 0.6, 1), 4: (0, 0.5, 0.5, 0.8, 1)}

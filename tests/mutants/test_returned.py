@@ -1,0 +1,46 @@
+"""A loss that returns something else than an array is told so in every mode, not by an error of the framework's."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+
+from unixent_conformance.harnesses import load
+from unixent_conformance.implementation import Implementation
+from unixent_mutants.judging import judge
+
+# A mode in which a value is read first, and one that differentiates.
+MODES = {"torch": ("autograd", "vmap"), "jax": ("grad", "forward"), "mindspore": ("grad", "async")}
+INSTALLED = [name for name in MODES if find_spec(name)]
+if not INSTALLED:
+    pytest.skip(f"needs one of {', '.join(MODES)}", allow_module_level=True)
+
+LOGITS = "class-indices/plain/float32-mean/gradient"
+LINEAR = "fused-linear/class-indices/plain/float32-none/gradients"
+STATISTICS = "statistics/log_prob-plain/float32/gradient"
+
+
+@pytest.mark.parametrize(("framework", "mode"), [(name, mode) for name in INSTALLED for mode in MODES[name]])
+@pytest.mark.parametrize(("id", "returned"), [(LOGITS, None), (LINEAR, None), (STATISTICS, None), (LOGITS, (1.5, 2.5))])
+def test_what_a_loss_returns_is_named(framework: str, mode: str, id: str, returned: Any) -> None:
+    def loss(*arrays: Any, **options: Any) -> Any:
+        return returned
+
+    tested = Implementation("mine", loss, linear=loss, position_stats=loss)
+    result = judge(tested, id, mode, load(framework))
+    what = "the result of position_stats is" if id == STATISTICS else "the result is"
+    assert result.verdict.value == "silently wrong"
+    assert result.detail.startswith(what), result.detail
+    assert type(returned).__name__ in result.detail
+
+
+@pytest.mark.skipif(not find_spec("torch"), reason="needs torch")
+@pytest.mark.parametrize("mode", ["eager", "autograd", "compile", "forward", "vmap"])
+def test_a_number_is_no_tensor_in_any_mode_of_torch(mode: str) -> None:
+    def loss(*arrays: Any, **options: Any) -> Any:
+        return 1.5
+
+    result = judge(Implementation("mine", loss), LOGITS, mode, load("torch"))
+    assert result.detail == "the result is of type float, not an array of torch"
