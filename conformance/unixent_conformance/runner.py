@@ -15,6 +15,7 @@ crashed
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -65,6 +66,10 @@ def run_case(case: Case, subject: Subject) -> Result:
         finding = Finding(str(wrong))
     except Unsupported as reason:
         return refused(str(reason))
+    except (SystemExit, KeyboardInterrupt) as end:
+        if isinstance(end, KeyboardInterrupt) and _may_be_ctrl_c():
+            raise
+        return failed(Verdict.CRASHED, f"{type(end).__name__}: {end}, raised by the implementation, ends its caller")
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         if case.raises is not None and not implementation.own_errors:  # under a trace too, any error does
@@ -129,6 +134,11 @@ def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Findi
         missing = [word for word in (due.argument, *due.mentions) if word not in str(error)]
         return WrongError(f"the text of {text!r} does not name {', '.join(missing)}") if missing else None
     return Finding(f"expected {due.error} about {due.argument}; nothing was raised")
+
+
+def _may_be_ctrl_c() -> bool:
+    """Whether a signal has a handler that raises KeyboardInterrupt: none has one in a worker, whose parent ends it."""
+    return any(callable(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
 
 
 def _may_lack_rule(subject: Subject, case: Case) -> bool:

@@ -191,3 +191,15 @@ def test_no_result_is_no_error_where_one_is_due() -> None:
         "silently wrong",
         "the result is of type NoneType, not an array of numpy",
     )
+
+
+@pytest.mark.parametrize("id", ["class-indices/plain/float32-mean/value", "bad-input/target-of-another-shape/value"])
+def test_an_exit_is_a_crash_where_an_error_is_due_too(id: str) -> None:
+    def loss(*given: Any, **options: Any) -> Any:
+        raise SystemExit(3)
+
+    result = judge(Implementation("exits", loss), id)
+    assert (result.verdict.value, result.detail) == (
+        "crashed",
+        "SystemExit: 3, raised by the implementation, ends its caller",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import time
 import warnings
 from typing import Any
@@ -30,6 +31,18 @@ def quits(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
     if logits.shape == (3, 1000):
         print("out of memory", flush=True)
         os._exit(3)
+    return right(logits, target, reduction=reduction)
+
+
+def exits(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    if logits.shape == (3, 1000):
+        sys.exit("no device")
+    return right(logits, target, reduction=reduction)
+
+
+def interrupts(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+    if logits.shape == (3, 1000):
+        raise KeyboardInterrupt("no patience")
     return right(logits, target, reduction=reduction)
 
 

@@ -26,7 +26,13 @@ def test_a_worker_gives_the_verdicts_of_this_process() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("dies", "SIGSEGV"), ("quits", "exit code 3: out of memory"), ("hangs", "no answer in 2 s")],
+    [
+        ("dies", "SIGSEGV"),
+        ("quits", "exit code 3: out of memory"),
+        ("hangs", "no answer in 2 s"),
+        ("exits", "SystemExit: no device, raised by the implementation"),
+        ("interrupts", "KeyboardInterrupt: no patience, raised by the implementation"),
+    ],
 )
 def test_a_case_that_ends_its_process_costs_no_other(name: str, said: str) -> None:
     report = run(f"subjects:{name}", "numpy", features=INDICES, quick=True, timeout=2)
