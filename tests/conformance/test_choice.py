@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from copy import copy
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,28 @@ def test_modes_dtypes_and_skips_leave_the_rest_out() -> None:
     assert all("dtype:float16" in case.needs for case, _ in half)
     left = Choice(skip=("mask", "large-inputs/*")).of(everything, MODES)
     assert {case.feature for case, _ in left} == {c.feature for c in everything} - {"mask", "large inputs"}
+
+
+PARTS: list[dict[str, Any]] = [
+    {"features": ("mask", "class indices")},
+    {"modes": ("eager", "jit")},
+    {"dtypes": ("float16", "float32")},
+    {"skip": ("mask", "class-indices/plain/*")},
+]
+
+
+@pytest.mark.parametrize(("first", "second"), list(combinations(PARTS, 2)), ids=lambda part: "".join(part))
+def test_two_options_ask_what_both_of_them_ask(first: dict[str, Any], second: dict[str, Any]) -> None:
+    one, other, both = (set(Choice(**given).of(catalogue(), MODES)) for given in (first, second, first | second))
+    assert both == one & other
+
+
+@pytest.mark.parametrize("part", PARTS, ids="".join)
+def test_a_quick_run_asks_no_case_that_an_option_leaves_out(part: dict[str, Any]) -> None:
+    quick, both = (set(Choice(quick=True, **given).of(catalogue(), MODES)) for given in ({}, part))
+    alone = set(Choice(**part).of(catalogue(), MODES))
+    assert quick & alone <= both <= alone
+    assert all(case.within(Tier.QUICK) for case, _ in both)
 
 
 def test_a_quick_run_of_a_mode_asks_no_less_of_it_than_a_quick_run_of_all() -> None:
