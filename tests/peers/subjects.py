@@ -178,10 +178,11 @@ def summed(logits: Any, target: Any, *, weight: Any = None, reduction: str = "me
     )
 
 
-def capped(logits: Any, target: Any, *, softcap: float | None = None, reduction: str = "mean") -> Any:
-    """a·tanh(x/a), of infinities too."""
-    _indices_only(target)
-    if softcap is None:
-        raise NotImplementedError("softcap: a number")
-    capped = softcap * np.tanh(logits.astype(np.float64) / softcap)
-    return _reduced(_rows(capped, target), reduction).astype(logits.dtype)
+def linear_summed(
+    hidden: Any, classifier: Any, target: Any, *, bias: Any = None, weight: Any = None, reduction: str = "mean"
+) -> Any:
+    """The same of a product."""
+    if target.dtype.kind != "f" and ((target < 0) | (target >= len(classifier))).any():
+        raise NotImplementedError("target: classes alone")
+    logits = hidden.astype(np.float64) @ classifier.astype(np.float64).T + (0 if bias is None else bias)
+    return summed(logits, target, weight=weight, reduction=reduction).astype(hidden.dtype)

@@ -12,7 +12,6 @@ from unixent_conformance.dialects.model import classes_of, needs_target
 from unixent_conformance.dialects.rows import InfiniteLoss, NaNGradients, NaNValue, NoTarget, become
 from unixent_conformance.model import Array, Call
 from unixent_conformance.oracle import Rows, sum_of_rest
-from unixent_conformance.tolerance import Format
 
 
 def with_options(call: Call, **options: Any) -> Call:
@@ -77,19 +76,6 @@ def unignored(call: Call) -> Call:
     return with_options(call, ignore_index=-(2**62))
 
 
-def saturated(call: Call) -> Call:
-    """In the place of infinite logits, finite ones that the softcap takes to its ends, with all of its digits."""
-    end = 2000 * call.options["softcap"] / call.options.get("scale", 1.0)
-
-    def replaced(array: Array) -> Array:
-        wide, largest = np.asarray(array, np.float64), Format.of(array.dtype.name).largest
-        return np.where(np.isinf(wide), np.sign(wide) * min(end, largest), wide).astype(array.dtype)
-
-    if call.linear:
-        return call if call.bias is None else replace(call, bias=replaced(call.bias))
-    return replace(call, logits=replaced(call.logits))
-
-
 def retarget(change: Callable[[Array, int], Array]) -> Callable[[Call], Call]:
     def changed(call: Call) -> Call:
         y, classes = np.asarray(call.target), classes_of(call)
@@ -132,6 +118,11 @@ def zero_meets_infinity(rows: Rows) -> Array:
 
 def zero_times_infinity(rows: Rows, call: Call) -> Rows:
     return become(NaNValue, rows, nan_value=zero_meets_infinity(rows))
+
+
+def zero_at_target_times_infinity(rows: Rows, call: Call) -> Rows:
+    elsewhere = one_hot(rows, call) == 0
+    return become(NaNValue, rows, nan_value=zero_meets_infinity(with_coefs(rows, np.where(elsewhere, 1, rows.coefs))))
 
 
 def every_row(rows: Rows, call: Call) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unixent_conformance.dialects import changes
-from unixent_conformance.dialects.model import Dialect, beside_the_target, infinite, zero_beside_infinity
+from unixent_conformance.dialects.model import Dialect, beside_the_target, infinite, smooths, zero_beside_infinity
 from unixent_conformance.dialects.rows import NaNValue, become
 from unixent_conformance.oracle import Rows
 
@@ -15,6 +15,15 @@ DIALECTS = (
         "A class of probability 0 or weight 0 with a -inf logit makes the loss NaN: use a large finite number.",
         infinite,
         rows=changes.zero_times_infinity,
+        probe=zero_beside_infinity,
+    ),
+    Dialect(
+        "0·∞ at the target is NaN",
+        "infinities",
+        "w_y·L_y with 0·∞ = NaN",
+        "A target of weight 0 with a -inf logit makes the loss NaN: use a large finite number.",
+        lambda call, case: infinite(call, case) and call.has_indices and not smooths(call, case),
+        rows=changes.zero_at_target_times_infinity,
         probe=zero_beside_infinity,
     ),
     Dialect(

@@ -13,7 +13,6 @@ from unixent_conformance.dialects.model import (
     Dialect,
     averages,
     ignores,
-    infinite,
     out_of_range,
     smooths,
 )
@@ -213,15 +212,6 @@ DIALECTS = (
         "A class cannot be ruled out: its loss is 64 and log C at most, and -inf is a probability of 1.6e-28.",
         lambda call, case: not call.linear,
         rows=changes.clipped_logits,
-        hazard=True,
-    ),
-    Dialect(
-        "softcap of ±∞ is ±a",
-        "infinities",
-        "cap(−∞) = −a, cap(∞) = a",
-        "A class that is ruled out by -inf gets the probability of a logit of -a: cut it off, or set it after the cap.",
-        lambda call, case: call.options.get("softcap") is not None and infinite(call, case),
-        call=changes.saturated,
         hazard=True,
     ),
     Dialect(
