@@ -46,7 +46,7 @@ def compare(
     >>> from unixent_conformance import compare
     >>> agreement = compare(["numpy", unixent.cross_entropy], features=["z-loss"], quick=True)
     >>> agreement.ok, len(agreement.of(agreement.pairs[0]))
-    (True, 8)
+    (True, 10)
     """
     subjects = [_subject(given, thorough) for given in implementations]
     chosen = catalogue(Tier.QUICK if quick else Tier.FULL, features=features or ())
