@@ -1,4 +1,4 @@
-"""A loss that returns something else than an array is told so in every mode, not by an error of the framework's."""
+"""What a loss returns that is no array is named in every mode, in the place of an error of the framework's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_what_a_loss_returns_is_named(framework: str, mode: str, id: str, return
     def loss(*arrays: Any, **options: Any) -> Any:
         return returned
 
-    tested = Implementation("mine", loss, linear=loss, position_stats=loss)
+    tested = Implementation("given", loss, linear=loss, position_stats=loss)
     result = judge(tested, id, mode, load(framework))
     what = "the result of position_stats is" if id == STATISTICS else "the result is"
     assert result.verdict.value == "silently wrong"
@@ -42,5 +42,5 @@ def test_a_number_is_no_tensor_in_any_mode_of_torch(mode: str) -> None:
     def loss(*arrays: Any, **options: Any) -> Any:
         return 1.5
 
-    result = judge(Implementation("mine", loss), LOGITS, mode, load("torch"))
+    result = judge(Implementation("given", loss), LOGITS, mode, load("torch"))
     assert result.detail == "the result is of type float, not an array of torch"

@@ -117,8 +117,8 @@ class MindSporeHarness(Harness):
 
 @contextmanager
 def _synchronously(on: bool = True) -> Iterator[None]:
-    """Each operator computed when it is called; or not, where MindSpore was told to. For a while, which
-    `mindspore.runtime.launch_blocking` can't be: whose process this is may go on to train."""
+    """Each operator computed when it is called, or queued if not `on`, inside of the block alone: the process may go on
+    to train. `mindspore.runtime.launch_blocking` cannot be taken back."""
     before = ms.get_context("pynative_synchronize")
     _set_synchronous(on)
     try:
