@@ -25,7 +25,8 @@ class MlxHarness(Harness):
     def from_numpy(self, array: Array) -> Any:
         if array.dtype == ml_dtypes.bfloat16:
             return mx.array(np.ascontiguousarray(array).view(np.uint16)).view(mx.bfloat16)
-        return mx.array(array)
+        # MLX makes float32 of NumPy's float64 unless it is told.
+        return mx.array(array, dtype=mx.float64 if array.dtype == np.float64 else None)
 
     def to_numpy(self, array: Any) -> Array:
         if array.dtype == mx.bfloat16:

@@ -31,7 +31,8 @@ anywhere, and pass the object to `unixent_conformance.run`) with an instance nam
             return torch.compile(function, fullgraph=True)(*arrays) if mode.traced else function(*arrays)
 
 (bfloat16 comes and goes as an `ml_dtypes.bfloat16` array, which a real harness must convert.) Raise `Unsupported` where
-the framework cannot hold a dtype: the case then counts as refused, not as a failure.
+the framework cannot hold a dtype: the case then counts as refused, not as a failure. So does a case of a dtype that
+comes back as another.
 
 A function transform is one more mode. `Mode("vmap", traced=True, autodiff=True, tier=Tier.FEW, transform="vmap")` has
 every array stacked with two neighbours, and `call` and `gradient` map over that axis. In a mode of forward

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -271,6 +271,9 @@ class Subject:
         return bound, [self._give(array) for array in call.arrays().values()]
 
     def _give(self, array: Array) -> Any:
+        comes_back = _comes_back(self.harness, array.dtype)
+        if comes_back != array.dtype:
+            raise Unsupported(f"{self.harness.name} makes {comes_back} of {array.dtype}")
         return self.harness.from_numpy(_among_others(array) if self.mode.batched else array)
 
     def _owned(self, value: Any) -> Any:
@@ -285,6 +288,12 @@ class Subject:
         if array.shape[:1] != (BATCH,):
             raise WrongAnswer(f"mapped over {BATCH} examples, the result has shape {array.shape}")
         return np.asarray(array[BATCH // 2])
+
+
+@cache
+def _comes_back(harness: Harness, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """As which dtype an array returns from a framework, which may narrow it in silence."""
+    return harness.to_numpy(harness.from_numpy(np.zeros(1, dtype))).dtype
 
 
 def _among_others(array: Array) -> Array:

@@ -13,10 +13,13 @@ from unixent_conformance.cases import catalogue
 from unixent_conformance.harness import Mode
 from unixent_conformance.harnesses.numpy import NumPyHarness
 from unixent_conformance.implementation import Implementation
-from unixent_conformance.model import Tier
+from unixent_conformance.model import Array, Tier
 from unixent_conformance.selection import applies
 from unixent_mutants.judging import judge, raising
 from unixent_mutants.plain import plain
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class TracingHarness(NumPyHarness):
@@ -87,6 +90,19 @@ def test_the_frameworks_own_refusal_of_a_transform_stands_unless_the_transform_i
     declared = frozenset({"dtype:float32", "target:index", "transform:vmap"})
     assert judge(replace(refusing, capabilities=declared), id, "vmap", harness).verdict.value == "crashed"
     assert judge(refusing, id, "eager").verdict.value == "crashed"
+
+
+def test_a_dtype_that_a_framework_narrows_in_silence_is_refused() -> None:
+    class Narrow(NumPyHarness):
+        name = "narrow"
+
+        def from_numpy(self, array: Array) -> Array:
+            return array.astype(np.float32) if array.dtype == np.float64 else array
+
+    verdicts = {d: judge(plain, f"class-indices/plain/{d}-mean/value", "eager", Narrow()) for d in DTYPES}
+    assert {d for d, result in verdicts.items() if result.verdict.value != "matches"} == {"float64"}
+    assert verdicts["float64"].detail == "narrow makes float32 of float64"
+    assert verdicts["float64"].verdict.value == "refuses"
 
 
 def test_second_derivatives_are_asked_where_there_is_differentiation() -> None:
