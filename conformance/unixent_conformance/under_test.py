@@ -293,7 +293,7 @@ class Subject:
 @cache
 def _comes_back(harness: Harness, dtype: np.dtype[Any]) -> np.dtype[Any]:
     """As which dtype an array returns from a framework, which may narrow it in silence."""
-    return harness.to_numpy(harness.from_numpy(np.zeros(1, dtype))).dtype
+    return np.asarray(harness.to_numpy(harness.from_numpy(np.zeros(1, dtype)))).dtype
 
 
 def _among_others(array: Array) -> Array:
