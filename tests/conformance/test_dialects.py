@@ -155,3 +155,34 @@ def test_classes_that_do_not_exist_have_part_in_no_convention(name: str) -> None
 def test_an_empty_mean_that_does_not_raise_is_a_mean_that_is_nan() -> None:
     result = explained(mutants()["EmptyMeanIsNaN"], "empty-mean/all-ignored/raise/value")
     assert result.dialects == ("empty mean is NaN",)
+
+
+class MeanOverAllIfSmoothed(Plain):
+    """A mean over all positions where targets are smoothed, over those that count elsewhere."""
+
+    smoothed = True
+
+    def denominators(self, v: Array, w: Array, q: Array, indices: bool) -> Array:
+        if bool(self.options["label_smoothing"]) is self.smoothed:
+            return np.ones_like(v)
+        return Plain.denominators(self, v, w, q, indices)
+
+
+class MeanOverAllUnlessSmoothed(MeanOverAllIfSmoothed):
+    """The other way round."""
+
+    smoothed = False
+
+
+@pytest.mark.parametrize("word", ["value", "gradient"])
+@pytest.mark.parametrize(
+    ("loss", "stem"),
+    [
+        (MeanOverAllIfSmoothed, "label-smoothing/ignored-positions"),
+        (MeanOverAllUnlessSmoothed, "ignore_index/the-default"),
+        (mutants()["DefaultIgnoredStillCounted"], "ignore_index/the-default"),
+    ],
+)
+def test_a_convention_of_one_option_alone_is_none(loss: type[Plain], stem: str, word: str) -> None:
+    result = explained(loss, f"{stem}/float32-mean/{word}")
+    assert result.verdict.value == "silently wrong", result

@@ -44,6 +44,7 @@ CONVENTIONS = {
     "LogProbIsLogitMinusLse": {"absolute accuracy"},
     "LogSumSqOfProbabilities": {"absolute accuracy"},
     "OutOfRangeIsClamped": {"index out of range: clamped", "statistics of every row"},
+    "OutOfRangeKeepsItsSoftmax": {"index out of range: no target", "index out of range: no target, gradient p"},
     "MaskBroadcasts": {"bad argument accepted"},
     "BoolTargets": {"bad argument accepted"},
     "IntegerLogits": {"bad argument accepted"},
@@ -54,7 +55,7 @@ CONVENTIONS = {
 
 
 def test_every_wrong_loss_says_what_is_wrong_and_which_features_should_notice() -> None:
-    assert len(MUTANTS) >= 184
+    assert len(MUTANTS) >= 230
     assert all(mutant.__doc__ and mutant.__doc__ != Plain.__doc__ for mutant in MUTANTS.values())
     assert all(mutant.features and FEATURES.issuperset(mutant.features) for mutant in MUTANTS.values())
 

@@ -15,11 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-import numpy as np
-
 from unixent_conformance.dialects import infinities, positions, table
 from unixent_conformance.dialects.accuracy import ACCURACY
-from unixent_conformance.dialects.model import Dialect, in_float32, is_half
+from unixent_conformance.dialects.model import Dialect
+from unixent_conformance.dialects.probes import denied, same_parts
 from unixent_conformance.dialects.table import UNCHECKED
 from unixent_conformance.expected import Part, expected
 from unixent_conformance.harness import Unsupported
@@ -33,9 +32,6 @@ MOST = 2
 
 # The topic of the errors that are due at values.
 ABOUT = {"TargetRangeError": "out of range", "EmptyMeanError": "empty mean"}
-
-# Topics that a dtype may have a share in.
-OF_DTYPES = {"accuracy", "result dtype", "clipping"}
 
 # What is asked of an input, and what came.
 Answers = dict[Quantity, tuple[Array, ...]]
@@ -115,42 +111,27 @@ class Formulas:
 def _explanations(call: Call, case: Case, answers: Answers, subject: Subject) -> Iterator[tuple[str, ...]]:
     """The smallest sets of dialects that explain the answers, all of one size."""
     formulas = Formulas(call)
-    possible = _telling(formulas, case, list(answers)[-1])  # the value comes with the gradient
+    asked = list(answers)[-1]  # the value comes with the gradient
+    possible = _telling(formulas, case, asked)
     digits = ACCURACY[:1] if call.linear else ACCURACY
     accuracies: list[tuple[Dialect, ...]] = [(), *((dialect,) for dialect in digits if _can_tell(dialect, call, case))]
+    refuted: list[list[Part]] = []  # what else says the same of this input is no better
     for size in range(MOST + 1):
         for accuracy in accuracies:
             # Digits alone are no reason for an error that is due and does not come.
             if not 0 < size + len(accuracy) <= MOST or (not size and case.raises is not None):
                 continue
             fits = [
-                tuple(dialect.name for dialect in (*chosen, *accuracy))
+                (*chosen, *accuracy)
                 for chosen in combinations(possible, size)
                 if len({d.topic for d in chosen}) == size and formulas.explain(answers, (*chosen, *accuracy))
             ]
-            confirmed = [names for names in fits if not any(_denied(BY_NAME[name], call, subject) for name in names)]
+            fits = [fit for fit in fits if not any(same_parts(formulas.of(asked, fit), parts) for parts in refuted)]
+            confirmed = [fit for fit in fits if not any(denied(dialect, call, case, subject) for dialect in fit)]
             if confirmed:
-                yield from confirmed
+                yield from (tuple(dialect.name for dialect in fit) for fit in confirmed)
                 return
-
-
-def _denied(dialect: Dialect, call: Call, subject: Subject) -> bool:
-    """Whether the smallest input that the dialect tells of is answered as by the definition, or the same input in
-    float32 is where the dialect has another answer: a convention is none of half precision alone."""
-    probes = [] if dialect.probe is None else [dialect.probe(call)]
-    if is_half(call) and not {dialect.topic} & OF_DTYPES and not call.linear:
-        wide = in_float32(call)
-        if not _same(expected(wide, "loss"), expected(wide, "loss", [dialect])):
-            probes.append(wide)
-    return any(_as_defined(probe, subject) for probe in probes)
-
-
-def _as_defined(call: Call, subject: Subject) -> bool:
-    try:
-        answer = subject.answer(call, "loss")
-    except Exception:  # no bias, say
-        return False
-    return all(part.compare(got).ok for part, got in zip(expected(call, "loss"), answer, strict=True))
+            refuted += [formulas.of(asked, fit) for fit in fits]
 
 
 def _telling(formulas: Formulas, case: Case, quantity: Quantity) -> list[Dialect]:
@@ -167,7 +148,7 @@ def _telling(formulas: Formulas, case: Case, quantity: Quantity) -> list[Dialect
         for dialect in possible
         if dialect.topic == topic
         or any(
-            not _same(parts, formulas.of(quantity, [*ground, dialect]))
+            not same_parts(parts, formulas.of(quantity, [*ground, dialect]))
             for ground, parts in zip(grounds, without, strict=True)
             if dialect not in ground
         )
@@ -176,10 +157,3 @@ def _telling(formulas: Formulas, case: Case, quantity: Quantity) -> list[Dialect
 
 def _can_tell(dialect: Dialect, call: Call, case: Case) -> bool:
     return dialect.is_about(call) and dialect.applies(call, case)
-
-
-def _same(ours: Sequence[Part], theirs: Sequence[Part]) -> bool:
-    return all(
-        a.dtype == b.dtype and np.array_equal(a.estimate.value, b.estimate.value, equal_nan=True)
-        for a, b in zip(ours, theirs, strict=True)
-    )

@@ -87,7 +87,7 @@ def has_bad_index(call: Call) -> bool:
     return bool(((y < 0) | (y >= classes_of(call))).any())
 
 
-def ignores(call: Call, case: Case) -> bool:
+def ignores(call: Call, case: Case | None = None) -> bool:
     return call.has_indices and bool((np.asarray(call.target) == call.options.get("ignore_index", -100)).any())
 
 

@@ -21,7 +21,7 @@ from unixent_mutants.plain import REGISTRY, Plain
 
 FAMILIES = (
     *("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding"),
-    *("temperature", "statistics", "sparse"),
+    *("temperature", "statistics", "sparse", "reports", "reports_linear", "layouts"),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from unixent_conformance.cases import catalogue
@@ -54,7 +55,9 @@ def fault(mode: str, *features: str) -> Callable[[Callable[..., Any]], Callable[
 
 def faults(framework: str) -> dict[str, Fault]:
     """The wrong implementations of a framework, by name."""
-    import_module(f"unixent_mutants.transforms_{framework}")
+    for family in ("transforms", "reports"):
+        if find_spec(f"unixent_mutants.{family}_{framework}"):
+            import_module(f"unixent_mutants.{family}_{framework}")
     return {fault.name: fault for fault in _FAULTS if fault.framework == framework}
 
 
