@@ -108,7 +108,10 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
         raise error(f"{name}: expected {expected}, since the call runs on the {backend.name} backend; got {type_name}")
     if value.dtype.name not in REALS:
         raise DTypeError(f"{name}: expected {_EXPECTED[REALS]}; got {value.dtype}")
-    return backend.asarray(np.asarray(value), like)
+    array = np.asarray(value)
+    if not array.dtype.isnative:  # the other byte order, which only NumPy has
+        array = array.astype(array.dtype.newbyteorder("="))
+    return backend.asarray(array, like)
 
 
 def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument | None = None) -> dict[str, Argument]:

@@ -122,11 +122,11 @@ class TorchBackend:
         if value.dtype.name == "bfloat16":  # a dtype that torch can't read from NumPy
             tensor = torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
         else:
-            # torch warns of memory that it must not write to, and has no foreign byte orders, no negative strides and
-            # none that are not a multiple of the item.
+            # torch warns of memory that it must not write to, and has no negative strides and none that are not a
+            # multiple of the item.
             steps = all(step >= 0 and step % value.itemsize == 0 for step in value.strides)
-            dtype = np.dtype(value.dtype.name)  # native, and not C's unsigned long long, which torch doesn't know
-            usable = steps and value.flags.writeable and value.dtype.isnative and value.dtype.char == dtype.char
+            dtype = np.dtype(value.dtype.name)  # not C's unsigned long long, which torch doesn't know
+            usable = steps and value.flags.writeable and value.dtype.char == dtype.char
             tensor = torch.from_numpy(value if usable else value.astype(dtype))
         return tensor if like is None else tensor.to(like.device)
 

@@ -45,7 +45,8 @@ class Backend(Protocol):
         ...
 
     def asarray(self, value: np.ndarray[Any, Any], like: Array | None) -> Array:
-        """Hand a NumPy array over, to the device of ``like`` where given; zero-copy where the framework allows."""
+        """Hand a NumPy array over, to the device of ``like`` where given; zero-copy where the framework allows. It has
+        the machine's byte order, any strides, and may be read-only."""
         ...
 
     def broadcast_to(self, array: Array, shape: tuple[int, ...]) -> Array:

@@ -29,9 +29,10 @@ ARGUMENTS = (*LOGITS, "hidden", "classifier", "bias", *OPTIONS)
 DIFFERENTIABLE = ("logits", "probabilities", "hidden", "classifier", "bias")
 
 # Ways to give an argument. "own" is the framework's array, traced where the transform traces; a "parameter" asks for a
-# derivative, so it is what a differentiating transform differentiates for.
-WAYS = ("own", "numpy", "scalar", "python", "list", "list of own", "foreign", "masked", "sparse", "parameter")
-PLAIN = ("own", "numpy", "scalar", "python", "list")
+# derivative, so it is what a differentiating transform differentiates for. A "layout" is NumPy's array as no framework
+# has it.
+WAYS = ("own", "numpy", "layout", "scalar", "python", "list", "list of own", "foreign", "masked", "sparse", "parameter")
+PLAIN = ("own", "numpy", "layout", "scalar", "python", "list")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,13 @@ def derivative_of(setting: Setting, moving: str) -> Array:
     return np.asarray(both(**plain, wrt=moving)[1])
 
 
+def in_another_layout(array: Array) -> Array:
+    """The same numbers in the other byte order, with negative strides, read-only."""
+    swapped = np.array(np.flip(array), array.dtype.newbyteorder())
+    swapped.flags.writeable = False
+    return np.flip(swapped)
+
+
 def direction(shape: tuple[int, ...]) -> Array:
     """Where an array moves in forward mode."""
     return np.arange(1.0, 1 + np.prod(shape)).reshape(shape)
@@ -167,8 +175,8 @@ class Product:
             return ForeignArray()
         if isinstance(value, str):
             return {"numpy": np.dtype(value), "scalar": np.float32, "python": value}.get(way) or _none()
-        if way == "numpy":
-            return value
+        if way in ("numpy", "layout"):
+            return value if way == "numpy" else in_another_layout(value)
         if way == "scalar":
             return value[()] if value.ndim == 0 else _none()
         if way == "python":

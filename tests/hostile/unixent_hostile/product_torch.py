@@ -36,6 +36,8 @@ class TorchProduct(Product):
     def judge(self, setting: Setting, given: Any) -> str:
         if setting.argument == "grad_output" and setting.transform == "trace":
             raise Inapplicable  # torch.jit.trace records no gradient: value_and_grad itself is refused
+        if setting.way == "layout" and setting.transform == "compile":
+            raise Inapplicable  # torch's compiler makes a tensor of every NumPy array, and fails on such strides
         return super().judge(setting, given)
 
     def apply(self, transform: str, function: Callable[..., Any], arrays: list[Any], moving: int | None) -> Any:
