@@ -67,7 +67,8 @@ def skip_without(needs: tuple[str, ...]) -> None:
 def test_every_library_has_rows() -> None:
     assert len(SAME) + len(DIFFERENT) == len(ROWS) > 40
     assert {row.needs for row in SAME} == {row.needs for row in DIFFERENT}
-    assert {row.needs[0] for row in ROWS} == {"torch", "jax", "mindspore"}
+    libraries = {"torch", "jax", "mindspore", "tensorflow", "paddle", "mlx", "sklearn", "numpy"}
+    assert {row.needs[0] for row in ROWS} == libraries
 
 
 @pytest.mark.parametrize("row", SAME, ids=str)
