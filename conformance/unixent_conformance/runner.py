@@ -70,7 +70,8 @@ def run_case(case: Case, subject: Subject) -> Result:
         if isinstance(end, KeyboardInterrupt) and _may_be_ctrl_c():
             raise
         return failed(Verdict.CRASHED, f"{type(end).__name__}: {end}, raised by the implementation, ends its caller")
-    except Exception as error:
+    except Exception as caught:
+        error = subject.untraced_error(call, case.quantity) or caught
         text = f"{type(error).__name__}: {error}"
         if case.raises is not None and not implementation.own_errors:  # under a trace too, any error does
             return result
@@ -78,7 +79,7 @@ def run_case(case: Case, subject: Subject) -> Result:
             return refused(f"declared without {', '.join(sorted(lacking))}: {error}")
         if implementation.options is None and isinstance(error, TypeError) and _unexpected(error) in arguments:
             return refused(f"has no option {_unexpected(error)}")
-        no_rule = _may_lack_rule(subject, case) and subject.harness.has_no_rule(error, subject.mode)
+        no_rule = _may_lack_rule(subject, case) and subject.harness.has_no_rule(caught, subject.mode)
         if no_rule or any(issubclass(cls, implementation.refusals) for cls in subject.harness.raised(error)):
             return refused(text)
         return failed(Verdict.CRASHED, text)

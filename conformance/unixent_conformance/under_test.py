@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from unixent_conformance.functions import loss_of, statistic_and_gradient_of, with_sparse_target
 from unixent_conformance.harness import BATCH, EAGER, Derivative, Harness, Mode, Unsupported
 from unixent_conformance.identity import Through, through_identity
 from unixent_conformance.implementation import Implementation
@@ -52,6 +53,17 @@ class Subject:
             return self.gradients_of_two_passes(call)
         return self.gradients(call, call.wrt(quantity))
 
+    def untraced_error(self, call: Call, quantity: Quantity) -> Exception | None:
+        """What the call raises when it is not traced: a compiler stands in for it with an error of its own."""
+        if not self.mode.traced:
+            return None
+        plain = (mode for mode in self.harness.modes if mode.autodiff and not mode.needs)
+        try:
+            replace(self, mode=EAGER if quantity == "loss" else next(plain, EAGER)).answer(call, quantity)
+        except Exception as error:
+            return error
+        return None
+
     def lacking(self, case: Case) -> frozenset[str]:
         """What of a case's needs, and of the mode's, the implementation does not declare."""
         return self.implementation.lacking(case.needs | self.mode.needs)
@@ -66,13 +78,17 @@ class Subject:
         through = self._through(call)
         call = call if through is None else through.call
         with self._explaining(call):
-            value = self._run(self._loss(call), call)
+            value = self._run(loss_of(self.implementation, call), call)
         return self._read(value)
 
     def terms(self, call: Call) -> tuple[Array, Array]:
         if self.implementation.terms is None:
             raise Unsupported(f"{self.implementation.name} has no loss_terms")
-        terms = self._sparse(self.implementation.terms, call) if call.tail else self.implementation.terms
+        terms = (
+            with_sparse_target(self.implementation, self.implementation.terms, call)
+            if call.tail
+            else self.implementation.terms
+        )
         numerator, denominator = several(self._run(terms, call), "the result of loss_terms", 2)
         return self._read(numerator), self._read(denominator)
 
@@ -86,9 +102,9 @@ class Subject:
             return answer[0], *map(through.from_argument, answer[1:], wrt)
         both = implementation.linear_value_and_grad if call.linear else implementation.value_and_grad
         if call.statistic:
-            both = self._statistic_and_gradient(call)
+            both = statistic_and_gradient_of(implementation, call)
         if both is not None and call.tail:
-            both = self._sparse(both, call)
+            both = with_sparse_target(implementation, both, call)
         if both is None or self.mode.autodiff:
             value, gradients = self._differentiated(call, wrt, self.harness.gradient)
         else:
@@ -111,7 +127,7 @@ class Subject:
         def gradients_of(derivative: Derivative, mode: Mode) -> list[tuple[Any, ...]]:
             return self.harness.gradients(derivative, upstream, mode)
 
-        gradients = self._differentiated(*asked, gradients_of)
+        gradients = self._differentiated(*asked, gradients_of, judged=True)
         read = [self._read(gradient) for each in gradients for gradient in each]
         return tuple(read if through is None else map(through.from_argument, read, 2 * wrt))
 
@@ -126,7 +142,7 @@ class Subject:
         def hvp(derivative: Derivative, mode: Mode) -> tuple[Any, ...]:
             return self.harness.hvp(derivative, given, mode)
 
-        products = map(self._read, self._differentiated(*asked, hvp))
+        products = map(self._read, self._differentiated(*asked, hvp, judged=True))
         return tuple(products if through is None else map(through.from_argument, products, wrt))
 
     def written_to(self, call: Call) -> list[str]:
@@ -155,72 +171,27 @@ class Subject:
             changed |= {name for name, b, a in zip(names, before, after, strict=True) if b != a}
         return sorted(changed)
 
-    def _loss(self, call: Call) -> Callable[..., Any]:
-        if call.statistic:
-            return self._statistic(call)
-        function = self.implementation.linear if call.linear else self.implementation.loss
-        if function is None:
-            raise Unsupported(f"{self.implementation.name} has no fused linear form")
-        return self._sparse(function, call) if call.tail else function
-
-    def _sparse(self, function: Callable[..., Any], call: Call) -> Callable[..., Any]:
-        """A function of a sparse target as one of its arrays, of which ``target`` has a gradient."""
-        if not self.implementation.takes_sparse:
-            raise Unsupported(f"{self.implementation.name} takes no sparse targets")
-        name, tail = "log_probs" if call.log_probs else "probs", call.tail
-
-        from unixent import TopK
-
-        # In the Python that MindSpore compiles.
-        def of_arrays(*arrays: Any, ids: Any, **options: Any) -> Any:
-            named: dict[str, Any] = {name: arrays[-1], "tail": tail}
-            return function(*arrays[:-1], TopK(ids, **named), **options)
-
-        return of_arrays
-
-    def _statistic(self, call: Call) -> Callable[..., Any]:
-        """The one output of `position_stats` that a call asks for, as if it were a loss."""
-        tested, name = self.implementation, call.statistic
-        function = tested.linear_position_stats if call.linear else tested.position_stats
-        if function is None:
-            raise Unsupported(f"{tested.name} has no position_stats")
-
-        from unixent import PositionStats
-
-        # By its place, since a function that MindSpore compiles has plain tuples.
-        place = PositionStats._fields.index(name)
-
-        def one(*arrays: Any, **options: Any) -> Any:
-            return function(*arrays, outputs=(name,), **options)[place]
-
-        return one
-
-    def _statistic_and_gradient(self, call: Call) -> Callable[..., Any] | None:
-        tested, name = self.implementation, call.statistic
-        both = tested.linear_position_stats_and_grad if call.linear else tested.position_stats_and_grad
-        if both is None:
-            return None
-
-        def one(*arrays: Any, grad_output: Any = None, wrt: Any = None, **options: Any) -> Any:
-            from unixent import PositionStats
-
-            upstream = None if grad_output is None else PositionStats(**{name: grad_output})
-            if call.linear:
-                options["wrt"] = wrt
-            answer = both(*arrays, outputs=(name,), grad_output=upstream, **options)
-            stats, gradient = several(answer, "the result of position_stats_and_grad", 2)
-            return statistic_of(stats, name), gradient
-
-        return one
-
     def _derivative(self, call: Call, wrt: tuple[str, ...]) -> Derivative:
-        function, arrays = self._bind(self._loss(call), call)
+        function, arrays = self._bind(loss_of(self.implementation, call), call)
         places = [list(call.arrays()).index(name) for name in wrt]
         return Derivative(function, arrays, places, None if call.grad_output is None else self._give(call.grad_output))
 
-    def _differentiated(self, call: Call, wrt: tuple[str, ...], differentiate: Callable[[Derivative, Mode], T]) -> T:
+    def _differentiated(
+        self, call: Call, wrt: tuple[str, ...], differentiate: Callable[[Derivative, Mode], T], judged: bool = False
+    ) -> T:
+        """A derivative, by the framework; if judged, of a function whose own result has to be an array, where none of
+        it comes back and a framework would differentiate a number or a tuple too."""
         with self._explaining(call):
-            return differentiate(self._derivative(call, wrt), self.mode)
+            of = self._derivative(call, wrt)
+            if judged:
+                of = replace(of, function=self._judging(of.function))
+            return differentiate(of, self.mode)
+
+    def _judging(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def judged(*arrays: Any) -> Any:  # with a name, which MindSpore asks for
+            return self._owned(function(*arrays))
+
+        return judged
 
     @contextmanager
     def _explaining(self, call: Call) -> Iterator[None]:
@@ -239,7 +210,7 @@ class Subject:
     def _problem_of_result(self, call: Call) -> str:
         """What a result has of another form than was asked for; empty if nothing, or if there is no result."""
         with suppress(Exception):
-            function: Any = self._loss(call)
+            function: Any = loss_of(self.implementation, call)
             if call.statistic:
                 tested = self.implementation
                 stats: Any = tested.linear_position_stats if call.linear else tested.position_stats

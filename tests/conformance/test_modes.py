@@ -18,7 +18,6 @@ from unixent_conformance.selection import applies
 from unixent_mutants.judging import judge, raising
 from unixent_mutants.plain import plain
 
-
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,6 +21,7 @@ if not INSTALLED:
 LOGITS = "class-indices/plain/float32-mean/gradient"
 LINEAR = "fused-linear/class-indices/plain/float32-none/gradients"
 STATISTICS = "statistics/log_prob-plain/float32/gradient"
+SECOND = ("second-derivatives/class-indices", "two-backward-passes/mean/float32")
 
 
 @pytest.mark.parametrize(("framework", "mode"), [(name, mode) for name in INSTALLED for mode in MODES[name]])
@@ -44,3 +46,30 @@ def test_a_number_is_no_tensor_in_any_mode_of_torch(mode: str) -> None:
 
     result = judge(Implementation("given", loss), LOGITS, mode, load("torch"))
     assert result.detail == "the result is of type float, not an array of torch"
+
+
+def number(value: Any) -> Any:
+    return 1.5
+
+
+def in_tuple(value: Any) -> Any:
+    return (value,)
+
+
+@pytest.mark.parametrize("framework", INSTALLED)
+@pytest.mark.parametrize("id", SECOND)
+@pytest.mark.parametrize("change", [number, in_tuple])
+def test_what_is_differentiated_twice_is_an_array(framework: str, id: str, change: Any) -> None:
+    plain = import_module(f"unixent_mutants.transforms_{framework}").plain
+
+    def loss(logits: Any, target: Any, *, reduction: str = "mean") -> Any:
+        return change(plain(logits, target, reduction=reduction))
+
+    backward = MODES[framework][0]
+    for mode in (backward, *(["forward"] if framework != "mindspore" and id == SECOND[0] else [])):
+        result = judge(Implementation("given", loss), id, mode, load(framework))
+        assert result.verdict.value == "silently wrong"
+        assert (
+            result.detail
+            == f"the result is of type {'float' if change is number else 'tuple'}, not an array of {framework}"
+        )
