@@ -213,10 +213,10 @@ class WorkerSlot:
         self._end()
 
     def _results(self, cases: Sequence[tuple[str, str]]) -> Iterator[Result]:
-        deaths = 0
+        deaths, how = 0, ""
         for id, mode in cases:
             if deaths >= PATIENCE:
-                yield self._crashed(id, mode, f"not run: the process ended in each of the last {PATIENCE} cases")
+                yield self._crashed(id, mode, f"not run: {PATIENCE} cases in a row ended the process; the last {how}")
                 continue
             if self._closed:
                 return
@@ -227,7 +227,7 @@ class WorkerSlot:
                     deaths = 0
                 yield said
             else:
-                deaths += 1
+                deaths, how = deaths + 1, said
                 self._end()
                 yield self._crashed(id, mode, f"the process {said}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import peers
 from peers import page, record
 from peers.reported import REPORTED
-from unixent_conformance import run
+from unixent_conformance import isolation, run
 from unixent_conformance.results import Report, Result, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +56,18 @@ def test_a_record_names_no_folder_of_the_machine() -> None:
     assert fault["detail"] == "OSError: 'kernels.so' has no symbol"
 
 
-def test_what_an_interpreter_does_not_end_in_time_is_no_crash() -> None:
-    detail = "the process gave no answer in 60 s and was killed"
-    result = Result("class-indices/plain/float32-mean/value", "class indices", "eager", Verdict.CRASHED, detail)
-    kept = record.record(Report("liger-kernel", "torch", "1", (result,)))
-    assert (kept["faults"], kept["features"], kept["left_out"]) == ([], {}, ["1 that took too long"])
-    assert record.record(Report("torch loss_parallel", "torch", "1", (result,)))["faults"]
+def test_what_an_interpreter_does_not_end_in_time_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolation, "PATIENCE", 1)
+    late = run(f"{__name__}:endless", "numpy", features=["class indices"], quick=True, timeout=0.5)
+    assert len({result.detail for result in late.cases}) == 2  # what was not begun says why
+    kept = record.record(replace(late, implementation="liger-kernel"))
+    assert (kept["faults"], kept["features"]) == ([], {})
+    assert kept["left_out"][-1] == f"{len(late.cases)} that took too long"
+    assert record.record(replace(late, implementation="torch loss_parallel"))["faults"]
+
+
+def endless(logits: object, target: object) -> None:
+    time.sleep(60)
 
 
 def test_arrays_of_a_few_elements_are_spelled_out() -> None:
