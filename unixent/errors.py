@@ -57,10 +57,10 @@ def refuse_script(name: str) -> NoReturn:
     )
 
 
-def option_error(name: str, expected: str, value: object) -> OptionError:
+def option_error(name: str, expected: str, value: object, hint: str = "") -> OptionError:
     """The error for an option that is not what was expected."""
     try:
         came = repr(value)
     except Exception:  # Python prints no int of thousands of digits, and a repr may do anything
         came = f"an unprintable {type(value).__name__}"
-    return OptionError(f"{name}: expected {expected}; got {came}")
+    return OptionError(f"{name}: expected {expected}; got {came}{hint}")

@@ -30,15 +30,24 @@ _REDUCTIONS, _ON_EMPTY, _VALIDATE = ("none", "mean", "sum"), ("zero", "nan", "ra
 _LEAST_POSITIVE = 5e-324  # the smallest double above 0
 
 
+def _is_foreign(value: Any) -> bool:
+    """Whether it is a framework's array or tracer."""
+    return hasattr(value, "dtype") and not isinstance(value, (np.ndarray, np.generic))
+
+
+def _number_error(name: str, expected: str, value: Any) -> OptionError:
+    static = " (an option is a number of Python: make it static where a framework traces the call)"
+    return option_error(name, expected, value, static if _is_foreign(value) else "")
+
+
 def _integer(name: str, value: Any, expected: str = "an int") -> int:
-    # A framework's array would be read to be an index, which a tracer cannot do.
-    is_foreign = hasattr(value, "dtype") and not isinstance(value, (np.ndarray, np.generic))
     try:
-        if not isinstance(value, (bool, np.bool_)) and not is_foreign:
+        # A framework's array would be read to be an index, which a tracer cannot do.
+        if not isinstance(value, (bool, np.bool_)) and not _is_foreign(value):
             return operator.index(value)
     except (TypeError, ValueError):  # the latter of MindSpore's tensors
         pass
-    raise option_error(name, expected, value)
+    raise _number_error(name, expected, value)
 
 
 def _count(name: str, value: Any, expected: str) -> int:
@@ -59,7 +68,7 @@ def _number(name: str, value: Any, expected: str, low: float, high: float) -> fl
             number = float(value)
     if low <= number <= high and math.isfinite(number):
         return number
-    raise option_error(name, expected, value)
+    raise _number_error(name, expected, value)
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

@@ -129,9 +129,10 @@ def _check_target(backend: Backend, target: Argument, positions: tuple[int, ...]
     else:
         raise DTypeError(f"target: expected class indices (integer) or probabilities (floating); got {dtype}")
     if target.info.shape != expected:
+        hint = _target_hint(target.info.shape, target_kind, shape, positions)
         raise ShapeError(
             f"target: expected class indices (integer) of shape {positions} or probabilities (floating) of shape "
-            f"{shape}; got {dtype} of shape {target.info.shape}{_axis_hint(target.info.shape, target_kind, shape)}"
+            f"{shape}; got {dtype} of shape {target.info.shape}{hint}"
         )
     if target_kind not in backend.capabilities.targets:
         raise BackendError(f"target: the {backend.name} backend takes no {target_kind} targets")
@@ -161,15 +162,20 @@ def check_topk(backend: Backend, arguments: dict[str, Argument], topk: TopK, pos
     return CheckedTopK(ids, values)
 
 
-def _axis_hint(target: tuple[int, ...], target_kind: str, logits: tuple[int, ...]) -> str:
-    """What to do where class indices fit another class axis of the logits than the one given."""
+def _target_hint(target: tuple[int, ...], target_kind: str, logits: tuple[int, ...], positions: tuple[int, ...]) -> str:
+    """What to do with a target in the form of another library, or for another class axis than the one given."""
+    if target_kind == "probability":
+        return " (class indices have an integer dtype)" if target == positions else ""
+    if target == logits:
+        return " (a one-hot target is one of probabilities: give it a floating dtype)"
+    if any(n == 1 and target[:axis] + target[axis + 1 :] == positions for axis, n in enumerate(target)):
+        return " (leave out its axis of size 1)"
     axes = [axis for axis in range(len(logits)) if target == logits[:axis] + logits[axis + 1 :]]
-    if target_kind != "index" or not axes:
+    if not axes:
         return ""
-    axis = 1 if 1 in axes else axes[0]
-    if axis == 1:
+    if 1 in axes:
         return " (for logits of shape (N, C, ...) pass axis=1)"
-    return f" (the shape fits logits with their classes along axis {axis}: pass axis={axis})"
+    return f" (the shape fits logits with their classes along axis {axes[0]}: pass axis={axes[0]})"
 
 
 def _check_target_range(backend: Backend, target: Argument, classes: int, options: LossOptions) -> bool:

@@ -81,7 +81,7 @@ def test_an_array_that_must_be_given_is_not_none(name: str) -> None:
 @needs_framework
 def test_an_option_given_as_a_frameworks_array_is_refused(framework: str) -> None:
     for option in NUMBERS:
-        with pytest.raises(unixent.OptionError, match=f"{option}: expected"):
+        with pytest.raises(unixent.OptionError, match=f"{option}: expected .* make it static"):
             unixent.cross_entropy(LOGITS, INDEX, **{option: own(framework, 0.5)})
 
 
@@ -146,3 +146,19 @@ def test_a_target_that_fits_another_class_axis_raises_how_to_pass_it() -> None:
     with pytest.raises(unixent.ShapeError) as caught:
         unixent.cross_entropy(images, np.zeros((3, 3), int))
     assert "pass axis" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        (INDEX[..., None], r"\(leave out its axis of size 1\)"),
+        (INDEX[:, None], r"\(leave out its axis of size 1\)"),
+        (np.eye(4, dtype=int)[INDEX], r"\(a one-hot target is one of probabilities: give it a floating dtype\)"),
+        (INDEX.astype(np.float32), r"\(class indices have an integer dtype\)"),
+        (np.zeros((2, 3, 5)), r"got float64 of shape \(2, 3, 5\)$"),
+        (np.zeros((2, 3, 5), int), r"got int64 of shape \(2, 3, 5\)$"),
+    ],
+)
+def test_a_target_as_another_library_takes_it_raises_what_to_change(target: Any, hint: str) -> None:
+    with pytest.raises(unixent.ShapeError, match=hint):
+        unixent.cross_entropy(LOGITS, target)
