@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line, or say in one line what it needs."""
     try:
-        from unixent_conformance.cli import app  # on use: it needs typer and rich
+        from unixent_conformance.cli import run  # on use: it needs typer and rich
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
@@ -17,7 +17,7 @@ def main() -> None:
 
         print(f"unixent: the command line needs {missing}: {install_command('conformance')}", file=sys.stderr)
         sys.exit(2)
-    app(prog_name="unixent")
+    run()
 
 
 if __name__ == "__main__":

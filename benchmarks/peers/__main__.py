@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from peers.command import app
+from unixent_conformance.cli.prompt import print_in_any_encoding
 
 if __name__ == "__main__":
+    print_in_any_encoding()
     app(prog_name="python benchmarks/peers")

@@ -29,7 +29,7 @@ from unixent_conformance.isolation import Isolated, Plan, Task
 from unixent_conformance.model import Call, Case
 from unixent_conformance.results import Report, Result, plural
 from unixent_conformance.runner import run_case
-from unixent_conformance.selection import Choice, by_weight
+from unixent_conformance.selection import Choice, by_weight, select
 from unixent_conformance.under_test import Subject
 
 
@@ -90,7 +90,9 @@ def run(
         asked = "isolate" if isolate else "jobs"
         raise ValueError(f"{asked}: a new process cannot import {implementation!r}; pass 'module:function'")
     choice = Choice(quick, tuple(features or ()), tuple(modes or ()), tuple(dtypes or ()), tuple(skip), huge)
-    task = Task(path or "", framework, choice, strict, linear, device, by_weight=budget is not None)
+    name = path or wrap(implementation).name
+    reasons = {} if expected_failures is None else xfails.expected(Path(expected_failures), name)
+    task = Task(path or "", framework, choice, strict, linear, device, budget is not None, tuple(reasons))
     source: Isolated | Prepared
     if isolate or jobs > 1:
         source = Isolated(task, timeout if isolate else None, jobs)
@@ -98,7 +100,6 @@ def run(
         source = prepare(task, implementation)
     plan, results, start = source.plan, list[Result](), monotonic()
     end = start + (inf if budget is None else budget)
-    reasons = {} if expected_failures is None else xfails.expected(Path(expected_failures), path or plan.name)
 
     def early() -> list[Result]:
         """What other workers had judged before its turn."""
@@ -167,11 +168,14 @@ class Prepared:
 
     def judge(self, id: str, mode: str) -> Result:
         """The verdict on one case; what the oracle calls wrong may be right in a dialect."""
-        subject = self.subjects[mode]
+        subject, caller = self.subjects[mode], os.getpid()
         with undisturbed():
             case = fitted(find(id), subject.implementation)
             result = run_case(case, subject)
-            return result if self.strict else explain(result, case, subject)
+            result = result if self.strict else explain(result, case, subject)
+        if os.getpid() != caller:  # of a process that the implementation has forked: only its parent goes on
+            os._exit(0)
+        return result
 
     def __iter__(self) -> Generator[Result, None, None]:
         return (self.judge(id, mode) for id, mode in self.plan.cases)
@@ -187,6 +191,13 @@ def prepare(task: Task, implementation: Any = None) -> Prepared:
         tested = tested.seen_as_logits()
     with undisturbed():
         everything = catalogue() + (catalogue(features=(FEATURE,)) if task.choice.huge else [])
+    asked = {(case.id, mode.name) for case, mode in select(everything, harness.modes)} if task.listed else ()
+    unasked = [f"{mode}-{id}" for id, mode in task.listed if (id, mode) not in asked]
+    if unasked:
+        modes = ", ".join(mode.name for mode in harness.modes)
+        raise ValueError(
+            f"expected failures: not asked of {harness.name}, whose modes are {modes}: {', '.join(unasked)}"
+        )
     cases = [case for case in everything if tested.answers(case)]
     pairs = task.choice.of(cases, harness.modes, everything)
     left_out = tuple(task.choice.left_out(pairs, cases, harness.modes))

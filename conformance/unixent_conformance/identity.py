@@ -53,9 +53,9 @@ class Through:
 def through_identity(call: Call, multiple: int = 1) -> Through:
     """A call of logits as one of a fused linear form, of so many features or a multiple."""
     logits, options = np.asarray(call.logits), {name: value for name, value in call.options.items() if name != "axis"}
-    if call.options.get("axis", -1) not in (-1, logits.ndim - 1):
+    if not logits.ndim or not _classes_last(call):
         raise Unsupported("a fused linear form has its classes along the last axis")
-    classes = logits.shape[-1] if logits.ndim else 0
+    classes = logits.shape[-1]
     positions, finite = logits.size // max(classes, 1), _finite(logits)
     by_class = positions != 1 and classes <= WIDEST and finite
     if not by_class and (positions > WIDEST or not (finite or positions == 1)):
@@ -78,9 +78,12 @@ def _padded(features: Array, width: int) -> Array:
 
 
 def narrowed(case: Case) -> Case:
-    """The case, of its first position alone where only that can pass."""
+    """The case, of its first position alone where only that can pass, and where no error is due, which may be about
+    another."""
     call = case.build()
-    if call.linear or case.property is not None or call.logits.ndim != 2 or _finite(call.logits):
+    if call.linear or case.property is not None or case.raises is not None:
+        return case
+    if call.logits.ndim != 2 or _finite(call.logits) or not _classes_last(call):
         return case
     return replace(case, build=lambda: _first(call))
 
@@ -91,9 +94,12 @@ def _first(call: Call) -> Call:
     def first(array: Any) -> Any:
         return array[:1] if array is not None and array.ndim and len(array) == count else array
 
-    return replace(
-        call, **{name: first(getattr(call, name)) for name in ("logits", "target", "mask", "grad_output", "ids")}
-    )
+    of_positions = ("logits", "target", "mask", "grad_output", "ids", "selected")
+    return replace(call, **{name: first(getattr(call, name)) for name in of_positions})
+
+
+def _classes_last(call: Call) -> bool:
+    return call.options.get("axis", -1) in (-1, np.ndim(call.logits) - 1)
 
 
 def _finite(logits: Array) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
+from unixent_conformance.loading import loaded
 from unixent_conformance.model import UNPROMISED, Case
 
 # What is given by position, whatever it is called there.
@@ -130,10 +130,7 @@ def of_backend(name: str, device: str | None = None) -> Implementation:
 
 def load(path: str) -> Implementation:
     """An implementation by "module:function"; the object may also be an Implementation with more to declare."""
-    module, separator, attribute = path.partition(":")
-    if not separator or not module or not attribute:
-        raise ValueError(f"implementation: expected 'module:function'; got {path!r}")
-    given = getattr(import_module(module), attribute)
+    given = loaded(path, "implementation")
     implementation = wrap(given)
     return replace(implementation, name=given.name if implementation is given else path, path=path)
 

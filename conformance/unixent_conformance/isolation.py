@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from queue import Empty, Queue, SimpleQueue
-from threading import Thread
+from threading import TIMEOUT_MAX, Thread
 from typing import Any
 
 from unixent_conformance.cases import find
@@ -51,6 +51,7 @@ class Task:
     linear: bool = False
     device: str | None = None
     by_weight: bool = False
+    listed: tuple[tuple[str, str], ...] = ()  # of which failures are expected, whether they are chosen or not
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
 
@@ -126,7 +127,7 @@ class Worker:
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
-            line = self._lines.get(timeout=seconds)
+            line = self._lines.get(timeout=None if seconds is None else min(seconds, TIMEOUT_MAX))
         except Empty:
             return f"gave no answer in {seconds:g} s and was killed"
         except OSError:

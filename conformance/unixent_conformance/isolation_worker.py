@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from unixent import UnixentError
 from unixent_conformance.api import prepare
 from unixent_conformance.isolation import Task
 from unixent_conformance.selection import Choice
@@ -24,7 +25,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
     given = json.loads(requests.readline())
     choice: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given["choice"].items()}
-    task = Task(**{**given, "choice": Choice(**choice), "path": tuple(given["path"])})
+    listed = tuple((id, mode) for id, mode in given["listed"])
+    task = Task(**{**given, "choice": Choice(**choice), "path": tuple(given["path"]), "listed": listed})
     try:
         prepared = prepare(task)
     except Exception as error:
@@ -38,9 +40,9 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}:{error.lineno}: {error.msg}"
-    return f"{type(error).__name__}: {error}"
+    """As the command line says it where the error is raised in its own process."""
+    ours = type(error) in (ValueError, LookupError, TypeError) or isinstance(error, (ImportError, UnixentError))
+    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def main() -> None:

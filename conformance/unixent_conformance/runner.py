@@ -132,7 +132,9 @@ def _judge_error(case: Case, call: Call, subject: Subject, due: Raises) -> Findi
         text = f"{type(error).__name__}: {error}"
         if not {due.error, "UnixentError"} <= _family(error):
             return WrongError(f"expected {due.error} about {due.argument}; got {text}")
-        missing = [word for word in (due.argument, *due.mentions) if word not in str(error)]
+        missing = [word for word in due.mentions if word not in str(error)]
+        if not any(name in str(error) for name in subject.names_of(due.argument)):
+            missing = [due.argument, *missing]
         return WrongError(f"the text of {text!r} does not name {', '.join(missing)}") if missing else None
     return Finding(f"expected {due.error} about {due.argument}; nothing was raised")
 

@@ -8,9 +8,13 @@ from fnmatch import fnmatchcase
 
 from unixent_conformance.harness import Mode
 from unixent_conformance.model import Case, Tier
+from unixent_conformance.names import require_known, resembling
 from unixent_conformance.results import plural
 
 Pair = tuple[Case, Mode]
+
+# What lists the features.
+LISTED = "unixent conformance list features"
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -33,13 +37,15 @@ class Choice:
     def of(self, cases: Sequence[Case], modes: Sequence[Mode], everything: Sequence[Case] = ()) -> list[Pair]:
         """The chosen cases, mode by mode; what is asked for by feature or mode is asked as far as the mode goes. A
         feature may be one of ``everything`` of which ``cases`` has none: an implementation may lack what it asks."""
-        _known("modes", self.modes, [mode.name for mode in modes])
+        require_known("modes", self.modes, [mode.name for mode in modes])
         everything = everything or cases
-        _known("features", self.features, {case.feature for case in everything})
-        _known("dtype", self.dtypes, DTYPES)
+        require_known("features", self.features, (case.feature for case in everything), LISTED)
+        require_known("dtypes", self.dtypes, DTYPES)
         for pattern in self.skip:
             if not any(_matches(pattern, case) for case in everything):
-                raise ValueError(f"skip: no case or feature matches {pattern!r}")
+                near = resembling(pattern, dict.fromkeys(case.feature for case in everything))
+                hint = f"; did you mean {', '.join(near)}?" if near else ""
+                raise ValueError(f"skip: no case or feature matches {pattern!r}{hint}")
         tier = Tier.QUICK if self.quick else Tier.FULL
         asked = [case for case in cases if case.within(tier) and self.takes(case)]
         named = [mode for mode in modes if not self.modes or mode.name in self.modes]
@@ -63,12 +69,6 @@ class Choice:
         absent = [mode.name for mode in modes if mode.name not in ran]
         if absent:
             yield f"the modes {', '.join(absent)}"
-
-
-def _known(what: str, asked: Iterable[str], known: Collection[str]) -> None:
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise ValueError(f"{what}: no such {what.removesuffix('s')}: {', '.join(unknown)}; expected {', '.join(known)}")
 
 
 def _matches(pattern: str, case: Case) -> bool:

@@ -68,6 +68,10 @@ class Subject:
         """What of a case's needs, and of the mode's, the implementation does not declare."""
         return self.implementation.lacking(case.needs | self.mode.needs)
 
+    def names_of(self, argument: str) -> tuple[str, ...]:
+        """What an error about an argument may call it."""
+        return ("hidden", "classifier") if self.implementation.as_logits and argument == "logits" else (argument,)
+
     def _through(self, call: Call) -> Through | None:
         """The call of a fused linear form that is asked in the place of one of logits."""
         if not self.implementation.as_logits or call.linear:

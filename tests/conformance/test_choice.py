@@ -70,7 +70,7 @@ def test_a_quick_run_of_a_mode_asks_no_less_of_it_than_a_quick_run_of_all() -> N
     ("choice", "said"),
     [
         (Choice(modes=("compile",)), "modes: no such mode: compile; expected eager, grad, jit"),
-        (Choice(dtypes=("float8",)), "dtype: no such dtype: float8"),
+        (Choice(dtypes=("float8",)), "dtypes: no such dtype: float8; expected float16"),
         (Choice(skip=("no/such/*",)), "skip: no case or feature matches 'no/such/*'"),
         (Choice(features=("nope",)), "features: no such feature: nope"),
     ],

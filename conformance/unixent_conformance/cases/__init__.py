@@ -31,8 +31,9 @@ from unixent_conformance.cases import (
 )
 from unixent_conformance.expected import expected
 from unixent_conformance.model import Case, Tier
+from unixent_conformance.names import require_known, resembling
 
-__all__ = ["catalogue", "find"]
+__all__ = ["catalogue", "find", "is_known"]
 
 
 FAMILIES = (
@@ -136,10 +137,13 @@ def catalogue(tier: Tier = Tier.FULL, *, features: Iterable[str] = ()) -> list[C
     wanted, cases = set(features), list(_by_id().values())
     if huge.FEATURE not in wanted:
         cases = [case for case in cases if case.feature != huge.FEATURE]
-    unknown = wanted - {case.feature for case in cases}
-    if unknown:
-        raise ValueError(f"features: no such feature: {', '.join(sorted(unknown))}")
+    require_known("features", sorted(wanted), (case.feature for case in cases), "unixent conformance list features")
     return [case for case in cases if case.within(tier) and (not wanted or case.feature in wanted)]
+
+
+def is_known(id: str) -> bool:
+    """Whether a case has this id."""
+    return id in _by_id()
 
 
 def find(id: str) -> Case:
@@ -151,4 +155,6 @@ def find(id: str) -> Case:
     try:
         return _by_id()[id]
     except KeyError:
-        raise LookupError(f"no case is called {id!r}") from None
+        family = id.partition("/")[0]
+        near = resembling(id, (each for each in _by_id() if each.partition("/")[0] == family), 1)
+        raise LookupError(f"no case is called {id!r}" + (f"; did you mean {near[0]}?" if near else "")) from None

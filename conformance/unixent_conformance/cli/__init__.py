@@ -11,6 +11,7 @@ import typer
 import unixent
 from unixent_conformance.cli.backends import backends
 from unixent_conformance.cli.conformance import app as conformance
+from unixent_conformance.cli.prompt import print_in_any_encoding
 from unixent_conformance.cli.vectors import app as vectors
 
 app = typer.Typer(
@@ -37,3 +38,9 @@ def _main(
     ] = False,
 ) -> None:
     """Options that belong to no command."""
+
+
+def run() -> None:
+    """The command line, in a process of its own."""
+    print_in_any_encoding()
+    app(prog_name="unixent")

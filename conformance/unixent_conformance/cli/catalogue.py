@@ -105,5 +105,6 @@ def dtypes() -> None:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in ("cases", "quick") else "left", no_wrap=True)
+        number = column in ("cases", "quick")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table

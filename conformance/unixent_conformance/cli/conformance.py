@@ -61,6 +61,8 @@ def run(
     """
     with suite_required():
         from unixent_conformance.cli import runs
+    if isolate is False and (jobs or 1) > 1:
+        fail(f"--no-isolate runs the cases in one process, this one; it takes no --jobs {jobs}")
     import_from_here()
     code = runs.run(
         options.chosen(names, backend, implementation),
@@ -72,8 +74,8 @@ def run(
         linear=linear,
         isolate=isolate,
         timeout=timeout,
-        jobs=jobs or (1 if isolate is False else options.cores()),
-        modes=[name for names in modes or [] for name in names.split(",")],
+        jobs=1 if isolate is False else jobs or options.cores(),
+        modes=modes,
         dtypes=dtype,
         skip=skip or (),
         expected_failures=xfails,

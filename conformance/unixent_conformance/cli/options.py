@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -18,13 +19,31 @@ def _module_and_function(value: str | None) -> str | None:
 
 
 def _writable(value: Path | None) -> Path | None:
-    """Before the run, not after it: whether a folder can be made and written to."""
+    """Before the run, not after it: whether a folder can be made and written to. It is tried, and nothing is left."""
     if value is not None:
-        path = value.absolute()
-        existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise typer.BadParameter(f"cannot write to {value}: {existing} is no folder that can be written to")
+        made: list[Path] = []
+        try:
+            for folder in reversed([value.absolute(), *value.absolute().parents]):
+                if not folder.is_dir():
+                    folder.mkdir()
+                    made.append(folder)
+            TemporaryFile(dir=value).close()
+        except OSError as error:
+            raise typer.BadParameter(f"cannot write to {value}: {error.strerror}") from error
+        finally:
+            for folder in reversed(made):
+                folder.rmdir()
     return value
+
+
+def _several(values: list[str] | None) -> list[str] | None:
+    """Names, each an option or several in one, with commas between them."""
+    if not values:
+        return None
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter(f"expected a name; got {', '.join(map(repr, values))}")
+    return names
 
 
 Backends = Annotated[
@@ -48,21 +67,31 @@ Framework = Annotated[
     ),
 ]
 Feature = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Only this feature of the catalogue; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="NAMES", callback=_several, help="Only these features, as mask,z-loss; repeatable."),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Only the cases that make a run of seconds.")]
 Modes = Annotated[
-    list[str] | None, typer.Option(metavar="NAMES", help="Only these modes, as eager,autograd; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="NAMES", callback=_several, help="Only these modes, as eager,autograd; repeatable."),
 ]
 Dtypes = Annotated[
-    list[str] | None, typer.Option("--dtype", metavar="NAME", help="Only cases of this dtype; repeatable.")
+    list[str] | None,
+    typer.Option("--dtype", metavar="NAMES", callback=_several, help="Only cases of these dtypes; repeatable."),
 ]
 Skip = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Leave out a feature, or the ids that a pattern matches; repeatable."),
 ]
 Xfails = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Known failures: an id, '#', the reason. One that passes fails.")
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        help="Known failures: an id, '#', the reason. One that passes fails.",
+    ),
 ]
 Budget = Annotated[
     float | None, typer.Option(min=0, metavar="SECONDS", help="What tells most first, for so many seconds.")
@@ -88,9 +117,9 @@ Jobs = Annotated[
 
 
 def chosen(names: list[str] | None, options: list[str] | None, implementation: str | None) -> list[str]:
-    """What was asked for by name; all installed backends if nothing was."""
+    """What was asked for by name, each once; all installed backends if nothing was."""
     asked = [*(names or []), *(options or []), *([implementation] if implementation else [])]
-    return asked or installed()
+    return list(dict.fromkeys(asked)) or installed()
 
 
 def installed() -> list[str]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from unixent import UnixentError
 from unixent.registry import install_command
 
 # What a name, a file or an option that cannot be used raises.
-CANNOT_RUN = (UnixentError, ImportError, LookupError, ValueError, TypeError, AttributeError, SyntaxError, OSError)
+CANNOT_RUN = (UnixentError, ImportError, LookupError, ValueError, TypeError, AttributeError, OSError)
 
 
 def with_default(command: str) -> type[TyperGroup]:
@@ -40,8 +41,6 @@ def with_default(command: str) -> type[TyperGroup]:
 
 def print_error(console: Console, error: BaseException | str) -> None:
     """One line, whatever it is."""
-    if isinstance(error, SyntaxError):
-        error = f"{error.filename}:{error.lineno}: {error.msg}"
     console.print(f"[bold red]error[/bold red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
@@ -58,6 +57,13 @@ def suite_required() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         fail(f"the suite needs {error.name}: {install_command('conformance')}")
+
+
+def print_in_any_encoding() -> None:
+    """What a terminal cannot show becomes a question mark, no traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def import_from_here() -> None:

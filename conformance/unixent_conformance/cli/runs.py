@@ -27,7 +27,7 @@ from unixent_conformance.split import Request, run_split
 T = TypeVar("T")
 
 # Exit codes of what ends a run early: 128 and the number of the signal, as shells count.
-STOPPED = {"Ctrl-C": 130, "SIGTERM": 143}
+STOPPED = {"Ctrl-C": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 
 def run(
@@ -88,9 +88,13 @@ def compare(
     console.print(agreements.table(result))
     agreements.print_summary(console, result)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "agreement.md").write_text(agreements.to_markdown(result), encoding="utf-8")
-        (out / "agreement.json").write_text(result.to_json(), encoding="utf-8")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "agreement.md").write_text(agreements.to_markdown(result), encoding="utf-8")
+            (out / "agreement.json").write_text(result.to_json(), encoding="utf-8")
+        except OSError as error:
+            print_error(console, f"cannot write the report: {error}")
+            return 2
         console.print(f"{out / 'agreement.md'} and agreement.json", highlight=False, soft_wrap=True)
     return 0 if result.ok else 1
 
@@ -100,27 +104,32 @@ def run_one(console: Console, title: str, tested: str, framework: str | None, **
     try:
         return with_progress(console, title, partial(api.run, tested, framework, **options))
     except CANNOT_RUN as error:
-        print_error(console, error if isinstance(error, SyntaxError) else f"{title}: {error}")
+        print_error(console, f"{title}: {error}")
         return None
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, by which CI ends a job, as Ctrl-C; a second one, while the report is written, changes nothing."""
+    """SIGTERM, by which CI ends a job, and SIGHUP, of a terminal that is closed, as Ctrl-C; a second one, while the
+    report is written, changes nothing."""
 
     if threading.current_thread() is not threading.main_thread():  # which alone may set a handler
         yield
         return
 
     def stop(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt("SIGTERM")
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    ending = [getattr(signal, name) for name in STOPPED if hasattr(signal, name)]
+    # One that is ignored, as under nohup, stays so.
+    before = {each: signal.signal(each, stop) for each in ending if signal.getsignal(each) is not signal.SIG_IGN}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def with_progress(console: Console, title: str, function: Callable[..., T]) -> T:
@@ -130,9 +139,15 @@ def with_progress(console: Console, title: str, function: Callable[..., T]) -> T
         return function(progress=lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def write_reports(console: Console, out: Path, reports: Sequence[Report], title: str) -> None:
-    written = report.write(out, reports, title)
+def write_reports(console: Console, out: Path, reports: Sequence[Report], title: str) -> bool:
+    """Whether they could be written: a disk may be full, or a folder have a report's name."""
+    try:
+        written = report.write(out, reports, title)
+    except OSError as error:
+        print_error(console, f"cannot write the report: {error}")
+        return False
     console.print(f"{written[0]} and {len(written) - 1} more files", highlight=False, soft_wrap=True)
+    return True
 
 
 def exit_code(report: Report) -> int:
@@ -160,11 +175,12 @@ def _each(console: Console, out: Path | None, names: Sequence[str], run_name: Ca
         terminal.print_summary(console, current)
         code = max(code, exit_code(current))
         if current.stopped:
-            done = f"{plural(len(current.cases), 'case')} judged"
+            done = f"{plural(len(current.cases), 'case')} run"
             console.print(f"[bold yellow]stopped[/bold yellow] by {current.stopped}: {done}", highlight=False)
             code = STOPPED.get(current.stopped, 130)
             break
     if out is not None and reports:
         tested = ", ".join(each.implementation for each in reports)
-        write_reports(console, out, reports, f"Conformance of {tested}")
+        written = write_reports(console, out, reports, f"Conformance of {tested}")
+        code = code if written else max(code, 2)
     return code

@@ -17,7 +17,9 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from unixent.registry import install_command
 from unixent_conformance.harness import Harness
+from unixent_conformance.loading import loaded
 
 GROUP = "unixent_conformance.harnesses"
 FRAMEWORKS = ("torch", "jax", "mindspore")
@@ -25,11 +27,18 @@ FRAMEWORKS = ("torch", "jax", "mindspore")
 
 def load(name: str) -> Harness:
     """The harness of a framework by name, or of any module for a name of the form "module:object"."""
-    module, _, attribute = name.partition(":")
-    if attribute:
-        harness = getattr(import_module(module), attribute)
+    own = ":" in name
+    if own:
+        harness = loaded(name, "framework")
     elif name.isidentifier() and find_spec(f"{__name__}.{name}") is not None:
-        harness = import_module(f"{__name__}.{name}").harness
+        try:
+            harness = import_module(f"{__name__}.{name}").harness
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise ModuleNotFoundError(
+                f"framework: {name} is not installed: {install_command(name)}", name=name
+            ) from None
     else:
         registered = metadata.entry_points(group=GROUP)
         if name not in registered.names:
@@ -37,7 +46,7 @@ def load(name: str) -> Harness:
         harness = registered[name].load()
     if not isinstance(harness, Harness):
         raise TypeError(f"{name}: expected a Harness; got {type(harness).__name__}")
-    harness.path = name if attribute else ""
+    harness.path = name if own else ""
     return harness
 
 

@@ -11,8 +11,9 @@ from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
-from unixent_conformance.results import Report, Result, Verdict
+from unixent_conformance.results import Report, Result, Verdict, plural
 
 STYLES = {
     Verdict.MATCHES: "green",
@@ -25,6 +26,7 @@ STYLES = {
 
 # Of verdicts, where a line has no room for their names.
 MARKS = dict(zip(Verdict, "✓≈–✗!", strict=True))
+ASCII_MARKS = dict(zip(Verdict, "+~ox!", strict=True))
 
 # The columns of characters that the whole table takes, if every verdict is seen.
 WIDE = 68
@@ -46,22 +48,23 @@ class table:
 
     report: Report
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         report, narrow = self.report, options.max_width < WIDE
+        marks = ASCII_MARKS if options.ascii_only else MARKS
         seen = [verdict for verdict, n in report.counts.items() if n or verdict is Verdict.MATCHES]
         # Two words take two lines, never an ellipsis.
         counts = [Column(justify="right", min_width=3 if narrow else 8) for _ in seen]
         for column, verdict in zip(counts, seen, strict=True):
-            column.header = MARKS[verdict] if narrow else verdict.value
+            column.header = marks[verdict] if narrow else verdict.value
         feature, share = (
             Column("feature", no_wrap=not narrow, overflow="fold"),
             Column("share of the bound", justify="right"),
         )
         columns = [*counts, feature] if narrow else [feature, *counts, share]
         shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        shown.title_justify = shown.caption_justify = "left"
-        shown.title = f"{report.implementation} ({report.version or report.framework})"
-        shown.caption = ", ".join(f"{MARKS[verdict]} {verdict.value}" for verdict in seen) if narrow else SHARE
+        # Around the table, not in it: a few columns of figures are no measure for a sentence.
+        title = f"{report.implementation} ({report.version or report.framework})"
+        caption = ", ".join(f"{marks[verdict]} {verdict.value}" for verdict in seen) if narrow else SHARE
 
         def add(name: str, results: Sequence[Result], largest: str) -> None:
             cells = [_cell(sum(r.verdict is verdict for r in results), verdict) for verdict in seen]
@@ -73,7 +76,10 @@ class table:
             add(f"[red]{name}[/red]" if bad else name, results, f"{max(units):.2f}" if units else "")
         shown.add_section()
         add(f"all {len(report.cases)}", report.cases, "")
-        yield shown
+        yield Text(title, style="table.title")
+        if report.cases:
+            yield shown
+            yield Text(caption, style="table.caption")
 
 
 def line(report: Report) -> str:
@@ -90,7 +96,8 @@ def print_summary(console: Console, report: Report) -> None:
     if report.ok:
         console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
     elif not report.failures and not report.stopped:
-        console.print(f"[bold yellow]nothing matches[/bold yellow]: {escape(_why_nothing(report))}", highlight=False)
+        said = f"[bold yellow]nothing matches[/bold yellow]: {escape(_why_nothing(report))}"
+        console.print(said, highlight=False, soft_wrap=True)
 
 
 def summary(report: Report) -> list[str]:
@@ -101,12 +108,15 @@ def summary(report: Report) -> list[str]:
     """
     judged, modes = sum(report.judged.values()), ", ".join(f"{mode} {n}" for mode, n in report.judged.items())
     refused = f", {len(report.cases) - judged} refused" if judged < len(report.cases) else ""
-    lines = [f"{judged} of {len(report.cases)} cases judged{refused} (judged by mode: {modes})"]
+    by_mode = f" (judged by mode: {modes})" if modes else ""
+    lines = [f"{judged} of {plural(len(report.cases), 'case')} judged{refused}{by_mode}"]
     return [*lines, f"left out: {'; '.join(report.left_out)}"] if report.left_out else lines
 
 
 def _why_nothing(report: Report) -> str:
     """The refusal that came most often, as long as there is one."""
+    if not report.cases:
+        return "no case is all that was asked for"
     reasons = Counter(r.detail for r in report.cases if r.verdict is Verdict.REFUSES and r.detail)
     said = [f"; most often: {' '.join(reason.split())[:200]}" for reason, _ in reasons.most_common(1)]
     return "".join(["no case shows that it is right", *said])
@@ -130,7 +140,7 @@ def print_failures(console: Console, report: Report, most: int = 5) -> None:
 
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _cell(n: int, verdict: Verdict) -> str:
