@@ -55,8 +55,7 @@ def markdown() -> str:
         "What weighs most of a feature's verdicts, with the counts of all on a hover: "
         + ", ".join(f"{mark} {v}" for v, mark in MARKS.items())
         + ".",
-        "A feature is refused where nothing of it could be asked. Columns are numbered as above; an empty cell was not",
-        "asked.",
+        "A feature is refused where nothing of it could be asked; an empty cell was not asked.",
         "",
         *_matrix(results),
         "",
@@ -75,13 +74,13 @@ def markdown() -> str:
 
 def _overview(results: list[dict[str, Any]], everyone: dict[str, Peer]) -> list[str]:
     """In HTML, as the matrix: a table of Markdown has columns too wide for all of its counts to be seen."""
-    names = ("implementation", "run", *MARKS, "cases", "time")
-    lines = ['<div class="matrix">', "<table>", "<thead>", _row("th", ["", *names]), "</thead>", "<tbody>"]
+    names = ["implementation", "run", *MARKS, "cases", "time"]
+    lines = ['<div class="matrix">', "<table>", "<thead>", _row("th", names), "</thead>", "<tbody>"]
     for i, each in enumerate(results, 1):
         counts: Counter[str] = Counter()
         for row in each["features"].values():
             counts.update(row)
-        cells = [str(i), each["implementation"], _run(each, everyone[each["implementation"]])]
+        cells = [f"{i}. {each['implementation']}", _run(each, everyone[each["implementation"]])]
         cells += [str(counts[verdict] or "") for verdict in MARKS]
         lines.append(_row("td", [*cells, str(counts.total()), _time(each["seconds"])]))
     return [*lines, "</tbody>", "</table>", "</div>"]
@@ -105,14 +104,20 @@ def _time(seconds: float) -> str:
 
 
 def _matrix(results: list[dict[str, Any]]) -> list[str]:
-    """In HTML: the columns are as narrow as their marks, which have colours and, on a hover, names and counts."""
+    """In HTML: the columns are as narrow as their marks, which have colours and, on a hover, counts."""
     features = dict.fromkeys(name for each in results for name in each["features"])
-    names = [f'<th title="{each["implementation"]}">{i}</th>' for i, each in enumerate(results, 1)]
-    lines = ['<div class="matrix">', "<table>", f"<thead><tr><th>feature</th>{''.join(names)}</tr></thead>", "<tbody>"]
+    names = [f"<th><span>{i}. {each['implementation']}</span></th>" for i, each in enumerate(results, 1)]
+    lines = [
+        '<div class="matrix">',
+        '<div class="of-features">',
+        "<table>",
+        f"<thead><tr><th>feature</th>{''.join(names)}</tr></thead>",
+        "<tbody>",
+    ]
     for name in features:
         cells = [_cell(each, name) for each in results]
         lines.append(f"<tr><td>{name}</td>{''.join(cells)}</tr>")
-    return [*lines, "</tbody>", "</table>", "</div>"]
+    return [*lines, "</tbody>", "</table>", "</div>", "</div>"]
 
 
 def _cell(each: dict[str, Any], feature: str) -> str:

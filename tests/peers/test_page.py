@@ -277,6 +277,44 @@ def test_a_phone_scrolls_nothing_but_the_table(browser: Any, page: Path, place: 
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.parametrize("many", [5, 33])
+def test_on_paper_nothing_is_cut_off(browser: Any, tmp_path: Path, reports: list[Report], many: int) -> None:
+    """Dark ink, whatever the screen has; the matrix as wide as a page that lies across, at the most."""
+    named = [replace(reports[i % 5], implementation=f"a library's cross_entropy {i}") for i in range(many)]
+    go(browser, report.write(tmp_path, named)[0], width=1062, scheme="dark")
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    try:
+        table, box = (browser.find_element("css selector", f"#matrix {each}") for each in ("table", ".wide"))
+        assert browser.execute_script("return arguments[0].getBoundingClientRect().right", table) <= 1062
+        height = "return arguments[0].scrollHeight - arguments[0].clientHeight"
+        assert browser.execute_script(height, box) <= 0
+        assert luminance(box.value_of_css_property("color")) < 0.1
+        assert not browser.find_element("id", "tabs").is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_header_counts_what_was_judged(browser: Any, page: Path, reports: list[Report]) -> None:
+    cases, judged = sum(len(each.cases) for each in reports), sum(sum(each.judged.values()) for each in reports)
+    assert judged < cases
+    go(browser, page)
+    assert f"{judged:,} of {cases:,} cases judged" in browser.find_element("id", "lead").text
+
+
+def test_a_report_of_no_case_says_so(browser: Any, tmp_path: Path) -> None:
+    go(browser, report.write(tmp_path, [Report("my:loss", "numpy", "", ())])[0])
+    assert "No case was run" in browser.find_element("css selector", ".overall").text
+    assert not all_of(browser, ".counts")
+
+
+def test_arrows_go_from_tab_to_tab(browser: Any, page: Path) -> None:
+    go(browser, page)
+    tabs = all_of(browser, "#tabs [role=tab]")
+    tabs[0].send_keys("\ue014")  # an arrow to the right
+    assert browser.switch_to.active_element == tabs[1]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_light_and_dark(browser: Any, page: Path, one: Path, scheme: str) -> None:
     """WCAG AA: a contrast of 4.5."""

@@ -142,3 +142,25 @@ def test_plots_stand_on_white(browser: Any, site: Path, scheme: str) -> None:
         (image,) = WebDriverWait(browser, 20).until(lambda page: page.find_elements("css selector", "article img"))
         assert image.value_of_css_property("background-color") in ("rgba(255, 255, 255, 1)", "rgb(255, 255, 255)")
         assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+def test_tables_of_other_libraries_keep_their_names_in_sight(browser: Any, site: Path, width: int, height: int) -> None:
+    """Scrolled to their last row and column: the names of the row and of the column."""
+    go(browser, site / "peers.html", width=width, height=height)
+    seen = """
+        const box = document.querySelectorAll(".matrix")[arguments[0]], rows = box.querySelectorAll("tr");
+        box.scrollTo(1e6, 1e6);
+        const row = rows[rows.length - 1], [head, first] = [rows[0].lastChild, row.firstChild];
+        const at = (e) => e.getBoundingClientRect(), edge = at(box);
+        return [box.scrollLeft, box.scrollTop, at(first).left - edge.left, at(head).top - edge.top, at(first).width];
+    """
+    for i in (0, 1):
+        right, down, left, top, wide = browser.execute_script(seen, i)
+        assert down > 0
+        assert right > 0 or width > 600
+        assert -1 <= left <= 2
+        assert -1 <= top <= 2
+        assert wide < width / 2
+    names = browser.execute_script("return [...document.querySelectorAll('.of-features th')].map((e) => e.innerText)")
+    assert "1. unixent numpy" in names

@@ -47,6 +47,7 @@ function overall(one) {
   const failed = [3, 4].filter((i) => found[i]).map((i) => `${number(found[i])} ${V[i]}`);
   const early = one.stopped ? `Stopped early (${one.stopped}). ` : "";
   if (failed.length) return [found[3] ? 3 : 4, `${early}${listed(failed)} of ${plural(judged, "judged case")}`];
+  if (!sum(found)) return [2, `${early}No case was run: none is all that was asked for`];
   if (!found[0]) return [2, `${early}Nothing matches: no case shows that it is right`];
   if (found[1]) return [1, `${early}No failures: ${number(found[0])} of ${plural(judged, "judged case")} match, ${number(found[1])} follow another convention`];
   return [0, `${early}${one.stopped ? "So far all" : "All"} ${plural(judged, "judged case")} match`];
@@ -72,6 +73,7 @@ function drawMatrix() {
     const found = totals(one);
     return h(`td${before(i) ? ".group" : ""}`, {}, GRAVITY.filter((v) => found[v]).map((v) => h(`span.tag.v${v}`, {}, `${MARKS[v]} ${number(found[v])}`)));
   }));
+  at("matrix").style.setProperty("--fit", Math.min(1, 1000 / (150 + 46 * ALL.length)).toFixed(3)); // of the width of paper
   at("matrix").append(
     h("p.soft", {}, "Each cell counts its cases by verdict, the gravest first, and opens to them. The name of an implementation opens its own report."),
     h("div.wide", { tabindex: "0", role: "region", "aria-label": "Features by implementations" },
@@ -89,7 +91,7 @@ function drawOne(i) {
     h("ul.tiles", { "aria-label": "Cases by verdict" }, V.map((name, v) =>
       h(`li${found[v] ? "" : ".none"}`, {}, h("div", {}, mark(v), h("b", {}, number(found[v]))), h("strong", {}, name), h("span.about.soft", {}, ABOUT[v])))),
     ...(one.failures.length ? [h("h2", {}, "What failed, the worst first"), one.failures.map((failure, n) => drawFailure(i, failure, n < 3))] : []).flat(),
-    h("h2", {}, "Features"),
+    ...(sum(found) ? [h("h2", {}, "Features"),
     h("div.wide", { tabindex: "0", role: "region", "aria-label": "Features" }, h("table.counts", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "feature"), seen.map((v) => h("th", { scope: "col", "aria-label": V[v] }, mark(v), h("span.word", {}, V[v]))), h("th", { scope: "col" }, "share of the bound"))),
       h("tbody", {}, Object.keys(one.cells).map((f) => {
@@ -97,7 +99,7 @@ function drawOne(i) {
         return h("tr", {}, h("th", { scope: "row" }, h("button.link", { "data-cell": `${i}-${f}`, onclick: () => open(i, f) }, data.features[f])),
           seen.map((v) => h("td", {}, n[v] ? h(`span${v === 0 || v === 2 ? "" : `.tag.v${v}`}`, {}, number(n[v])) : h("span.faint", {}, "–"))), h("td", {}, n[0] ? share(groups).toFixed(2) : ""));
       })))),
-    h("p.soft.note", {}, SHARE),
+    h("p.soft.note", {}, SHARE)] : []),
     ...(names.length ? [h("h2", {}, "Conventions it follows"), h("div.cards", {}, names.map((name) => h("div.card", {}, tip(name))))] : []),
     h("h2", {}, "What was judged, and what was not"),
     ...notJudged(one));
@@ -244,8 +246,8 @@ function drawHeader() {
   const parts = [days.length > 2 ? `${days[0]} to ${days.at(-1)}` : days.join(" and "), once(ALL.flatMap((one) => one.version.split(", "))).join(", "), once(ALL.map((one) => one.machine)).join("; ")];
   at("meta").append(parts.filter(Boolean).join(" · "), parts.some(Boolean) ? " · " : "", "judged by ", data.definition ? h("a", { href: data.definition, rel: "noreferrer" }, "unixent's definition") : "unixent's definition");
   if (ALL.length === 1) { at("lead").remove(); at("legend").remove(); return; }
-  const total = sum(ALL.map((one) => sum(totals(one))));
-  at("lead").append(`${plural(ALL.length, "implementation")}, ${plural(data.features.length, "feature")}, ${plural(total, "case")} judged against exact values and derived error bounds.`);
+  const all = ALL.map(totals), total = sum(all.map(sum)), judged = total - sum(all.map((found) => found[2]));
+  at("lead").append(`${plural(ALL.length, "implementation")}, ${plural(data.features.length, "feature")}: ${number(judged)} of ${plural(total, "case")} judged against exact values and derived error bounds, the rest refused.`);
   at("legend").append(...V.map((name, i) => h("li", {}, mark(i), h("span", {}, h("strong", {}, name), h("span.about.soft", {}, ` ${ABOUT[i]}`)))));
 }
 
@@ -264,7 +266,11 @@ if (ALL.length === 1) {
 } else {
   at("tabs").hidden = false;
   at("tabs").append(...Object.entries(VIEWS).map(([view, name]) =>
-    h("button", { "data-view": view, role: "tab", onclick: () => { show(view); goto(view); } }, name)));
+    h("button", { "data-view": view, role: "tab", "aria-controls": view, onclick: () => { show(view); goto(view); } }, name)));
+  at("tabs").onkeydown = (event) => { // as a screen reader expects of tabs
+    const step = { ArrowLeft: "previousElementSibling", ArrowRight: "nextElementSibling" }[event.key];
+    if (step && event.target[step]) event.target[step].focus();
+  };
   drawMatrix();
   drawDifferences(...(place === "differences" && ALL[x] && ALL[y] ? [x, y] : [0, 1]));
   drawDialects();
