@@ -61,6 +61,19 @@ def test_the_markdown_report_is_the_summary_of_the_step(tmp_path: Path, name: st
     assert (tmp_path / "a report" / "index.html").exists()
 
 
+def test_arguments_are_parted_as_in_a_shell_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    """Names of features have spaces; in YAML a text may have several lines; a folder may have other files."""
+    (tmp_path / "a report").mkdir()
+    (tmp_path / "a report" / "README.md").write_text("mine", "utf-8")
+    arguments = "--quick\n--feature 'class indices'\r\n--feature \"z-loss\"\n\n"
+    returned, output, summary = act(tmp_path, "mine:right", arguments)
+    assert returned == 0, output
+    assert summary.startswith("## mine:right")
+    assert "| class indices |" in summary
+    assert "| z-loss |" in summary
+    assert (tmp_path / "a report" / "README.md").read_text("utf-8") == "mine"
+
+
 def test_what_cannot_be_run_says_so_in_the_summary(tmp_path: Path) -> None:
     returned, output, summary = act(tmp_path, "mine:absent; touch injected", "--quick")
     assert returned == 2, output
