@@ -30,6 +30,15 @@ def require_known(what: str, asked: Iterable[str], known: Iterable[str], where: 
         raise ValueError(text)
 
 
+def parted(values: Iterable[str]) -> tuple[str, ...]:
+    """Names that stand alone or several together, with commas between them.
+
+    >>> parted(["eager, autograd", "compile,"])
+    ('eager', 'autograd', 'compile')
+    """
+    return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
 def resembling(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     """Of the known names the few that are most like another, whatever its case.
 

@@ -10,6 +10,8 @@ takes `-p unixent_conformance.plugin` and the entry point for one plugin.
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
     from unixent_conformance.harness import Harness
     from unixent_conformance.implementation import Implementation
     from unixent_conformance.selection import Choice
+
+
+def _seconds(text: str) -> float:
+    """A time that is none, such as -1, would skip every case and end well."""
+    with suppress(ValueError):
+        if float(text) >= 0:
+            return float(text)
+    raise ArgumentTypeError(f"expected seconds; got {text}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,12 +64,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     for option, metavar, text in (
         ("--unixent-modes", "NAMES", "only these modes, separated by commas: eager,autograd"),
-        ("--unixent-dtype", "NAME", "only cases of this dtype; repeatable"),
+        ("--unixent-dtype", "NAMES", "only cases of these dtypes; repeatable"),
         ("--unixent-skip", "PATTERN", "leave out a feature, or the ids that a pattern matches; repeatable"),
     ):
         group.addoption(option, action="append", default=[], metavar=metavar, help=text)
     group.addoption(
-        "--unixent-budget", type=float, metavar="SECONDS", help="what tells most first; what is left then is skipped"
+        "--unixent-budget", type=_seconds, metavar="SECONDS", help="what tells most first; what is left then is skipped"
     )
     group.addoption("--unixent-device", metavar="NAME", help="where the harness puts its arrays: cuda:0")
     group.addoption(
@@ -77,10 +87,11 @@ def chosen(config: pytest.Config) -> list[str]:
 
 def choice(config: pytest.Config) -> Choice:
     """Which cases the options ask for."""
+    from unixent_conformance.names import parted
     from unixent_conformance.selection import Choice
 
-    modes = tuple(name for names in config.getoption("--unixent-modes") for name in names.split(","))
-    dtypes, skip = tuple(config.getoption("--unixent-dtype")), tuple(config.getoption("--unixent-skip"))
+    modes, dtypes = parted(config.getoption("--unixent-modes")), parted(config.getoption("--unixent-dtype"))
+    skip = tuple(config.getoption("--unixent-skip"))
     return Choice(config.getoption("--unixent-quick"), (), modes, dtypes, skip)
 
 

@@ -41,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pytest.param(case, Subject(harness, implementation, mode), id=f"{name}-{mode.name}-{case.id}")
             for case, mode in pairs
         ]
+    if named and not parameters:
+        raise pytest.UsageError("unixent conformance: no case is all that was asked for")
     elsewhere = tuple(f"{name}-" for name in _registered() if name not in named) if named else ()
     reasons = plugin.xfails(config, known, elsewhere)
     marked = [

@@ -129,6 +129,23 @@ def test_a_run_of_no_case_says_so(here: Path) -> None:
     assert "nothing matches: no case is all that was asked for" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--unixent-skip", "*"], "no case is all that was asked for"),
+        (["--unixent-budget", "-1"], "expected seconds; got -1"),
+        (["--unixent-budget", "nan"], "expected seconds; got nan"),
+        (["--unixent-modes", "eager,", "--unixent-dtype", "float32,float8"], "no such dtype: float8"),
+    ],
+)
+def test_a_run_of_pytest_that_judges_nothing_is_no_success(here: Path, options: list[str], said: str) -> None:
+    plugin = ["-p", "no:cacheprovider", "--pyargs", "unixent_conformance", "-p", "unixent_conformance.plugin"]
+    command = [sys.executable, "-m", "pytest", *plugin, "--unixent-backend", "numpy", "--unixent-quick", *options]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (2, 4), done.stdout
+    assert said in done.stdout + done.stderr
+
+
 def test_names_may_stand_in_one_option_or_in_several_and_count_once(here: Path) -> None:
     one = conformance(here, "numpy", "numpy", "--quick", "--feature", "softcap, z-loss", "--dtype", "float16,float32,")
     several = ("--feature", "softcap", "--feature", "z-loss", "--dtype", "float16", "--dtype", "float32")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 import unixent
+from unixent_conformance.names import parted
 
 
 def _module_and_function(value: str | None) -> str | None:
@@ -40,10 +41,10 @@ def _several(values: list[str] | None) -> list[str] | None:
     """Names, each an option or several in one, with commas between them."""
     if not values:
         return None
-    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    names = parted(values)
     if not names:
         raise typer.BadParameter(f"expected a name; got {', '.join(map(repr, values))}")
-    return names
+    return list(names)
 
 
 Backends = Annotated[
