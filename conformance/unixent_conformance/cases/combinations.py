@@ -1,8 +1,10 @@
-"""Options against each other: every combination of any three levels occurs, every pair among the quick cases."""
+"""Options against each other: every combination of any three levels occurs, every pair among the quick cases, and two
+options without any other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from unixent_conformance.cases.building import from_recipe, make
@@ -39,6 +41,20 @@ FACTORS: dict[str, list[Any]] = {
     "confident": [0.0, 20.0],
 }
 
+# One level of each option: what a kernel that has two options makes of both.
+ALONE: dict[str, dict[str, Any]] = {
+    "weight": {"weight": "plain"},
+    "mask": {"mask": "fraction"},
+    "ignore_index": {"ignore": "default"},
+    "label_smoothing": {"smoothing": 0.1},
+    "z_loss": {"z_loss": 0.05},
+    "scale": {"logit_scale": 0.5},
+    "softcap": {"softcap": 5.0},
+    "temperature": {"temperature": 0.7},
+    "normalizer": {"normalizer": "float"},
+    "axis": {"axis": 0},
+}
+
 
 def allowed(row: Row) -> bool:
     """Probabilities have no index to ignore; only a mean is normalised; a result is given in a dtype it has not."""
@@ -50,12 +66,16 @@ def allowed(row: Row) -> bool:
 
 
 def cases() -> Iterator[Case]:
-    """Rows of the pairwise array are quick; those that strength three needs beyond them follow."""
+    """Rows of the pairwise array are quick, those that strength three needs beyond them follow; then pairs alone."""
     pairs = covering_array(FACTORS, 2, allowed)
     for row in pairs:
         yield from _of(row, quick=True)
     for row in covering_array(FACTORS, 3, allowed, start=pairs):
         yield from _of(row, quick=False)
+    for one, other in combinations(ALONE, 2):
+        recipe = Recipe(positions=(4,), classes=5, grad_output="uneven", **ALONE[one], **ALONE[other])
+        id, needs = f"{FEATURE}/{one} and {other} alone/float32-mean/gradient", recipe.needs()
+        yield make(id, FEATURE, recipe.call, "logits gradient", needs=needs, quick=True)
 
 
 def _of(row: Row, quick: bool) -> Iterator[Case]:

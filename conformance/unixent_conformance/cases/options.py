@@ -104,6 +104,7 @@ VARIANTS: dict[str, dict[str, Recipe]] = {
         "float": INDEX.but(normalizer="float"),
         "array": INDEX.but(normalizer="array"),
         "with weights": INDEX.but(normalizer="float", weight="plain", mask="fraction"),
+        "ignored positions": INDEX.but(normalizer="float", ignore="default", positions=(16,)),
         "probabilities": PROBABILITY.but(normalizer="float"),
     },
 }

@@ -37,6 +37,13 @@ UNCAPPED: dict[str, Recipe] = {
     "everything": INDEX.but(weight="plain", smoothing=0.1, z_loss=0.1, mask="fraction"),
 }
 VARIANTS = {**UNCAPPED, **{f"{name}, capped": recipe.but(softcap=5.0) for name, recipe in UNCAPPED.items()}}
+# Options that `num_classes` may make a kernel forget, each alone beside it.
+ALONE = {
+    "mask alone": INDEX.but(mask="fraction", grad_output="uneven"),
+    "scale": INDEX.but(logit_scale=0.5, grad_output="uneven"),
+    "temperature": INDEX.but(temperature=0.7, grad_output="uneven"),
+    "normalizer": INDEX.but(normalizer="float", grad_output="uneven"),
+}
 # The forward mode has few cases: these too, where a tangent of 0 meets an infinity.
 FEW = ("probabilities", "probabilities, capped")
 
@@ -91,6 +98,11 @@ def cases() -> Iterator[Case]:
                 made, stem = recipe.but(softcap=softcap, reduction="none"), f"{name}, softcap {softcap}, {word}"
                 yield from _padded(f"{DECLARED}/{stem}", DECLARED, made, fill, True)
                 yield from _padded(f"{FUSED}/{stem}", FUSED, Linear(made, width=4), fill, True)
+    for name, recipe in ALONE.items():
+        build = partial(padded, recipe.call, np.nan, True)
+        yield from each(f"{DECLARED}/{name}", DECLARED, build, VALUE_AND_GRADIENT[1:], quick=True)
+        build = partial(padded, Linear(recipe, width=4).call, np.nan, True)
+        yield from each(f"{FUSED}/{name}", FUSED, build, VALUE_AND_GRADIENTS[1:])
     yield from _padded(f"{DECLARED}/all of them", DECLARED, INDEX.but(smoothing=0.1), 0.0, True, extra=0)
     yield from _targets()
     yield from _errors()
