@@ -1,4 +1,4 @@
-"""What tests of the torch backend share: a seed for each, leaves of the fused linear form, other processes."""
+"""What tests of the torch backend share: seeds, a fresh compiler, leaves of the fused linear form, processes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ LinearOperands = Callable[..., tuple[Tensor, Tensor, Tensor]]
 def _seed() -> None:
     """Every test draws the same values, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Nothing is compiled yet."""
+    torch.compiler.reset()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -13,15 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad
 
 import unixent
-import unixent_native
 from unixent_torch import CrossEntropyLoss
 
 unixent.get_backend("torch")
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> None:
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def inputs(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,162 +246,9 @@ def test_fake_tensors_give_the_shape_of_the_loss() -> None:
         assert unixent.cross_entropy(torch.empty(6, 7), torch.empty(6, dtype=torch.int64)).shape == ()
 
 
-@pytest.mark.parametrize("name", ["normalizer", "softcap", "z_loss", "label_smoothing"])
-def test_numbers_may_change_between_compiled_calls(name: str) -> None:
-    x, y = inputs(4)
-    counter = CompileCounterWithBackend("eager")
-
-    def call(number: float) -> torch.Tensor:
-        return unixent.cross_entropy(x, y, **{name: number})
-
-    compiled = torch.compile(call, fullgraph=True, backend=counter)
-    for number in (0.5, 0.25, 0.75, 0.125):
-        torch.testing.assert_close(compiled(number), call(number))
-    assert counter.frame_count <= 2
-
-
-def test_a_size_may_be_the_normalizer_of_a_compiled_loss() -> None:
-    def call(x: Any, y: Any) -> torch.Tensor:
-        return unixent.cross_entropy(x, y, normalizer=2 * x.shape[0])
-
-    compiled = torch.compile(call, fullgraph=True, backend="eager")
-    for rows in (3, 5, 8):
-        torch.testing.assert_close(compiled(*inputs(rows)), call(*inputs(rows)))
-
-
-SIZES: dict[str, Callable[[Any], Any]] = {
-    "size": lambda x: x.shape[0],
-    "product": lambda x: 2 * x.shape[0] * x.shape[1] + 1,
-    "all": lambda x: x.numel(),
-    "whole quotient": lambda x: x.shape[1] // 2,
-    "quotient": lambda x: x.shape[1] / 2,
-}
-
-
-@pytest.mark.parametrize("tracer", ["compile", "strict export", "export"])
-@pytest.mark.parametrize("size", SIZES)
-def test_symbolic_sizes_and_expressions_of_them_are_normalizers(size: str, tracer: str) -> None:
-    class Loss(torch.nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return unixent.cross_entropy(x, y, normalizer=SIZES[size](x))
-
-    x, y = torch.arange(84.0).reshape(3, 4, 7) % 5, torch.arange(12).reshape(3, 4) % 7
-    if tracer == "compile":
-        traced: Any = torch.compile(Loss(), dynamic=True, fullgraph=True, backend="eager")
-    else:
-        sizes = {0: torch.export.Dim("rows", min=2), 1: torch.export.Dim("columns", min=2)}
-        exported = torch.export.export(
-            Loss(), (x, y), dynamic_shapes={"x": sizes, "y": sizes}, strict=tracer == "strict export"
-        )
-        traced = exported.module()
-    for part in (slice(None), slice(2)):
-        torch.testing.assert_close(traced(x[part], y[part]), Loss()(x[part], y[part]))
-
-
 def test_compiled_value_and_grad_asks_for_no_gradient() -> None:
     x, y = inputs(4)
     assert x.requires_grad
     for call in (unixent.value_and_grad, lambda x, y: unixent.linear_value_and_grad(x, torch.eye(7), y, wrt="hidden")):
         for result in torch.compile(call, fullgraph=True, backend="aot_eager")(x, y):
             assert not result.requires_grad
-
-
-INDEX_LIST = [0, 6, 2, 3]
-SIDE_ARGUMENTS: dict[str, Any] = {
-    "int64 indices": lambda x, y: unixent.cross_entropy(x, np.array(INDEX_LIST)),
-    "uint8 indices": lambda x, y: unixent.cross_entropy(x, np.array(INDEX_LIST, np.uint8)),
-    "list of indices": lambda x, y: unixent.cross_entropy(x, INDEX_LIST),
-    "probabilities": lambda x, y: unixent.cross_entropy(x, np.full((4, 7), 0.125, np.float32)),
-    "list of probabilities": lambda x, y: unixent.cross_entropy(x, [[0.125] * 7] * 4),
-    "weight": lambda x, y: unixent.cross_entropy(x, y, weight=np.linspace(0.1, 2, 7)),
-    "list of weights": lambda x, y: unixent.cross_entropy(x, y, weight=[1, 2, 3, 4, 5, 6, 7]),
-    "mask": lambda x, y: unixent.cross_entropy(x, y, mask=np.array([True, False, True, True])),
-    "list as mask": lambda x, y: unixent.cross_entropy(x, y, mask=[True, False, 0.5, 2]),
-    "normalizer": lambda x, y: unixent.cross_entropy(x, y, normalizer=np.array(3.0)),
-    "module": lambda x, y: CrossEntropyLoss(ignore_index=-1)(x, np.array(INDEX_LIST)),
-    "linear": lambda x, y: unixent.linear_cross_entropy(x, np.eye(7, dtype=np.float32), INDEX_LIST, bias=[0.5] * 7),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "fullgraph"),
-    [*((name, True) for name in SIDE_ARGUMENTS), ("int64 indices", False), ("list of weights", False)],
-)
-def test_numpy_arrays_and_lists_are_taken_by_a_compiled_loss(name: str, fullgraph: bool) -> None:
-    call, (x, y) = SIDE_ARGUMENTS[name], inputs(4)
-    torch.compiler.reset()
-    compiled = torch.compile(call, fullgraph=fullgraph, backend="eager")
-    due, got = call(x, y), compiled(x, y)
-    torch.testing.assert_close(got, due)
-    torch.testing.assert_close(torch.autograd.grad(got, x), torch.autograd.grad(due, x))
-
-
-def test_values_of_numpy_arrays_are_inputs_of_the_graph_and_not_constants() -> None:
-    x, _ = inputs(4)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend=counter)
-    for first in (0, 3, 5):
-        target = np.array([first, 1, 2, 6])
-        torch.testing.assert_close(compiled(x, target), unixent.cross_entropy(x, target))
-    assert counter.frame_count == 1
-
-
-def test_a_list_of_tensors_is_not_taken_by_a_compiled_loss_either() -> None:
-    x, _ = inputs(4)
-    with pytest.raises(unixent.DTypeError, match=r"target: expected .* a list that holds a torch\.Tensor"):
-        torch.compile(unixent.cross_entropy, backend="eager")(x, [torch.full((7,), 0.125)] * 4)
-
-
-@pytest.mark.skipif(unixent_native.load() is None, reason="without the native kernel every loss is a composition")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("options", CALLS.values(), ids=CALLS)
-def test_long_rows_have_the_bits_of_the_native_kernel(options: dict[str, Any], dtype: torch.dtype) -> None:
-    options = {**options, "reduction": "none"}
-    if "weight" in options:
-        options["weight"] = torch.rand(3000)
-
-    def call(x: Any, y: Any) -> Any:
-        return unixent.cross_entropy(x, y, **options)
-
-    compiled = torch.compile(call, fullgraph=True, dynamic=True)
-    for rows in (6, 9):
-        x, y = torch.randn(rows, 3000).to(dtype).requires_grad_(), torch.randint(3000, (rows,))
-        got, due = compiled(x, y), call(x, y)
-        assert torch.equal(got, due)
-        torch.testing.assert_close(torch.autograd.grad(got.sum(), x), torch.autograd.grad(due.sum(), x), rtol=0, atol=0)
-
-
-@pytest.mark.skipif(unixent_native.load() is None, reason="without the native kernel every loss is a composition")
-def test_the_operator_passes_torchs_own_checks() -> None:
-    x, q, y = torch.randn(6, 3000), torch.rand(6, 3000), torch.randint(3000, (6,))
-    options = (torch.float32, 0.1, 1e-3, 5.0, 0.7)
-    for target in (y, q.requires_grad_()):
-        operands = (x.requires_grad_(), target, torch.rand(3000), torch.rand(6))
-        torch.library.opcheck(torch.ops.unixent.cross_entropy.default, (*operands, None, *options, ""))
-    x, q = x.detach(), q.detach()
-    torch.library.opcheck(
-        torch.ops.unixent.cross_entropy.default,
-        (x.t().contiguous().t(), q, None, None, torch.rand(6), *options, "logits target"),
-    )
-
-
-def test_long_rows_are_differentiated_twice_where_the_compiler_runs_operators_as_they_are() -> None:
-    x, y = torch.randn(6, 3000, requires_grad=True), torch.randint(3000, (6,))
-
-    def penalty(call: Callable[..., Any]) -> torch.Tensor:
-        (grad,) = torch.autograd.grad(call(x, y), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), x)[0]
-
-    compiled = torch.compile(unixent.cross_entropy, fullgraph=True, backend="eager")
-    torch.testing.assert_close(penalty(compiled), penalty(unixent.cross_entropy))
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_an_exported_program_of_long_rows_has_no_operator_of_ours(strict: bool) -> None:
-    class Loss(torch.nn.Module):
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            return unixent.cross_entropy(x, y)
-
-    x, y = torch.randn(6, 3000), torch.randint(3000, (6,))
-    program = torch.export.export(Loss(), (x, y), strict=strict)
-    assert not [node for node in program.graph.nodes if "unixent" in str(node.target)]

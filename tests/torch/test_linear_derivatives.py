@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
@@ -221,20 +220,6 @@ def test_compiled_value_and_grad_agrees_with_eager():
     equal(compiled(both)(*ARGUMENTS), both(*ARGUMENTS))
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_an_exported_loss_can_be_saved_and_loaded(strict):
-    class Loss(torch.nn.Module):
-        def forward(self, hidden, classifier, bias):
-            return unixent.linear_cross_entropy(hidden, classifier, INDEX, bias=bias)
-
-    program = torch.export.export(Loss(), ARGUMENTS, strict=strict)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
-    torch.testing.assert_close(loaded(*ARGUMENTS), Loss()(*ARGUMENTS), rtol=0, atol=0)
-
-
 AUTOCAST = {
     "jvp": lambda f: lambda x: func.jvp(f, (x,), (torch.ones_like(x),))[1],
     "hessian": func.hessian,
@@ -255,51 +240,6 @@ def test_autocast_rounds_what_is_multiplied_and_no_logits_or_derivatives(transfo
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = transform(loss(torch.float32))(hidden.float())
     torch.testing.assert_close(got, due, rtol=1e-5, atol=1e-6)
-
-
-class Head(torch.nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        hidden, classifier, bias = ARGUMENTS
-        self.hidden, self.options = torch.nn.Linear(hidden.shape[-1], hidden.shape[-1], dtype=hidden.dtype), options
-        self.classifier, self.bias = torch.nn.Parameter(classifier.detach()), torch.nn.Parameter(bias.detach())
-
-    def forward(self, x, target):
-        hidden = self.hidden(x)
-        return unixent.linear_cross_entropy(hidden, self.classifier, target, bias=self.bias, **self.options)
-
-
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"normalizer": 3.0, "label_smoothing": 0.1}], ids=str)
-def test_an_exported_loss_is_trained_as_the_eager_one(strict, options):
-    head, x = Head(**options), ARGUMENTS[0].detach()
-    rows = torch.export.Dim("rows", min=2)
-    shapes = {"x": {0: rows}, "target": {0: rows}}
-    program = torch.export.export(head, (x, INDEX), dynamic_shapes=shapes, strict=strict).module()
-    for examples in ((x, INDEX), (2 * x[:3], INDEX[:3])):
-        exported, eager = program(*examples), head(*examples)
-        torch.testing.assert_close(exported, eager)
-        due = torch.autograd.grad((eager * 3).sum(), list(head.parameters()))
-        parameters = dict(program.named_parameters())
-        got = torch.autograd.grad((exported * 3).sum(), [parameters[name] for name, _ in head.named_parameters()])
-        torch.testing.assert_close(got, due)
-
-
-def test_an_exported_loss_has_gradients_of_inputs_that_had_none_when_it_was_exported():
-    head, x = Head().requires_grad_(False), ARGUMENTS[0].detach()
-    program = torch.export.export(head, (x, INDEX)).module()
-    x.requires_grad_()
-    due = torch.autograd.grad(head(x, INDEX), x)
-    torch.testing.assert_close(torch.autograd.grad(program(x, INDEX), x), due)
-
-
-def test_a_second_derivative_of_an_exported_loss_is_refused_by_name():
-    head, x = Head(), ARGUMENTS[0].detach().requires_grad_()
-    program = torch.export.export(head, (x, INDEX)).module()
-    (first,) = torch.autograd.grad(program(x, INDEX), x, create_graph=True)
-    torch.testing.assert_close(first, torch.autograd.grad(head(x, INDEX), x)[0])
-    with pytest.raises(unixent.BackendError, match="an exported program has no second derivative"):
-        first.sum().backward()
 
 
 def test_hidden_states_may_be_the_classifier_of_a_compiled_loss():

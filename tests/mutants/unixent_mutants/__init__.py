@@ -20,7 +20,7 @@ from unixent_conformance.under_test import Subject
 from unixent_mutants.plain import REGISTRY, Plain
 
 FAMILIES = (
-    *("reductions", "targets", "numerics", "gradients", "handling", "fused", "split", "padding"),
+    *("reductions", "targets", "numerics", "class_blocks", "gradients", "handling", "fused", "split", "padding"),
     *("temperature", "statistics", "sparse", "reports", "reports_linear", "layouts"),
 )
 

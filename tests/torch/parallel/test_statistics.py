@@ -207,57 +207,6 @@ def test_ranks_that_ask_for_other_statistics_all_raise(on_ranks, changes):
     on_ranks(1, 2, work)
 
 
-@pytest.mark.parametrize("tail", ["drop", "renormalize", "bucket"])
-def test_split_losses_of_sparse_targets_are_those_of_the_whole_rows(on_ranks, tail):
-    """Values, gradients and, of logits, second derivatives."""
-    options = {"label_smoothing": 0.2, "z_loss": 0.1, "weight": BIAS.abs(), "softcap": 4.0}
-    ids, probs = SELECTED.clone(), torch.rand(N, K, generator=GENERATOR, dtype=torch.float64) / 4
-
-    def losses(x, q, rows, **more):
-        target = unixent.TopK(ids[rows], probs=q, tail=tail)
-        return unixent.cross_entropy(x, target, mask=MASK[rows], **options, **more)
-
-    def derivatives(x, q, rows, along, **more):
-        x, q = x.clone().requires_grad_(), q.clone().requires_grad_()
-        loss = losses(x, q, rows, **more)
-        grads = torch.autograd.grad(loss, (x, q), create_graph=True)
-        return loss, *grads, torch.autograd.grad((grads[0] * along).sum(), x)[0]
-
-    expected = derivatives(LOGITS, probs, slice(None), DIRECTION)
-    leaves = [each.clone().requires_grad_() for each in (HIDDEN, CLASSIFIER, BIAS)]
-    target = unixent.TopK(ids, probs=probs, tail=tail)
-    linear = unixent.linear_cross_entropy(*leaves[:2], target, bias=leaves[2], mask=MASK, chunk=2, **options)
-    linear.backward()
-
-    def work(ranks):
-        rows, columns = ranks.rows(N), ranks.columns(C)
-        config, part = ranks.config, (rows, columns)
-        loss, grad, of_probs, second = derivatives(LOGITS[part], probs[rows], rows, DIRECTION[part], parallel=config)
-        close(loss, expected[0])
-        close(grad, expected[1][part])
-        close(of_probs, expected[2][rows])
-        close(second, expected[3][part])
-        _, both = unixent.value_and_grad(
-            LOGITS[part],
-            unixent.TopK(ids[rows], probs=probs[rows], tail=tail),
-            mask=MASK[rows],
-            parallel=config,
-            **options,
-        )
-        close(both, expected[1][part])
-        own = [each.clone().requires_grad_() for each in (HIDDEN[rows], CLASSIFIER[columns], BIAS[columns])]
-        target = unixent.TopK(ids[rows], probs=probs[rows], tail=tail)
-        given = {"mask": MASK[rows], "chunk": 2, "parallel": config, **options}
-        loss = unixent.linear_cross_entropy(*own[:2], target, bias=own[2], **given)
-        close(loss, linear.detach())
-        loss.backward()
-        close(own[0].grad, leaves[0].grad[rows])
-        dist.all_reduce(own[1].grad, group=config.token_group)
-        close(own[1].grad, leaves[1].grad[columns])
-
-    on_ranks(2, 2, work)
-
-
 def test_dtensors_have_statistics_that_lie_as_their_positions_do(on_ranks):
     """Classes, positions, both and neither, on both mesh axes."""
     options = {**OPTIONS["padded"], "outputs": PositionStats._fields, "k": 4, "weight": BIAS[:8].abs()}
