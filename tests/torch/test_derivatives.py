@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -260,3 +261,17 @@ def test_a_checkpointed_loss_has_the_same_gradient() -> None:
     x = problem.logits.requires_grad_()
     torch.utils.checkpoint.checkpoint(unixent.cross_entropy, x, problem.index, use_reentrant=False).backward()
     assert torch.equal(x.grad, unixent.value_and_grad(problem.logits, problem.index)[1])
+
+
+@pytest.mark.parametrize("options", [*OPTIONS.values(), {"reduction": "none"}], ids=str)
+@pytest.mark.parametrize("index", [[0, 1, 4, 2], [0, -100, 4, 2]], ids=str)
+def test_logits_changed_in_place_never_give_another_gradient(index: list[int], options: dict[str, Any]) -> None:
+    logits, target = Problem().logits, torch.tensor(index)
+    leaf = logits.clone().requires_grad_()
+    x = leaf * 1
+    loss = unixent.cross_entropy(x, target, **options).sum()
+    x.detach().mul_(2)
+    with suppress(RuntimeError):  # "modified by an inplace operation"
+        loss.backward()
+    due = unixent.value_and_grad(logits, target, **options)[1]
+    assert leaf.grad is None or torch.allclose(leaf.grad, due, rtol=1e-12, atol=0)
