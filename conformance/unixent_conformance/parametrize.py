@@ -10,6 +10,7 @@ import pytest
 
 from unixent_conformance.api import Prepared, importable, prepare
 from unixent_conformance.isolation import Task
+from unixent_conformance.names import resembling
 from unixent_conformance.results import Verdict
 from unixent_conformance.selection import Choice
 
@@ -60,19 +61,26 @@ def parametrize_with_cases(
 
     Cases run in the test's own process, so a segfault ends the session; the command line isolates them.
 
-    Raises ValueError where an id names no case of this run, or has no reason.
+    Raises ValueError where an id names no case of this run, or has no reason, or no case is chosen.
     """
     asked = {name: options.pop(name) for name in list(options) if name in {field.name for field in fields(Choice)}}
     given: dict[str, Any] = {
         name: value if name in ("quick", "huge") else tuple(value or ()) for name, value in asked.items()
     }
+    unknown = sorted(set(options) - {"strict", "linear", "device"})
+    if unknown:
+        raise TypeError(f"parametrize_with_cases: no such option: {', '.join(unknown)}")
     task = Task(importable(implementation) or "", framework, Choice(**given), **options)
     prepared = prepare(task, implementation)
     checks = {f"{mode}-{id}": Check(prepared, id, mode) for id, mode in prepared.plan.cases}
+    if not checks:  # pytest would skip the test, and end well
+        raise ValueError("parametrize_with_cases: no case is all that was asked for")
     reasons = dict(expected_failures or {})
-    unknown = sorted(set(reasons) - set(checks))
-    if unknown:
-        raise ValueError(f"expected_failures: no case of this run has the id {', '.join(unknown)}")
+    missing = sorted(set(reasons) - set(checks))
+    if missing:
+        near = [each for id in missing for each in resembling(id, checks, 1)]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"expected_failures: no case of this run has the id {', '.join(missing)}{hint}")
     without = sorted(id for id, reason in reasons.items() if not reason.strip())
     if without:
         raise ValueError(f"expected_failures: expected a reason for {', '.join(without)}")

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from unixent_conformance import parametrize_with_cases
+
 pytest_plugins = ["pytester"]
 
 PLUGIN = ("--pyargs", "unixent_conformance", "-p", "unixent_conformance.plugin", "-p", "no:cacheprovider")
@@ -199,3 +201,14 @@ def test_a_budget_that_is_over_skips_the_rest(pytester: pytest.Pytester) -> None
     result = pytester.runpytest_subprocess(*PLUGIN, PLAIN, "--unixent-budget", "0", *FEW, "-rs")
     assert result.parseoutcomes().keys() == {"skipped", "deselected"}
     result.stdout.fnmatch_lines(["*the seconds of --unixent-budget were over"])
+
+
+def test_parametrize_takes_no_unknown_option_and_no_choice_of_nothing() -> None:
+    """pytest would skip a test without cases, and end well."""
+    with pytest.raises(TypeError, match="no such option: budget, listed"):
+        parametrize_with_cases(BROKEN, "numpy", budget=3, listed=())
+    with pytest.raises(ValueError, match="no case is all that was asked for"):
+        parametrize_with_cases(BROKEN, "numpy", features=["mask"], skip=["mask"])
+    known = {"eager-mask/bool/float32-men/value": "x"}
+    with pytest.raises(ValueError, match="did you mean eager-mask/bool/float32-mean/value"):
+        parametrize_with_cases(BROKEN, "numpy", features=["mask"], expected_failures=known)

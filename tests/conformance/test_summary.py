@@ -46,6 +46,7 @@ def test_check_passes_what_holds() -> None:
     [
         (PLAIN, 0, "class weights"),
         ("unixent_mutants:MaskAsBool", 1, "uc.check"),
+        ("unixent_mutants:MaskAsBool", 1, "\nnot ok: "),  # the last line, where lines to paste have scrolled away
         ("nope", 2, "nope"),
         ("no_such_module:loss", 2, "no_such_module"),
         (f"{PLAIN}er", 2, "plainer"),
@@ -137,3 +138,16 @@ def test_a_stop_says_how_many_cases_it_left_out_if_any(judged: int, said: str) -
     report = stopped.value.report
     assert report.stopped == "Ctrl-C"
     assert [line for line in report.left_out if "since the run" in line] == ([said] if said else [])
+
+
+@pytest.mark.parametrize("width", [68, 80, 107, 108, 160])
+def test_a_table_of_every_verdict_keeps_its_last_column(width: int) -> None:
+    name = "fused linear frozen arguments"
+    results = [Result(f"a/{v.value}/{i}", name, "eager", v, "", 0.25) for v in Verdict for i in range(1234)]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(terminal.table(Report("mine:loss", "numpy", "", tuple(results))))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    row = next(line.split() for line in lines if "1234" in line)
+    assert row[-6:] == ["1234"] * 5 + ["0.25"]
+    assert max(map(len, lines)) <= width

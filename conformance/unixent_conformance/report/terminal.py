@@ -28,8 +28,8 @@ STYLES = {
 MARKS = dict(zip(Verdict, "✓≈–✗!", strict=True))
 ASCII_MARKS = dict(zip(Verdict, "+~ox!", strict=True))
 
-# The columns of characters that the whole table takes, if every verdict is seen.
-WIDE = 68
+# The columns of characters that the whole table takes, if every verdict is seen: headings on several lines, in one.
+WIDE, WIDEST = 68, 108
 
 SHARE = (
     "share of the bound: the largest error of what matches, relative to the largest that rounding alone can cause; "
@@ -49,19 +49,19 @@ class table:
     report: Report
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
-        report, narrow = self.report, options.max_width < WIDE
+        report, narrow, snug = self.report, options.max_width < WIDE, options.max_width < WIDEST
         marks = ASCII_MARKS if options.ascii_only else MARKS
         seen = [verdict for verdict, n in report.counts.items() if n or verdict is Verdict.MATCHES]
-        # Two words take two lines, never an ellipsis.
-        counts = [Column(justify="right", min_width=3 if narrow else 8) for _ in seen]
+        # Two words take two lines, never an ellipsis, and no column is left out.
+        counts = [Column(justify="right", min_width=3 if narrow else 7, max_width=8 if snug else None) for _ in seen]
         for column, verdict in zip(counts, seen, strict=True):
             column.header = marks[verdict] if narrow else verdict.value
         feature, share = (
-            Column("feature", no_wrap=not narrow, overflow="fold"),
-            Column("share of the bound", justify="right"),
+            Column("feature", overflow="fold"),
+            Column("share of the bound", justify="right", min_width=6, max_width=6 if snug else None),
         )
         columns = [*counts, feature] if narrow else [feature, *counts, share]
-        shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0 if snug else 1, 0, 0))
         # Around the table, not in it: a few columns of figures are no measure for a sentence.
         title = f"{report.implementation} ({report.version or report.framework})"
         caption = ", ".join(f"{marks[verdict]} {verdict.value}" for verdict in seen) if narrow else SHARE
@@ -93,9 +93,12 @@ def print_summary(console: Console, report: Report) -> None:
     print_failures(console, report)
     for text in summary(report):
         console.print(text, highlight=False, soft_wrap=True)
-    if report.ok:
+    if report.failures:
+        failed = [f"{n} {v.value}" for v, n in report.counts.items() if n and not v.ok]
+        console.print(f"[bold red]not ok[/bold red]: {' and '.join(failed)}", highlight=False)
+    elif report.ok:
         console.print("[green]ok[/green]: nothing silently wrong, nothing crashed", highlight=False)
-    elif not report.failures and not report.stopped:
+    elif not report.stopped:
         said = f"[bold yellow]nothing matches[/bold yellow]: {escape(_why_nothing(report))}"
         console.print(said, highlight=False, soft_wrap=True)
 
@@ -135,7 +138,8 @@ def print_failures(console: Console, report: Report, most: int = 5) -> None:
         console.print(f"\n{title}{count}\n{escape(r.detail)}\n", highlight=False, soft_wrap=True)
         console.print(r.repro, markup=False, highlight=False, soft_wrap=True, style="dim")  # not wrapped: to be pasted
     if len(groups) > most:
-        console.print(f"... and {sum(map(len, groups[most:]))} more failures in {len(groups) - most} groups")
+        more, kinds = sum(map(len, groups[most:])), plural(len(groups) - most, "group")
+        console.print(f"... and {plural(more, 'more failure')} in {kinds}", highlight=False)
 
 
 def progress_bar(console: Console) -> Progress:
