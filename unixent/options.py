@@ -36,7 +36,7 @@ def _is_foreign(value: Any) -> bool:
 
 
 def _number_error(name: str, expected: str, value: Any) -> OptionError:
-    static = " (an option is a number of Python: make it static where a framework traces the call)"
+    static = " (an option is a number of Python: static under a trace, and without a gradient)"
     return option_error(name, expected, value, static if _is_foreign(value) else "")
 
 
