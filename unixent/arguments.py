@@ -12,6 +12,8 @@ from unixent.protocol import Array, ArrayInfo, Backend, TracingBackend
 
 FLOATS = frozenset(FLOAT_DTYPES)
 INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))
+#: Integers of less than a byte, which JAX and ml_dtypes have, and the dtype that they are computed with.
+_BYTES = {f"{sign}int{bits}": f"{sign}int8" for sign in ("", "u") for bits in (2, 4)}
 NUMBERS = INTEGERS | FLOATS
 REALS = NUMBERS | {"bool"}
 _EXPECTED = {
@@ -22,6 +24,8 @@ _EXPECTED = {
 _REQUIRED = frozenset({"logits", "hidden", "classifier", "target", "target.ids"})
 #: Arguments whose Python integers stay integers: they may be class indices.
 INDEX_NAMES = frozenset({"target", "target.ids"})
+#: Arguments that may be integers in every form of the call.
+_INTEGER_NAMES = INDEX_NAMES | {"mask", "selected"}
 PYTHON_TYPES = (int, float, list, tuple)  # a bool is an int
 
 
@@ -106,12 +110,23 @@ def as_backend_array(backend: Backend, name: str, value: Any, like: Array | None
         # Another framework's array has __array__ too, but converting it would cut its gradient silently.
         error = BackendError if hasattr(value, "dtype") and hasattr(value, "shape") else DTypeError
         raise error(f"{name}: expected {expected}, since the call runs on the {backend.name} backend; got {type_name}")
+    if value.dtype.name in _BYTES and name in _INTEGER_NAMES:
+        value = value.astype(_BYTES[value.dtype.name])
     if value.dtype.name not in REALS:
         raise DTypeError(f"{name}: expected {_EXPECTED[REALS]}; got {value.dtype}")
     array = np.asarray(value)
     if not array.dtype.isnative:  # the other byte order, which only NumPy has
         array = array.astype(array.dtype.newbyteorder("="))
     return backend.asarray(array, like)
+
+
+def _in_bytes(backend: Backend, argument: Argument) -> Argument:
+    """An array of integers of less than a byte in whole ones, if its framework can convert it."""
+    name, array, info = argument
+    if name not in _INTEGER_NAMES or not hasattr(array, "astype"):
+        return argument
+    wide = array.astype(_BYTES[info.dtype])
+    return Argument(name, wide, backend.describe((wide,))[0])
 
 
 def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument | None = None) -> dict[str, Argument]:
@@ -141,6 +156,8 @@ def describe_arguments(backend: Backend, values: dict[str, Any], first: Argument
             raise BackendError(
                 f"{name}: expected an array on {device}, where {first.name} is; got one on {argument.info.device}"
             )
+        if argument.info.dtype in _BYTES:
+            arguments[name] = _in_bytes(backend, argument)
     return arguments
 
 

@@ -162,3 +162,21 @@ def test_a_target_that_fits_another_class_axis_raises_how_to_pass_it() -> None:
 def test_a_target_as_another_library_takes_it_raises_what_to_change(target: Any, hint: str) -> None:
     with pytest.raises(unixent.ShapeError, match=hint):
         unixent.cross_entropy(LOGITS, target)
+
+
+@pytest.mark.parametrize("dtype", ["int2", "int4", "uint2", "uint4"])
+def test_integers_of_less_than_a_byte_are_integers(dtype: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    narrow = np.dtype(getattr(ml_dtypes, dtype))
+    y, ids = np.array([1, 0, 1, 1]), np.array([[0, 1], [1, 0], [1, 1], [0, 1]])
+    logits, mask, probs = np.eye(4, 2), np.array([1, 0, 1, 1]), np.full((4, 2), 0.25)
+    assert unixent.cross_entropy(logits, y.astype(narrow)) == unixent.cross_entropy(logits, y)
+    masked = unixent.cross_entropy(logits, y, mask=mask.astype(narrow))
+    assert masked == unixent.cross_entropy(logits, y, mask=mask)
+    sparse = unixent.TopK(ids.astype(narrow), probs=probs, tail="drop")
+    assert unixent.cross_entropy(logits, sparse) == unixent.cross_entropy(
+        logits, unixent.TopK(ids, probs=probs, tail="drop")
+    )
+    stats = unixent.position_stats(logits, selected=ids.astype(narrow), outputs=("selected_log_prob",))
+    expected = unixent.position_stats(logits, selected=ids, outputs=("selected_log_prob",))
+    np.testing.assert_array_equal(stats.selected_log_prob, expected.selected_log_prob)

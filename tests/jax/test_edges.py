@@ -57,3 +57,15 @@ def test_a_normalizer_beyond_float32_divides_as_it_is(form: str) -> None:
     confident = jnp.array([[20.0] * 4, [0.0] * 4, [-20.0] * 4])
     small = loss(hidden, confident, jnp.array([0, 0]), normalizer=1e-39)
     np.testing.assert_allclose(small, 2 * np.exp(-80) / 1e-39, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["int2", "int4", "uint2", "uint4"])
+def test_integers_of_less_than_a_byte_are_class_indices(dtype: str) -> None:
+    logits, y = jnp.eye(4, 2), jnp.array([1, 0, 1, 1])
+    narrow = y.astype(dtype)
+    value, gradient = jax.value_and_grad(unixent.cross_entropy)(logits, y)
+    assert unixent.cross_entropy(logits, narrow) == value
+    assert jax.jit(unixent.cross_entropy)(logits, narrow) == value
+    np.testing.assert_array_equal(jax.grad(unixent.cross_entropy)(logits, narrow), gradient)
+    with pytest.raises(unixent.TargetRangeError, match="got 1"):
+        unixent.cross_entropy(logits[:, :1], narrow)
