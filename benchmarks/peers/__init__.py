@@ -122,7 +122,11 @@ def find(name: str) -> Peer:
     """The peer of a name."""
     by_name = {peer.name: peer for peer in (*PEERS, *OWN)}
     if name not in by_name:
-        raise LookupError(f"no peer is called {name!r}; expected one of {', '.join(map(repr, by_name))}")
+        from unixent_conformance.names import resembling  # on use: the site is built from this package alone
+
+        near = resembling(name, by_name)
+        hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(map(repr, by_name))}"
+        raise LookupError(f"no peer is called {name!r}; {hint}")
     return by_name[name]
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 import peers
 from unixent_conformance import report
+from unixent_conformance.cases import catalogue
 from unixent_conformance.cli import options
 from unixent_conformance.cli.prompt import print_error
 from unixent_conformance.cli.runs import STOPPED, run_one, terminated_as_interrupted, write_reports
@@ -70,9 +71,10 @@ def study(
     the place of one of the same name. A peer that differs is a result, not a failure. What Ctrl-C or SIGTERM ends is
     written as far as it came.
     """
-    console = console or Console()
+    console = console or Console(emoji=False)
     try:
         chosen = [peers.find(name) for name in names] or [*peers.OWN, *peers.PEERS]
+        catalogue(features=run_options.get("features") or ())  # which says what is unknown, once for all peers
         reports = {each.implementation: each for path in merge for each in report.read(path)}
     except (LookupError, ValueError, OSError) as error:
         print_error(console, error)

@@ -20,6 +20,9 @@ def forks(logits, target, *, reduction="mean"):
     os.fork()
     return loss(logits, target, reduction=reduction)
 
+class M:
+    pass
+
 class Losses:
     plain = staticmethod(loss)
 """
@@ -64,6 +67,7 @@ def complaint(here: Path, *arguments: str) -> str:
         ("runs:loss", "RuntimeError: no driver"),
         ("ends:loss", "SystemExit: 3"),
         ("spells:loss", "KeyError: 'x'"),
+        ("mine:M", "expected a function or an instance; got the class M"),  # no emoji
         ("mine:los", "mine has no los; did you mean loss"),
         ("sub/mine.py:loss", "expected a module as import takes it, sub.mine:loss; got a file"),
         ("./mine.py:loss", "expected a module as import takes it, mine:loss; got a file"),

@@ -24,6 +24,9 @@ def study(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     ("arguments", "said"),
     [
         (["no such peer"], "expected one of 'torch cross_entropy'"),
+        (["scipy log_sofmax"], "no peer is called 'scipy log_sofmax'; did you mean scipy log_softmax"),
+        (["--quick", "--feature", "nan"], "no such feature: nan; did you mean NaN"),
+        (["--merge", __file__], "test_command.py: Extra data"),
         (["--merge", "no-such.json"], "no-such.json"),
         (["--quik"], "--quick"),
     ],

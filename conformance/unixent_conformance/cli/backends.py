@@ -25,7 +25,7 @@ FLAGS = {
 
 def backends() -> None:
     """List the backends: installed or not, versions, devices, what each can do. Loads the installed ones."""
-    console = Console()
+    console = Console(emoji=False)
     table = Table(box=None, pad_edge=False, padding=(0, 3, 1, 0))
     for heading in ("backend", "version", "devices"):
         table.add_column(heading, no_wrap=True)

@@ -31,7 +31,7 @@ def features() -> None:
         table.add_row(feature, str(count), str(quick[feature]))
     table.add_section()
     table.add_row(f"all {len(everything)}", str(everything.total()), str(quick.total()))
-    Console().print(table, highlight=False)
+    Console(emoji=False).print(table, highlight=False)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def modes(
         for mode in harness.modes:
             full, quick = (len(list(select(catalogue(), [mode], tier))) for tier in (Tier.FULL, Tier.QUICK))
             table.add_row(harness.name, mode.name, str(full), str(quick))
-    Console().print(table, highlight=False)
+    Console(emoji=False).print(table, highlight=False)
 
 
 @app.command()
@@ -87,7 +87,7 @@ def dialects() -> None:
     table = _table("dialect", "formula")
     for name, dialect in BY_NAME.items():
         table.add_row(name, dialect.formula)
-    Console(width=200).print(table, highlight=False)
+    Console(width=200, emoji=False).print(table, highlight=False)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def dtypes() -> None:
     table = _table("dtype", "cases")
     for dtype in DTYPES:
         table.add_row(dtype, str(sum(f"dtype:{dtype}" in case.needs for case in catalogue())))
-    Console().print(table, highlight=False)
+    Console(emoji=False).print(table, highlight=False)
 
 
 def _table(*columns: str) -> Table:

@@ -46,7 +46,7 @@ def print_error(console: Console, error: BaseException | str) -> None:
 
 def fail(error: BaseException | str) -> NoReturn:
     """A mistake at the prompt: one line, exit code 2, no traceback."""
-    print_error(Console(stderr=True), error)
+    print_error(Console(stderr=True, emoji=False), error)
     raise typer.Exit(2)
 
 

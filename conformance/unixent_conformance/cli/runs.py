@@ -40,7 +40,7 @@ def run(
 ) -> int:
     """Run the catalogue on backends and "module:function"s. out: the folder to write reports to; the other options are
     those of `unixent_conformance.run`."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     with terminated_as_interrupted():
         return _each(console, out, names, lambda name: run_one(console, name, name, framework, **options))
 
@@ -57,7 +57,7 @@ def split(
     console: Console | None = None,
 ) -> int:
     """Run the catalogue over data x model processes, which answer only at their end."""
-    console = console or Console()
+    console = console or Console(emoji=False)
 
     def over_processes(name: str) -> Report | None:
         chosen = None if features is None else tuple(features)
@@ -79,7 +79,7 @@ def compare(
     """Run the catalogue through all of them and show how far apart each pair is; 1 where two differ by more than the
     error model allows. out: the folder to write agreement.md and agreement.json to; the other options are those of
     `unixent_conformance.compare`."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     try:
         result = with_progress(console, "compare", partial(agreement.compare, implementations, **options))
     except CANNOT_RUN as error:

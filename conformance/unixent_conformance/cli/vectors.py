@@ -49,7 +49,7 @@ def check_command(
         from unixent_conformance import vectors
         from unixent_conformance.cli.runs import exit_code, with_progress
         from unixent_conformance.report import terminal
-    console = Console()
+    console = Console(emoji=False)
     import_from_here()
     try:
         report = with_progress(console, asked[0], partial(vectors.check, directory, asked[0], framework))

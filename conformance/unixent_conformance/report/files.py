@@ -30,4 +30,12 @@ def read(path: Path) -> list[Report]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise ValueError(f"{path}: expected JSON reports; it holds none")
-    return [Report.from_json(file.read_text(encoding="utf-8")) for file in files]
+    return [_one(file) for file in files]
+
+
+def _one(file: Path) -> Report:
+    """Which of a folder's files is no report, a user must be told."""
+    try:
+        return Report.from_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

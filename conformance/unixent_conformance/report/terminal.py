@@ -85,7 +85,7 @@ class table:
 def line(report: Report) -> str:
     """One implementation in a line: the count of each verdict."""
     counts = ", ".join(f"[{STYLES[v]}]{n} {v.value}[/{STYLES[v]}]" for v, n in report.counts.items() if n)
-    return f"{report.implementation} [dim]({report.version})[/dim]: {counts}"
+    return f"{escape(report.implementation)} [dim]({escape(report.version)})[/dim]: {counts}"
 
 
 def print_summary(console: Console, report: Report) -> None:
@@ -143,7 +143,7 @@ def print_failures(console: Console, report: Report, most: int = 5) -> None:
 
 
 def progress_bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
