@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import mindspore as ms
 import pytest
 
-# Once per process, before anything runs; threads that a graph has no work for spin.
+# Once per process, before anything runs, tests of other folders included; threads that a graph has no work for spin.
+ms.set_device("CPU")
 ms.device_context.cpu.op_tuning.threads_num(1)
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(tmp_path, monkeypatch) -> Iterator[None]:
-    """MindSpore on CPU, with errors raised where they happen, and its dumps out of the working directory."""
-    ms.set_device("CPU")
+def _in_step(tmp_path, monkeypatch) -> Iterator[None]:
+    """Errors raised where they happen, and dumps out of the working directory."""
     ms.runtime.launch_blocking()
     monkeypatch.chdir(tmp_path)
     yield
