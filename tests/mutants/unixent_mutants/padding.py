@@ -22,7 +22,8 @@ class CapRevivesMinusInfinity(Plain):
 
 @mutant("softcap")
 class CapRevivesBlockPadding(Plain):
-    """A block is a power of two of classes: what is beyond those of the row is -inf when loaded, and -a once capped."""
+    """A block is a power of two of classes: what is beyond those of the row is -inf when loaded, and -a once capped
+    (unsloth #10616)."""
 
     def statistics(self, x: Array) -> Stats:
         a, classes = self.options["softcap"], x.shape[1]

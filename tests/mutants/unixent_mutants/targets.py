@@ -225,7 +225,7 @@ class SmoothingInTheDenominator(Plain):
 
 @mutant("label smoothing", "uncounted rows")
 class SmoothingAtIgnoredPositions(Plain):
-    """The uniform part is added before positions are ignored, and stays (pytorch #73205)."""
+    """The uniform part is added before positions are ignored, and stays (pytorch #73205, tinygrad #3570)."""
 
     def zero_inactive(self, rows: Array, v: Array) -> Array:
         return rows
