@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unixent_conformance.model import Tier
+from unixent_conformance.split.command import Request
+
 LOSS = """
 import os
 import unixent
@@ -191,6 +194,21 @@ def test_a_report_that_cannot_be_written_after_all_costs_no_verdict(here: Path) 
     assert done.returncode == 2
     assert "ok: nothing silently wrong" in done.stdout
     assert "cannot write the report: " in done.stdout
+
+
+def test_a_split_run_says_what_is_unknown_before_it_starts(here: Path) -> None:
+    said = complaint(here, "split", "1x2", "numpy", "--feature", "nan")
+    assert said == "error numpy: features: no such feature: nan; did you mean NaN, empty mean of NaN?"
+
+
+@pytest.mark.parametrize("tier", Tier)
+@pytest.mark.parametrize("features", [None, ("mask",)])
+def test_the_processes_of_a_split_run_are_asked_what_was_asked(tier: Tier, features: tuple[str, ...] | None) -> None:
+    """A tier that had become a number was no tier, and a whole run had no case."""
+    request = Request("numpy", "numpy", 1, 2, None, features, tier)
+    again = Request.from_json(request.to_json())
+    assert again == request
+    assert again.tier is tier
 
 
 def test_a_mistake_leaves_no_folder_for_its_report(here: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from unixent_conformance import agreement, api, report
+from unixent_conformance.cases import catalogue
 from unixent_conformance.cli.prompt import CANNOT_RUN, print_error
 from unixent_conformance.model import Tier
 from unixent_conformance.report import agreements, terminal
@@ -62,6 +63,7 @@ def split(
     def over_processes(name: str) -> Report | None:
         chosen = None if features is None else tuple(features)
         try:
+            catalogue(features=chosen or ())  # which says what is unknown, before anything starts
             engine = framework or (api.find_tested(name)[1].name if ":" in name else name)
             request = Request(name, engine, data, model, framework, chosen, Tier.QUICK if quick else Tier.FULL)
             with console.status(f"{name} on {data * model} processes"):

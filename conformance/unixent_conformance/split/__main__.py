@@ -7,7 +7,6 @@ TASK is a JSON object (see `command.Request`); the first process writes the repo
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from unixent_conformance.split.running import run_here
 
 
 def main() -> None:
-    request = Request(**json.loads(sys.argv[1]))
+    request = Request.from_json(sys.argv[1])
     sys.path += [entry for entry in request.path if entry not in sys.path]
     report = run_here(request)
     if report is not None:

@@ -33,6 +33,17 @@ class Request:
     tier: Tier = Tier.FULL
     path: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """What `to_json` wrote: a number is no Tier, nor a list a tuple."""
+        data = json.loads(text)
+        features, path = data["features"], tuple(data["path"])
+        data |= {"features": features and tuple(features), "path": path, "tier": Tier(data["tier"])}
+        return cls(**data)
+
     def line(self, result: Result) -> str:
         """The command that runs a result's feature again."""
         tested = "--implementation" if ":" in self.implementation else "--backend"
@@ -65,7 +76,7 @@ def run_split(request: Request, timeout: float = 1800.0) -> Report:
     launch = ENGINES[request.engine].launch(request.data * request.model)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "report.json")
-        command = [*launch, "unixent_conformance.split", json.dumps(asdict(request)), str(out)]
+        command = [*launch, "unixent_conformance.split", request.to_json(), str(out)]
         code, output = _run(command, folder, timeout)
         if out.exists():
             return Report.from_json(out.read_text(encoding="utf-8"))
