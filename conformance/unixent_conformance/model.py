@@ -204,7 +204,8 @@ class Case:
 
     `build` makes the call anew, from a seed, each time. Exactly one of these decides: `raises` (an error is due),
     `property` (of several calls of a `Subject`; returns a Finding where it is broken), `stored` (the parts of an answer
-    kept in a file) or, with none of them, the oracle. `needs` names the capabilities without which a refusal is
+    kept in a file) or, with none of them, the oracle. `compared` are the calls whose gradients a property compares
+    within a bound, so that a dialect of each explains it. `needs` names the capabilities without which a refusal is
     legitimate, `tiers` the runs and modes, smaller than `Tier.FULL`, that have the case. A divisible case is asked
     without the options that an implementation lacks.
     """
@@ -216,6 +217,7 @@ class Case:
     needs: frozenset[str] = frozenset()
     raises: Raises | None = None
     property: Callable[[Any, Call], Finding | None] | None = None
+    compared: Callable[[Call], Sequence[Call]] | None = None
     stored: Callable[[], Sequence[Any]] | None = None
     tiers: frozenset[Tier] = frozenset()
     divisible: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,29 @@ def test_three_conventions_at_once_are_wrong() -> None:
 def test_two_conventions_are_both_named() -> None:
     result = explained(ThreeConventions, "label-smoothing/ignored-positions/float32-mean/value")
     assert set(result.dialects) == {"mean over all positions", "smoothing over the other classes"}, result
+
+
+class LseMinusLogit(Plain):
+    """lse - x, of logits that have no offset taken off."""
+
+    def statistics(self, x: Array) -> Stats:
+        right = super().statistics(x)
+        return replace(right, nll=right.lse[:, None] - x)
+
+
+class ClampsAtTwenty(Plain):
+    """A shift by 16 meets a clamp."""
+
+    def cap(self, x: Array) -> Array:
+        return np.asarray(np.minimum(super().cap(x), 20))
+
+
+def test_digits_that_each_of_two_answers_lacks_are_no_broken_invariance() -> None:
+    lost = explained(LseMinusLogit, "invariances/shift/plain/float32")
+    assert lost.dialects == ("accuracy of the logits",), lost
+    for loss, word in ((ClampsAtTwenty, "shift"), (mutants()["PositionDependent"], "permutation")):
+        result = explained(loss, f"invariances/{word}/plain/float32")
+        assert result.verdict.value == "silently wrong", result
 
 
 @pytest.mark.parametrize("name", ["3e38-elsewhere", "largest-against-0"])

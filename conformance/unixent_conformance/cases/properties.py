@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -69,30 +69,48 @@ def _case(id: str, feature: str, recipe: Recipe, holds: Any, quick: bool = False
         needs |= {"batch_invariant"}
     if holds is one_hot:
         needs |= {"target:probability"}
-    return make(id, feature, recipe.call, needs=needs, property=holds, quick=quick)
+    return make(id, feature, recipe.call, needs=needs, property=holds, compared=COMPARED.get(holds), quick=quick)
 
 
 def permutation(subject: Subject, call: Call) -> Finding | None:
     """The losses of permuted positions are the permuted losses."""
-    order = np.random.default_rng(0).permutation(len(call.logits))
-    answer = tuple(part[order] for part in subject.gradients(call))
+    given, other = permuted(call)
+    answer = tuple(part[_order(call)] for part in subject.gradients(given))
     words = ("in the order of the permuted positions", "of the permuted positions")
-    return _agree(call, answer, subject.gradients(_rows(call, order)), words, order)
+    return _agree(given, answer, subject.gradients(other), words, _order(call))
+
+
+def permuted(call: Call) -> tuple[Call, Call]:
+    return call, _rows(call, _order(call))
+
+
+def _order(call: Call) -> Array:
+    return np.random.default_rng(0).permutation(len(call.logits))
 
 
 def shift(subject: Subject, call: Call) -> Finding | None:
-    """A constant added to all logits of a row changes nothing; made exact by keeping to multiples of 1/4."""
-    grid = (np.round(call.logits.astype(np.float64) * 4) / 4).clip(-8, 8)
-    near = replace(call, logits=grid.astype(call.logits.dtype))
-    far = replace(call, logits=(grid + 16).astype(call.logits.dtype))
+    """A constant added to all logits of a row changes nothing."""
+    near, far = shifted(call)
     return _agree(near, subject.gradients(near), subject.gradients(far), ("of the logits", "of the logits + 16"))
+
+
+def shifted(call: Call) -> tuple[Call, Call]:
+    """Made exact by keeping to multiples of 1/4."""
+    grid = (np.round(call.logits.astype(np.float64) * 4) / 4).clip(-8, 8)
+    near, far = grid.astype(call.logits.dtype), (grid + 16).astype(call.logits.dtype)
+    return replace(call, logits=near), replace(call, logits=far)
 
 
 def one_hot(subject: Subject, call: Call) -> Finding | None:
     """A class index is the distribution that is 1 there; only the denominator of a mean may differ."""
-    hot = (np.arange(call.logits.shape[-1]) == call.target[..., None]).astype(call.logits.dtype)
+    indices, hot = as_one_hot(call)
     words = ("of class indices", "of their one-hot rows")
-    return _agree(call, subject.gradients(call), subject.gradients(replace(call, target=hot)), words)
+    return _agree(indices, subject.gradients(indices), subject.gradients(hot), words)
+
+
+def as_one_hot(call: Call) -> tuple[Call, Call]:
+    hot = (np.arange(call.logits.shape[-1]) == call.target[..., None]).astype(call.logits.dtype)
+    return call, replace(call, target=hot)
 
 
 def determinism(subject: Subject, call: Call) -> Finding | None:
@@ -162,6 +180,13 @@ def batches(subject: Subject, call: Call) -> Finding | None:
 
 
 NAMES = ("loss", "gradient")
+
+# Of those that compare two answers within a bound, the calls: fewer digits may explain each answer alone.
+COMPARED: dict[Any, Callable[[Call], tuple[Call, Call]]] = {
+    permutation: permuted,
+    shift: shifted,
+    one_hot: as_one_hot,
+}
 
 
 def _rows(call: Call, rows: slice | Array) -> Call:

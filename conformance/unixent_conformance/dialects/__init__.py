@@ -45,8 +45,11 @@ BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, *ACCURACY, UNCHECKED
 
 def explain(result: Result, case: Case, subject: Subject) -> Result:
     """The result, as a dialect if the formulas of one or more explain the answer."""
-    if result.verdict is not Verdict.WRONG or case.property is not None:
+    if result.verdict is not Verdict.WRONG:
         return result
+    if case.property is not None:
+        candidates = _too_few_digits(case, subject)
+        return _explained(result, candidates) if candidates else result
     if case.raises is not None and not case.raises.about_values:
         return _explained(result, ((UNCHECKED.name,),))
     call = case.build()
@@ -60,6 +63,21 @@ def explain(result: Result, case: Case, subject: Subject) -> Result:
             answers[gradients] = subject.answer(call, gradients)
     candidates = tuple(_explanations(call, case, answers, subject))
     return _explained(result, candidates) if candidates else result
+
+
+def _too_few_digits(case: Case, subject: Subject) -> tuple[tuple[str, ...], ...]:
+    """The mildest accuracy that each answer which a property compares has by itself."""
+    calls = case.compared(case.build()) if case.compared else ()
+    try:
+        answers: list[Answers] = [{"logits gradient": subject.answer(call, "logits gradient")} for call in calls]
+    except (Unsupported, WrongAnswer):
+        return ()
+    asked = [(Formulas(call), answer) for call, answer in zip(calls, answers, strict=True)]
+    for dialect in ACCURACY:
+        applies = all(_can_tell(dialect, call, case) for call in calls)
+        if asked and applies and all(formulas.explain(answer, (dialect,)) for formulas, answer in asked):
+            return ((dialect.name,),)
+    return ()
 
 
 def _explained(result: Result, candidates: tuple[tuple[str, ...], ...]) -> Result:
