@@ -23,6 +23,9 @@ FOLDER = Path(__file__).parent / "results"
 # Where the page has its results, as a comment.
 MARKER = "<!-- python benchmarks/peers/page.py -->"
 
+# What a record says of cases that were to be run.
+NOT_RUN = re.compile(r"(\d+) (?:cases, since (?:[\d.]+ s were over|the run was stopped)|that took too long)")
+
 # From what says least to what weighs most in a feature, and how a cell of the matrix says it.
 MARKS = {"refuses": "–", "matches": "✓", "dialect": "≈", "crashed": "!", "silently wrong": "✗"}
 
@@ -43,9 +46,9 @@ def markdown() -> str:
     lines = [
         f"{len(results)} implementations against [the definition](semantics.md), run from {dates[0]} to {dates[-1]} on",
         f"{'; '.join(machines)}; versions stand with each below. Full is the whole catalogue, which has fewer cases",
-        "for a peer that is called in one mode than for unixent's backends; quick is what `--quick` asks. All ran",
-        "beside other work on the machine, which the times show. An interpreter or a compiler would take",
-        "hours for it: of these, what tells most was run for some minutes; the table says how many of how many cases.",
+        "for a peer that is called in one mode than for unixent's backends. All ran beside other work on the machine,",
+        "which the times show. Where an interpreter or a compiler would take hours, what tells most was run for some",
+        "minutes, and where a case takes more than one, it was left out: the table says how many of how many cases ran.",
         *([f"Not run, with what installs them: {'; '.join(absent)}."] if absent else []),
         "",
         *_overview(results, everyone),
@@ -94,7 +97,7 @@ def _run(each: dict[str, Any], peer: Peer) -> str:
     """How it was called, and how much of the catalogue."""
     text = " ".join(each["left_out"])
     asked = sum(sum(row.values()) for row in each["features"].values())
-    not_run = sum(int(n) for n in re.findall(r"(\d+) cases, since (?:[\d.]+ s were over|the run was stopped)", text))
+    not_run = sum(int(n) for n in NOT_RUN.findall(text))
     tier = "quick" if "quick cases" in text else "full"
     return f"{peer.how}, {asked:,} of {asked + not_run:,} cases" if not_run else f"{peer.how}, {tier}"
 
