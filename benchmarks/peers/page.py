@@ -48,7 +48,7 @@ def markdown() -> str:
         f"{'; '.join(machines)}; versions stand with each below. Full is the whole catalogue, which has fewer cases",
         "for a peer that is called in one mode than for unixent's backends. All ran beside other work on the machine,",
         "which the times show. Where an interpreter or a compiler would take hours, what tells most was run for some",
-        "minutes, and where a case takes more than one, it was left out: the table says how many of how many cases ran.",
+        "minutes, and a case that takes more than one was left out: the table says how many of how many cases ran.",
         *([f"Not run, with what installs them: {'; '.join(absent)}."] if absent else []),
         "",
         *_overview(results, everyone),
