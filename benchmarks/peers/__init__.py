@@ -122,11 +122,11 @@ def find(name: str) -> Peer:
     """The peer of a name."""
     by_name = {peer.name: peer for peer in (*PEERS, *OWN)}
     if name not in by_name:
-        from unixent_conformance.names import resembling  # on use: the site is built from this package alone
+        # On use: the site is built from this package alone.
+        from unixent_conformance.names import did_you_mean, resembling
 
-        near = resembling(name, by_name)
-        hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(map(repr, by_name))}"
-        raise LookupError(f"no peer is called {name!r}; {hint}")
+        hint = did_you_mean(resembling(name, by_name)) or f"; expected one of {', '.join(map(repr, by_name))}"
+        raise LookupError(f"no peer is called {name!r}{hint}")
     return by_name[name]
 
 

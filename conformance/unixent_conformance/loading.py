@@ -6,7 +6,7 @@ import re
 from importlib import import_module
 from typing import Any
 
-from unixent_conformance.names import resembling
+from unixent_conformance.names import did_you_mean, resembling
 
 
 class CannotLoad(ImportError):
@@ -31,7 +31,6 @@ def loaded(path: str, what: str) -> Any:
     for part in name.split("."):
         if not hasattr(holder, part):
             near = resembling(part, vars(holder) if hasattr(holder, "__dict__") else ())
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise CannotLoad(f"AttributeError: {module} has no {name}{hint}")
+            raise CannotLoad(f"AttributeError: {module} has no {name}{did_you_mean(near)}")
         holder = getattr(holder, part)
     return holder

@@ -23,10 +23,8 @@ def require_known(what: str, asked: Iterable[str], known: Iterable[str], where: 
         near = list(dict.fromkeys(each for name in unknown for each in resembling(name, known)))
         if len(known) <= SPELLED:
             text += f"; expected {', '.join(known)}"
-        elif near:
-            text += f"; did you mean {', '.join(near)}?"
         else:
-            text += f"; they are listed by {where}"
+            text += did_you_mean(near) or f"; they are listed by {where}"
         raise ValueError(text)
 
 
@@ -37,6 +35,12 @@ def parted(values: Iterable[str]) -> tuple[str, ...]:
     ('eager', 'autograd', 'compile')
     """
     return tuple(name.strip() for value in values for name in value.split(",") if name.strip())
+
+
+def did_you_mean(near: Iterable[str]) -> str:
+    """The end of an error about a name: what it resembles, if anything."""
+    names = ", ".join(near)
+    return f"; did you mean {names}?" if names else ""
 
 
 def resembling(name: str, known: Iterable[str], most: int = 3) -> list[str]:

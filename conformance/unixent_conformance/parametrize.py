@@ -10,7 +10,7 @@ import pytest
 
 from unixent_conformance.api import Prepared, importable, prepare
 from unixent_conformance.isolation import Task
-from unixent_conformance.names import resembling
+from unixent_conformance.names import did_you_mean, resembling
 from unixent_conformance.results import Verdict
 from unixent_conformance.selection import Choice
 
@@ -79,8 +79,8 @@ def parametrize_with_cases(
     missing = sorted(set(reasons) - set(checks))
     if missing:
         near = [each for id in missing for each in resembling(id, checks, 1)]
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"expected_failures: no case of this run has the id {', '.join(missing)}{hint}")
+        text = f"no case of this run has the id {', '.join(missing)}{did_you_mean(near)}"
+        raise ValueError(f"expected_failures: {text}")
     without = sorted(id for id, reason in reasons.items() if not reason.strip())
     if without:
         raise ValueError(f"expected_failures: expected a reason for {', '.join(without)}")

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from unixent_conformance.harness import Mode
 from unixent_conformance.model import Case, Tier
-from unixent_conformance.names import require_known, resembling
+from unixent_conformance.names import did_you_mean, require_known, resembling
 from unixent_conformance.results import plural
 
 Pair = tuple[Case, Mode]
@@ -44,8 +44,7 @@ class Choice:
         for pattern in self.skip:
             if not any(_matches(pattern, case) for case in everything):
                 near = resembling(pattern, dict.fromkeys(case.feature for case in everything))
-                hint = f"; did you mean {', '.join(near)}?" if near else ""
-                raise ValueError(f"skip: no case or feature matches {pattern!r}{hint}")
+                raise ValueError(f"skip: no case or feature matches {pattern!r}{did_you_mean(near)}")
         tier = Tier.QUICK if self.quick else Tier.FULL
         asked = [case for case in cases if case.within(tier) and self.takes(case)]
         named = [mode for mode in modes if not self.modes or mode.name in self.modes]

@@ -42,9 +42,11 @@ def test_ordinary_calls_are_right_and_what_is_lacking_is_refused(peer: Peer) -> 
     assert report.counts[Verdict.MATCHES] + report.counts[Verdict.DIALECT], verdicts
 
 
-def test_peers_go_by_name_and_an_unknown_one_lists_them() -> None:
+def test_peers_go_by_name_and_an_unknown_one_lists_those_that_it_may_mean() -> None:
     assert [peers.find(peer.name) for peer in PEERS] == list(PEERS)
     with pytest.raises(LookupError, match="expected one of 'torch cross_entropy'"):
+        peers.find("")
+    with pytest.raises(LookupError, match="did you mean torch cross_entropy, "):
         peers.find("torch")
 
 

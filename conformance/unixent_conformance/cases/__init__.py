@@ -31,7 +31,7 @@ from unixent_conformance.cases import (
 )
 from unixent_conformance.expected import expected
 from unixent_conformance.model import Case, Tier
-from unixent_conformance.names import require_known, resembling
+from unixent_conformance.names import did_you_mean, require_known, resembling
 
 __all__ = ["catalogue", "find", "is_known"]
 
@@ -157,4 +157,4 @@ def find(id: str) -> Case:
     except KeyError:
         family = id.partition("/")[0]
         near = resembling(id, (each for each in _by_id() if each.partition("/")[0] == family), 1)
-        raise LookupError(f"no case is called {id!r}" + (f"; did you mean {near[0]}?" if near else "")) from None
+        raise LookupError(f"no case is called {id!r}{did_you_mean(near)}") from None
