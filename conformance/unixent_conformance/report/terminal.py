@@ -107,7 +107,7 @@ def summary(report: Report) -> list[str]:
     """What was asked, a line each.
 
     >>> summary(Report("mine", "numpy", "", (Result("a/b", "a", "eager", Verdict.REFUSES),), ("the mode vmap",)))
-    ['0 of 1 cases judged, 1 refused (judged by mode: eager 0)', 'left out: the mode vmap']
+    ['0 of 1 case judged, 1 refused (judged by mode: eager 0)', 'left out: the mode vmap']
     """
     judged, modes = sum(report.judged.values()), ", ".join(f"{mode} {n}" for mode, n in report.judged.items())
     refused = f", {len(report.cases) - judged} refused" if judged < len(report.cases) else ""
