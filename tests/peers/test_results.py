@@ -42,6 +42,16 @@ def test_a_record_has_the_smallest_input_of_what_is_wrong(clamped: Report) -> No
     assert record.record(clamped)["features"]["out-of-range targets"]["dialect"] > 0
 
 
+def test_a_record_shows_what_is_far_off_before_a_rounding() -> None:
+    rounding, severe = "class-indices/two-classes/float32-sum/value", "class-indices/plain/float32-sum/gradient"
+    results = (
+        Result(rounding, "class indices", "eager", Verdict.WRONG, "a bit", 1.2),
+        Result(severe, "class indices", "eager", Verdict.WRONG, "much", 500.0),
+    )
+    (fault,) = record.record(Report("mine", "numpy", "1", results))["faults"]
+    assert (fault["case"], fault["cases"]) == (severe, 2)
+
+
 def test_a_record_is_what_json_holds(clamped: Report) -> None:
     kept = record.record(clamped)
     assert json.loads(json.dumps(kept)) == kept
