@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +30,8 @@ class Subject:
     harness: Harness
     implementation: Implementation
     mode: Mode = EAGER
+    # As which dtype an array of each returns from the framework, which may narrow it in silence.
+    returning: dict[np.dtype[Any], np.dtype[Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def version(self) -> str:
@@ -246,9 +248,12 @@ class Subject:
         return bound, [self._give(array) for array in call.arrays().values()]
 
     def _give(self, array: Array) -> Any:
-        comes_back = _comes_back(self.harness, array.dtype)
-        if comes_back != array.dtype:
-            raise Unsupported(f"{self.harness.name} makes {comes_back} of {array.dtype}")
+        if array.dtype not in self.returning:
+            sample = self.harness.to_numpy(self.harness.from_numpy(np.zeros(1, array.dtype)))
+            self.returning[array.dtype] = np.asarray(sample).dtype
+        returning = self.returning[array.dtype]
+        if returning != array.dtype:
+            raise Unsupported(f"{self.harness.name} makes {returning} of {array.dtype}")
         return self.harness.from_numpy(_among_others(array) if self.mode.batched else array)
 
     def _owned(self, value: Any) -> Any:
@@ -263,12 +268,6 @@ class Subject:
         if array.shape[:1] != (BATCH,):
             raise WrongAnswer(f"mapped over {BATCH} examples, the result has shape {array.shape}")
         return np.asarray(array[BATCH // 2])
-
-
-@cache
-def _comes_back(harness: Harness, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """As which dtype an array returns from a framework, which may narrow it in silence."""
-    return np.asarray(harness.to_numpy(harness.from_numpy(np.zeros(1, dtype)))).dtype
 
 
 def _among_others(array: Array) -> Array:

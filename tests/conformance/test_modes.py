@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,7 @@ def test_the_frameworks_own_refusal_of_a_transform_stands_unless_the_transform_i
 
 
 def test_a_dtype_that_a_framework_narrows_in_silence_is_refused() -> None:
+    @dataclass  # which has no hash
     class Narrow(NumPyHarness):
         name = "narrow"
 
